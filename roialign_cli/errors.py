@@ -1,0 +1,56 @@
+"""The error tree: every failure a user can meet, with its exit code. Imports nothing."""
+
+
+class RoialignError(Exception):
+    """A failure told to the user as `error[reference]: where: what was expected, what was found`, then one hint.
+
+    `reference` is a short stable name to search for; `message` says where, what was expected and what was found.
+    """
+
+    exit_code = 1
+
+    def __init__(self, reference: str, message: str, hint: str = "") -> None:
+        super().__init__(f"{message}\nhint: {hint}" if hint else message)
+        self.reference = reference
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(RoialignError):
+    """Wrong usage or configuration."""
+
+    exit_code = 2
+
+
+class InputError(RoialignError):
+    """Images, boxes or tensors that cannot be used as they are."""
+
+    exit_code = 3
+
+
+class OperatorInputError(InputError, ValueError):
+    """Arguments of `roi_align` that have no meaning; names the offending row."""
+
+
+class BackboneError(RoialignError):
+    """An unknown backbone or layer, or weights that cannot be had or do not fit."""
+
+    exit_code = 4
+
+
+class KernelError(RoialignError):
+    """A RoI Align kernel that cannot run here."""
+
+    exit_code = 5
+
+
+class OutputError(RoialignError):
+    """A feature file that cannot be written, read or trusted."""
+
+    exit_code = 6
+
+
+class ImagesFailedError(RoialignError):
+    """The run is finished, but some images failed; the file's ledger names them."""
+
+    exit_code = 7

@@ -1,0 +1,463 @@
+"""The compiled CPU kernel: per-axis weights, banded accumulation over channels, tiled transpose (Numba, `nogil`).
+
+Everything Numba compiles lives in this one file because Numba's disk cache notices changes to the file of the cached
+function only, not to the files of the functions it calls.
+
+Maps are read channels-last through a table of addresses, so one compiled function serves any number of levels:
+
+    maps[level] = (address, height, width, stride_n, stride_y, stride_x)        strides in bytes, channels contiguous
+
+`stored` and `unit` are empty arrays that carry two element types: of the maps and the output (float32, float64, uint16
+for bfloat16 bits, int16 for float16 bits), and of the weights and sums (float32 or float64). Addresses are plain
+pointers on purpose: Numba's array indexing wraps negative indices, which keeps LLVM from vectorising the loops over
+channels (16 times slower, measured).
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+AVG, MAX, EXACT = 0, 1, 2
+LANES = 16
+LINE = 64  # bytes of a cache line
+BLOCK = 256  # channels at a time: long enough runs, and the tile of a 14x14 output stays in the second-level cache
+
+_OPTIONS = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy", "boundscheck": False}
+
+
+def _jit(function):
+    """Compile on first use; keep the machine code on disk where some cache folder is writable."""
+    try:
+        return njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # Numba found no writable cache folder: compile in memory
+        return njit(**_OPTIONS)(function)
+
+
+# --- what Numba cannot say: pointers, narrow floats, register transposes ----------------------------------------------
+
+
+@intrinsic
+def _pointer(typing, address, witness):
+    """An integer address as a C pointer to the witness array's element type."""
+
+    def codegen(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(witness.dtype)(types.int64, witness), codegen
+
+
+@intrinsic
+def _widen(typing, value, unit):
+    """A stored element in the type of the sums."""
+
+    def codegen(context, builder, signature, arguments):
+        element = arguments[0]
+        if value == types.uint16:
+            wide = builder.shl(builder.zext(element, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
+            return builder.bitcast(wide, ir.FloatType())
+        if value == types.int16:
+            return builder.fpext(builder.bitcast(element, ir.HalfType()), ir.FloatType())
+        return element
+
+    return unit.dtype(value, unit), codegen
+
+
+@intrinsic
+def _narrow(typing, value, stored):
+    """A sum as a stored element, rounded to nearest even; NaN stays NaN."""
+
+    def codegen(context, builder, signature, arguments):
+        element = arguments[0]
+        word, short = ir.IntType(32), ir.IntType(16)
+        if stored.dtype == types.uint16:
+            bits = builder.bitcast(element, word)
+            odd = builder.and_(builder.lshr(bits, ir.Constant(word, 16)), ir.Constant(word, 1))
+            rounded = builder.add(builder.add(bits, ir.Constant(word, 0x7FFF)), odd)
+            quiet = builder.or_(bits, ir.Constant(word, 0x400000))
+            bits = builder.select(builder.fcmp_unordered("uno", element, element), quiet, rounded)
+            return builder.trunc(builder.lshr(bits, ir.Constant(word, 16)), short)
+        if stored.dtype == types.int16:
+            return builder.bitcast(builder.fptrunc(element, ir.HalfType()), short)
+        return element
+
+    return stored.dtype(value, stored), codegen
+
+
+@intrinsic
+def _transpose(typing, source, source_stride, target, target_stride):
+    """target[c][s] = source[s][c] of a LANES x LANES tile, in registers: log2(LANES) rounds of pairwise shuffles."""
+
+    def codegen(context, builder, signature, arguments):
+        source_pointer, stride_in, target_pointer, stride_out = arguments
+        element = context.get_value_type(source.dtype)
+        vector = ir.VectorType(element, LANES)
+        width = context.get_abi_sizeof(element)
+
+        def row(pointer, stride, i):
+            place = builder.gep(pointer, [builder.mul(stride, ir.Constant(stride.type, i))])
+            return builder.bitcast(place, vector.as_pointer())
+
+        rows = [builder.load(row(source_pointer, stride_in, i), align=width) for i in range(LANES)]
+        distance = 1
+        while distance < LANES:
+            lower = [LANES + lane - distance if lane & distance else lane for lane in range(LANES)]
+            upper = [LANES + lane if lane & distance else lane + distance for lane in range(LANES)]
+            masks = [ir.Constant(ir.VectorType(ir.IntType(32), LANES), mask) for mask in (lower, upper)]
+            for i in range(LANES):
+                if not i & distance:
+                    pair = rows[i], rows[i + distance]
+                    rows[i], rows[i + distance] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+            distance *= 2
+        for i, values in enumerate(rows):
+            builder.store(values, row(target_pointer, stride_out, i), align=width)
+        return context.get_dummy_value()
+
+    return types.void(source, types.int64, target, types.int64), codegen
+
+
+@intrinsic
+def _stream_line(typing, target, source):
+    """Copy one cache line past the caches (target aligned to it), which spares reading what is about to be overwritten."""
+
+    def codegen(context, builder, signature, arguments):
+        line = ir.VectorType(ir.IntType(32), LINE // 4).as_pointer()
+        to, origin = (builder.inttoptr(argument, line) for argument in arguments)
+        store = builder.store(builder.load(origin, align=1), to, align=LINE)
+        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _fence(typing):
+    """Order streamed lines before whatever tells another thread that they are there."""
+
+    def codegen(context, builder, signature, arguments):
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+# --- one axis: samples, or the integral, as weights of map cells ------------------------------------------------------
+
+
+@_jit
+def _sample_axis(start, bin_size, grid, bins, size, ptr, at):
+    """Clamped coordinates at[ptr[p]:ptr[p+1]] of the samples of bin p that lie in [-1, size], ascending.
+
+    `grid`, the number of samples per bin, is a float: adaptive grids of huge boxes exceed any integer type.
+    """
+    count = 0
+    for p in range(bins):
+        ptr[p] = count
+        begin = start + p * bin_size
+        step = bin_size / grid if grid > 0.0 else 0.0
+        i, stop = 0.0, grid
+        if step > 0.0:  # skip the samples outside without visiting them: a huge box has any number of those
+            i = max(i, np.floor((-1.0 - begin) / step) - 1.0)
+            stop = min(stop, np.ceil((size - begin) / step) + 1.0)
+        for _ in range(int(max(stop - i, 0.0))):
+            sample = begin + (i + 0.5) * bin_size / grid
+            i += 1.0
+            if -1.0 <= sample <= size and count < at.size:
+                at[count] = min(max(sample, 0.0), size - 1.0)
+                count += 1
+    ptr[bins] = count
+
+
+@_jit
+def _add(count, first, index, weight, at, last, share):
+    """Add `share` of the clamped coordinate `at` to its two cells; samples ascend, so only the last two can match."""
+    low = int(at)
+    fraction = at - low
+    for side in range(2):
+        cell = min(low + side, last)
+        part = share * (fraction if side else 1.0 - fraction)
+        if part == 0.0:
+            continue
+        if count > first and index[count - 1] == cell:
+            weight[count - 1] += part
+        elif count > first + 1 and index[count - 2] == cell:
+            weight[count - 2] += part
+        elif count < index.size:
+            index[count] = cell
+            weight[count] = part
+            count += 1
+    return count
+
+
+@_jit
+def _average_axis(grid, bins, size, sample_ptr, at, ptr, index, weight):
+    """Weights of the mean over samples: bin p reads cells index[ptr[p]:ptr[p+1]]; samples sharing a cell are merged."""
+    count = 0
+    for p in range(bins):
+        ptr[p] = count
+        for s in range(sample_ptr[p], sample_ptr[p + 1]):
+            count = _add(count, ptr[p], index, weight, at[s], size - 1, 1.0 / grid)
+    ptr[bins] = count
+
+
+@_jit
+def _exact_axis(start, bin_size, bins, size, ptr, index, weight):
+    """Weights of the integral mean over each bin, the limit of infinitely many samples; an empty bin is one sample.
+
+    Between neighbouring cells the interpolated surface is linear, so each piece is its length times its middle.
+    """
+    count = 0
+    for p in range(bins):
+        ptr[p] = count
+        begin, end = start + p * bin_size, start + (p + 1) * bin_size
+        low, high = max(begin, -1.0), min(end, float(size))
+        if end > begin and low < high:
+            for cell in range(int(np.floor(low)), int(np.ceil(high))):
+                a, b = max(low, float(cell)), min(high, cell + 1.0)
+                middle = min(max(0.5 * (a + b), 0.0), size - 1.0)
+                count = _add(count, ptr[p], index, weight, middle, size - 1, (b - a) / (end - begin))
+        elif end <= begin and -1.0 <= begin <= size:
+            count = _add(count, ptr[p], index, weight, min(max(begin, 0.0), size - 1.0), size - 1, 1.0)
+    ptr[bins] = count
+
+
+@_jit
+def _adopt_rows(count, weight64, index, stride, weight, offset):
+    """Weights in the type of the sums, cell numbers as byte offsets."""
+    for e in range(count):
+        weight[e] = weight64[e]
+        offset[e] = index[e] * stride
+
+
+@_jit
+def _adopt_columns(count, weight64, index, weight, column, columns):
+    """The distinct cells of the column weights, in `columns`, and each weight's place among them, in `column`."""
+    distinct = 0
+    for e in range(count):
+        weight[e] = weight64[e]
+        place = distinct - 1
+        while place >= 0 and columns[place] > index[e]:
+            place -= 1
+        if place < 0 or columns[place] != index[e]:
+            place = distinct  # bins ascend: a cell not yet there lies beyond all that are
+            columns[place] = index[e]
+            distinct += 1
+        column[e] = place
+    return distinct
+
+
+# --- the loops over channels ------------------------------------------------------------------------------------------
+
+
+@_jit
+def _combine(out, source, stored, offset, weight, first, stop, n):
+    """out[c] = sum over e of weight[e] * source[offset[e] bytes][c], c < n, four terms a pass to spare loads of out."""
+    o = _pointer(out, weight)
+    if first == stop:
+        for c in range(n):
+            o[c] = 0.0
+    e = first
+    while e < stop:
+        left = min(stop - e, 4)
+        w0 = w1 = w2 = w3 = weight[e]
+        s0 = s1 = s2 = s3 = _pointer(source + offset[e], stored)
+        if left > 1:
+            w1, s1 = weight[e + 1], _pointer(source + offset[e + 1], stored)
+        if left > 2:
+            w2, s2 = weight[e + 2], _pointer(source + offset[e + 2], stored)
+        if left > 3:
+            w3, s3 = weight[e + 3], _pointer(source + offset[e + 3], stored)
+        if e > first:  # continue the sum: one more term, of weight one
+            left = 4 if left == 4 else min(left, 2)
+        if left == 4 and e > first:
+            for c in range(n):
+                o[c] += (w0 * _widen(s0[c], weight) + w1 * _widen(s1[c], weight)) + (
+                    w2 * _widen(s2[c], weight) + w3 * _widen(s3[c], weight)
+                )
+        elif left == 4:
+            for c in range(n):
+                o[c] = (w0 * _widen(s0[c], weight) + w1 * _widen(s1[c], weight)) + (
+                    w2 * _widen(s2[c], weight) + w3 * _widen(s3[c], weight)
+                )
+        elif left == 3:
+            for c in range(n):
+                o[c] = w0 * _widen(s0[c], weight) + w1 * _widen(s1[c], weight) + w2 * _widen(s2[c], weight)
+        elif left == 2 and e > first:
+            for c in range(n):
+                o[c] += w0 * _widen(s0[c], weight) + w1 * _widen(s1[c], weight)
+        elif left == 2:
+            for c in range(n):
+                o[c] = w0 * _widen(s0[c], weight) + w1 * _widen(s1[c], weight)
+        elif e > first:
+            for c in range(n):
+                o[c] += w0 * _widen(s0[c], weight)
+        else:
+            for c in range(n):
+                o[c] = w0 * _widen(s0[c], weight)
+        e += left
+
+
+@_jit
+def _raise_to(out, value, unit, n):
+    """out[c] = max(out[c], value[c]), NaN wins."""
+    o, v = _pointer(out, unit), _pointer(value, unit)
+    for c in range(n):
+        o[c] = v[c] if (v[c] > o[c]) | (v[c] != v[c]) else o[c]
+
+
+@_jit
+def _store(out, tile, bins, n, narrow, staging, stored, unit):
+    """Write a tile [bins, n] of sums as [n, bins] stored elements; overlapping squares take the place of remainders."""
+    width = stored.itemsize
+    source = tile
+    if narrow.size:
+        source = narrow.ctypes.data
+        t, q = _pointer(tile, unit), _pointer(source, stored)
+        for i in range(bins * n):
+            q[i] = _narrow(t[i], stored)
+    if bins >= LANES and n >= LANES:
+        for c_start in range(0, n, LANES):
+            c = min(c_start, n - LANES)
+            place = out + c * bins * width
+            target = staging.ctypes.data if staging.size else place
+            for s_start in range(0, bins, LANES):
+                s = min(s_start, bins - LANES)
+                square = source + (s * n + c) * width
+                _transpose(_pointer(square, stored), n, _pointer(target + s * width, stored), bins)
+            if staging.size:
+                _stream(place, target, LANES * bins, stored)
+    else:
+        q, o = _pointer(source, stored), _pointer(out, stored)
+        for c in range(n):
+            for s in range(bins):
+                o[c * bins + s] = q[s * n + c]
+
+
+@_jit
+def _stream(target, source, count, stored):
+    """Copy elements past the caches: whole lines streamed, the ends before and after them stored."""
+    width = stored.itemsize
+    head = min((-target % LINE) // width, count)
+    o, q = _pointer(target, stored), _pointer(source, stored)
+    for i in range(head):
+        o[i] = q[i]
+    lines = (count - head) * width // LINE
+    for line in range(lines):
+        at = head * width + line * LINE
+        _stream_line(target + at, source + at)
+    for i in range(head + lines * LINE // width, count):
+        o[i] = q[i]
+
+
+@_jit
+def pool(out, channels, first, stop, order, rois, levels, maps, scales, ph, pw, ratio, aligned, mode, stream, stored, unit):
+    """Pool the RoIs `order` over channels first..stop of their maps into out [K, channels, ph, pw] (its address).
+
+    The maps' channel 0 is output channel `first`. rois [K, 5] float64, levels [K] int64, scales [levels] float64.
+    `stream` writes past the caches: right for outputs too large to be still there when they are read.
+    """
+    bins, n_max = ph * pw, min(BLOCK, stop - first)
+    side, most_bins = max(maps[:, 1].max(), maps[:, 2].max()), max(ph, pw)
+    samples = 2 * side + (max(ratio, 1) + 3) * most_bins + 8
+    cells = side + 3 * most_bins + 4
+    y_sample, x_sample = np.empty(ph + 1, np.int64), np.empty(pw + 1, np.int64)
+    y_at, x_at = np.empty(samples), np.empty(samples)
+    y_ptr, x_ptr = np.empty(ph + 1, np.int64), np.empty(pw + 1, np.int64)
+    index, weight64 = np.empty(cells, np.int64), np.empty(cells)
+    y_offset, y_weight = np.empty(cells, np.int64), np.empty(cells, unit.dtype)
+    x_column, x_weight = np.empty(cells, np.int64), np.empty(cells, unit.dtype)
+    columns, x_offset = np.empty(cells, np.int64), np.empty(cells, np.int64)
+    row, tile = np.empty(cells * n_max, unit.dtype), np.empty(bins * n_max, unit.dtype)
+    narrow = np.empty(bins * n_max if stored.itemsize < unit.itemsize else 0, stored.dtype)
+    staging = np.empty(LANES * bins if stream else 0, stored.dtype)
+    row_at, tile_at, width = row.ctypes.data, tile.ctypes.data, unit.itemsize
+    for k in order:
+        level = levels[k]
+        height_cells, width_cells, sy, sx = maps[level, 1], maps[level, 2], maps[level, 4], maps[level, 5]
+        source = maps[level, 0] + int(rois[k, 0]) * maps[level, 3]
+        offset = 0.5 if aligned else 0.0
+        x, y = rois[k, 1] * scales[level] - offset, rois[k, 2] * scales[level] - offset
+        roi_w, roi_h = rois[k, 3] * scales[level] - offset - x, rois[k, 4] * scales[level] - offset - y
+        if not aligned:
+            roi_w, roi_h = max(roi_w, 1.0), max(roi_h, 1.0)
+        bin_w, bin_h = roi_w / pw, roi_h / ph
+        grid_x, grid_y = (float(ratio), float(ratio)) if ratio > 0 else (np.ceil(bin_w), np.ceil(bin_h))
+        distinct = 0
+        if mode == EXACT:
+            _exact_axis(y, bin_h, ph, height_cells, y_ptr, index, weight64)
+            _adopt_rows(y_ptr[ph], weight64, index, sy, y_weight, y_offset)
+            _exact_axis(x, bin_w, pw, width_cells, x_ptr, index, weight64)
+            distinct = _adopt_columns(x_ptr[pw], weight64, index, x_weight, x_column, columns)
+        else:
+            _sample_axis(y, bin_h, grid_y, ph, height_cells, y_sample, y_at)
+            _sample_axis(x, bin_w, grid_x, pw, width_cells, x_sample, x_at)
+        if mode == AVG:
+            _average_axis(grid_y, ph, height_cells, y_sample, y_at, y_ptr, index, weight64)
+            _adopt_rows(y_ptr[ph], weight64, index, sy, y_weight, y_offset)
+            _average_axis(grid_x, pw, width_cells, x_sample, x_at, x_ptr, index, weight64)
+            distinct = _adopt_columns(x_ptr[pw], weight64, index, x_weight, x_column, columns)
+        for c in range(first, stop, BLOCK):
+            n = min(BLOCK, stop - c)
+            block = source + (c - first) * stored.itemsize
+            if mode == MAX:
+                _pool_max(tile_at, row_at, block, stored, unit, maps[level], y_sample, y_at, grid_y, x_sample, x_at, grid_x, n)
+            else:
+                for e in range(x_ptr[pw]):
+                    x_offset[e] = x_column[e] * n * width
+                for p in range(ph):
+                    for j in range(distinct):
+                        cell = block + columns[j] * sx
+                        _combine(row_at + j * n * width, cell, stored, y_offset, y_weight, y_ptr[p], y_ptr[p + 1], n)
+                    for q in range(pw):
+                        target = tile_at + (p * pw + q) * n * width
+                        _combine(target, row_at, unit, x_offset, x_weight, x_ptr[q], x_ptr[q + 1], n)
+            _store(out + (k * channels + c) * bins * stored.itemsize, tile_at, bins, n, narrow, staging, stored, unit)
+    _fence()
+
+
+@_jit
+def _pool_max(tile, value, source, stored, unit, level, y_ptr, y_at, grid_y, x_ptr, x_at, grid_x, n):
+    """tile[p, q] = maximum over the interpolated samples of bin (p, q); samples outside the map are zeros."""
+    offset, weight = np.empty(4, np.int64), np.empty(4, unit.dtype)
+    height, width, sy, sx = level[1], level[2], level[4], level[5]
+    pw = x_ptr.size - 1
+    for p in range(y_ptr.size - 1):
+        for q in range(pw):
+            target = tile + (p * pw + q) * n * unit.itemsize
+            inside = (y_ptr[p + 1] - y_ptr[p]) * (x_ptr[q + 1] - x_ptr[q])
+            o = _pointer(target, unit)
+            for c in range(n):
+                o[c] = -np.inf if 0 < inside and inside == grid_y * grid_x else 0.0
+            for i in range(y_ptr[p], y_ptr[p + 1]):
+                y = int(y_at[i])
+                fy = y_at[i] - y
+                for j in range(x_ptr[q], x_ptr[q + 1]):
+                    x = int(x_at[j])
+                    fx = x_at[j] - x
+                    for corner in range(4):
+                        down, right = corner >> 1, corner & 1
+                        offset[corner] = min(y + down, height - 1) * sy + min(x + right, width - 1) * sx
+                        weight[corner] = (fy if down else 1.0 - fy) * (fx if right else 1.0 - fx)
+                    _combine(value, source, stored, offset, weight, 0, 4, n)
+                    _raise_to(target, value, unit, n)
+
+
+@_jit
+def pack(target, source, stride_c, stride_y, stride_x, top, bottom, left, width, n, stored):
+    """Rows top..bottom of a map of any strides (bytes) as [rows, width, n] stored elements, channels last."""
+    size = stored.itemsize
+    for y in range(top, bottom):
+        for c_start in range(0, n, LANES):
+            c = min(c_start, max(n - LANES, 0))
+            line = source + c * stride_c + y * stride_y + left * stride_x
+            out = target + ((y - top) * width * n + c) * size
+            if n >= LANES and width >= LANES and stride_x == size:
+                for x_start in range(0, width, LANES):
+                    x = min(x_start, width - LANES)
+                    tile = _pointer(line + x * size, stored)
+                    _transpose(tile, stride_c // size, _pointer(out + x * n * size, stored), n)
+            else:
+                for x in range(width):
+                    o = _pointer(out + x * n * size, stored)
+                    for d in range(min(LANES, n)):
+                        o[d] = _pointer(line + d * stride_c + x * stride_x, stored)[0]
