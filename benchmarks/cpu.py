@@ -38,7 +38,9 @@ class Case:
 
     def __str__(self) -> str:
         ratio = self.ratio or "adaptive"
-        return f"{self.channels}x{self.height}x{self.width}, {self.rois} RoIs, {self.output}x{self.output}, ratio {ratio}"
+        return (
+            f"{self.channels}x{self.height}x{self.width}, {self.rois} RoIs, {self.output}x{self.output}, ratio {ratio}"
+        )
 
 
 CASES = [

@@ -1,3 +1,26 @@
-"""RoI-aligned backbone features of your images and boxes, in HDF5."""
+"""RoI-aligned backbone features of your images and boxes, in HDF5.
 
-from roialign_cli.ops import roi_align
+The public names load on first use, so that importing the package, and `roialign --help`, stay fast.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from roialign_cli.ops import roi_align
+    from roialign_cli.pipeline import extract
+    from roialign_cli.store import FeatureFile
+
+__version__ = "0.1.0"
+__all__ = ["FeatureFile", "__version__", "extract", "roi_align"]
+
+_HOMES = {"FeatureFile": "roialign_cli.store", "extract": "roialign_cli.pipeline", "roi_align": "roialign_cli.ops"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

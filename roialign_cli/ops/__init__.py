@@ -24,7 +24,9 @@ def choose(kernel: str, device: str) -> str:
         names = ", ".join(["auto", *KERNELS])
         raise KernelError("kernel-unknown", f"kernel: expected one of {names}, found {kernel!r}")
     if kernel == "cpu" and device != "cpu":
-        raise KernelError("kernel-device", f"kernel cpu: expected tensors on the cpu, found {device}", "use kernel auto")
+        raise KernelError(
+            "kernel-device", f"kernel cpu: expected tensors on the cpu, found {device}", "use kernel auto"
+        )
     return kernel
 
 

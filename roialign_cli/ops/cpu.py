@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +19,9 @@ from roialign_cli.ops.threads import run_all
 Indices = npt.NDArray[np.int64]
 
 MODES = {"avg": kernels.AVG, "max": kernels.MAX, "exact": kernels.EXACT}
-STORED = {  # how the kernel sees each type: NumPy has no bfloat16, and float16 bits are told apart from it by sign
+STORED: dict[
+    torch.dtype, np.dtype[Any]
+] = {  # how the kernel sees each type: NumPy has no bfloat16, and float16 bits are told apart from it by sign
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
     torch.bfloat16: np.dtype(np.uint16),

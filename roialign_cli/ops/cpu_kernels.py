@@ -350,7 +350,9 @@ def _stream(target, source, count, stored):
 
 
 @_jit
-def pool(out, channels, first, stop, order, rois, levels, maps, scales, ph, pw, ratio, aligned, mode, stream, stored, unit):
+def pool(
+    out, channels, first, stop, order, rois, levels, maps, scales, ph, pw, ratio, aligned, mode, stream, stored, unit
+):
     """Pool the RoIs `order` over channels first..stop of their maps into out [K, channels, ph, pw] (its address).
 
     The maps' channel 0 is output channel `first`. rois [K, 5] float64, levels [K] int64, scales [levels] float64.
@@ -400,7 +402,9 @@ def pool(out, channels, first, stop, order, rois, levels, maps, scales, ph, pw, 
             n = min(BLOCK, stop - c)
             block = source + (c - first) * stored.itemsize
             if mode == MAX:
-                _pool_max(tile_at, row_at, block, stored, unit, maps[level], y_sample, y_at, grid_y, x_sample, x_at, grid_x, n)
+                _pool_max(
+                    tile_at, row_at, block, stored, unit, maps[level], y_sample, y_at, grid_y, x_sample, x_at, grid_x, n
+                )
             else:
                 for e in range(x_ptr[pw]):
                     x_offset[e] = x_column[e] * n * width
@@ -427,7 +431,7 @@ def _pool_max(tile, value, source, stored, unit, level, y_ptr, y_at, grid_y, x_p
             inside = (y_ptr[p + 1] - y_ptr[p]) * (x_ptr[q + 1] - x_ptr[q])
             o = _pointer(target, unit)
             for c in range(n):
-                o[c] = -np.inf if 0 < inside and inside == grid_y * grid_x else 0.0
+                o[c] = -np.inf if inside > 0 and inside == grid_y * grid_x else 0.0
             for i in range(y_ptr[p], y_ptr[p + 1]):
                 y = int(y_at[i])
                 fy = y_at[i] - y
@@ -461,3 +465,8 @@ def pack(target, source, stride_c, stride_y, stride_x, top, bottom, left, width,
                     o = _pointer(out + x * n * size, stored)
                     for d in range(min(LANES, n)):
                         o[d] = _pointer(line + d * stride_c + x * stride_x, stored)[0]
+
+
+def cache_folder() -> str:
+    """Where Numba keeps the machine code, or that it keeps none."""
+    return str(pool.stats.cache_path or "memory only, no cache folder is writable")

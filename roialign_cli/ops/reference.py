@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -80,7 +81,7 @@ def _pieces(low: float, high: float, size: int) -> Iterator[tuple[float, float]]
         yield low, 1.0
         return
     cuts = [max(low, -1.0), *range(max(math.floor(low) + 1, -1), min(math.ceil(high), size + 1)), min(high, size)]
-    for a, b in zip(cuts, cuts[1:], strict=False):
+    for a, b in pairwise(cuts):
         if b > a:
             yield (a + b) / 2, (b - a) / (high - low)
 

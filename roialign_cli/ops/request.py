@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -62,11 +62,12 @@ def check(
         output_size=_check_output_size(output_size),
         sampling_ratio=_whole("sampling_ratio", sampling_ratio, least=0),
         aligned=bool(aligned),
-        mode=cast(Mode, mode),
+        mode=mode,
     )
 
 
 def bad(where: str, found: str, hint: str = "") -> OperatorInputError:
+    """The error of an argument."""
     return OperatorInputError("roi-align-input", f"roi_align: {where}: {found}", hint)
 
 

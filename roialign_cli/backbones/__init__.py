@@ -1,0 +1,40 @@
+"""Backbones: a name becomes a model that gives feature maps of known strides."""
+
+from __future__ import annotations
+
+from roialign_cli.backbones.base import Backbone
+from roialign_cli.config import Settings
+
+__all__ = ["Backbone", "available", "describe", "load_backbone"]
+
+
+def available() -> dict[str, str]:
+    """Names of all backbones with their kind: built-in, classification, detection."""
+    from roialign_cli.backbones import torchvision
+
+    return {"gabor": "built-in", **torchvision.available()}
+
+
+def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """(channels, stride) of every layer of a backbone, and the names of its weights."""
+    if name == "gabor":
+        from roialign_cli.backbones import gabor
+
+        return {"gabor": (gabor.CHANNELS, gabor.STRIDE)}, []
+    from roialign_cli.backbones import torchvision
+
+    return torchvision.describe(name)
+
+
+def load_backbone(settings: Settings) -> Backbone:
+    """The backbone of the settings with its weights, in eval mode on the CPU.
+
+    Raises BackboneError: unknown name or layer, weights that cannot be had or do not fit.
+    """
+    if settings.backbone == "gabor":
+        from roialign_cli.backbones import gabor
+
+        return gabor.load(settings)
+    from roialign_cli.backbones import torchvision
+
+    return torchvision.load(settings)

@@ -1,0 +1,69 @@
+"""What every backbone is: a model with named layers of known strides, and the preprocessing it wants."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from roialign_cli.config import Settings, parse_resize
+from roialign_cli.errors import BackboneError
+from roialign_cli.structures import Layer, Preprocessing
+
+Maps = tuple[tuple[Tensor, ...], ...]  # one entry per layer, in it one map [N, C, H, W] per level
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A ready model: images [N, 3, H, W], preprocessed, to one tuple of level maps per layer."""
+
+    name: str
+    model: nn.Module
+    layers: tuple[Layer, ...]
+    preprocessing: Preprocessing
+    weights: str
+    weights_sha256: str
+
+    def __call__(self, images: Tensor) -> Maps:
+        """The maps of every layer, levels finest first."""
+        outputs: Mapping[str, Tensor] | Tensor = self.model(images)
+        if isinstance(outputs, Tensor):
+            return ((outputs,),)
+        maps = iter(outputs.values())
+        return tuple(tuple(next(maps) for _ in layer.strides) for layer in self.layers)
+
+
+def chosen_resize(settings: Settings, own: tuple[int, int | None] | None) -> tuple[int, int | None] | None:
+    """What --resize says, or the backbone's own choice."""
+    return own if settings.resize == "backbone" else parse_resize(settings.resize)
+
+
+def measure(model: nn.Module, multiple: int) -> dict[str, tuple[int, int] | None]:
+    """(channels, stride) of each output of a model that returns a dict; None for outputs that are not maps.
+
+    The stride is how much the input must grow for the map to grow by one cell, read off two sizes on the meta device,
+    where nothing is computed; padding, which misleads a single quotient, cancels out.
+    """
+    small, large = (-(-size // multiple) * multiple for size in (512, 1024))
+    shadow = copy.deepcopy(model).to("meta")
+    with torch.inference_mode():
+        first, second = (shadow(torch.empty(1, 3, size, size, device="meta")) for size in (small, large))
+    found: dict[str, tuple[int, int] | None] = {}
+    for name in first:
+        grown = second[name].shape[-1] - first[name].shape[-1] if first[name].dim() == 4 else 0
+        found[name] = (int(first[name].shape[1]), round((large - small) / grown)) if grown > 0 else None
+    return found
+
+
+def measure_maps(model: nn.Module, multiple: int) -> dict[str, tuple[int, int]]:
+    """The same; BackboneError if an output is not a map."""
+    found = measure(model, multiple)
+    maps = {name: size for name, size in found.items() if size is not None}
+    for name in found:
+        if name not in maps:
+            message = f"layer {name}: expected a map [N, C, H, W] that grows with the image, found another output"
+            raise BackboneError("layer-not-spatial", message, "choose an earlier layer")
+    return maps

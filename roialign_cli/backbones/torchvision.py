@@ -1,0 +1,193 @@
+"""torchvision's models: classification models tapped at any node, detection models at their feature pyramid."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections import OrderedDict
+from functools import cache
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, nn
+from torchvision.models import detection
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
+from roialign_cli.backbones.base import Backbone, chosen_resize, measure, measure_maps
+from roialign_cli.backbones.weights import Weights, find_weights, fit, state_sha256
+from roialign_cli.config import Settings, nearest
+from roialign_cli.errors import BackboneError
+from roialign_cli.structures import Layer, Preprocessing
+
+PYRAMID = "fpn"
+
+
+@cache
+def available() -> dict[str, str]:
+    """Names of the classification models and of the detection models with a feature pyramid."""
+    pyramids = [name for name in torchvision.models.list_models(module=detection) if "fpn" in name]
+    plain = torchvision.models.list_models(module=torchvision.models)
+    return dict.fromkeys(plain, "classification") | dict.fromkeys(pyramids, "detection")
+
+
+def load(settings: Settings) -> Backbone:
+    """Build, prune to the tapped layers, load weights, measure strides."""
+    kind = _kind(settings.backbone)
+    entries = torchvision.models.get_model_weights(settings.backbone)
+    weights = find_weights(settings.weights, entries)
+    whole = _build(settings.backbone, weights.seed)
+    if kind == "detection":
+        return _pyramid(settings, whole, weights)
+    return _classifier(settings, whole, weights, weights.origin or entries.DEFAULT)
+
+
+def _kind(name: str) -> str:
+    kind = available().get(name)
+    if kind is None:
+        hint = nearest(name, ["gabor", *available()]) or "`roialign backbones` lists all"
+        raise BackboneError("backbone-unknown", f"backbone: no backbone is named {name!r}", hint)
+    return kind
+
+
+def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """(channels, stride) of each layer that `--layers` can name, down to two levels of nesting, and the weights there are."""
+    kind = _kind(name)
+    entries = list(torchvision.models.get_model_weights(name).__members__)
+    settings = Settings(backbone=name, weights="random")
+    if kind == "detection":
+        pyramid = load(dataclasses.replace(settings, layers=tuple(_pyramid_keys(_build(name, 0).backbone))))
+        return {layer.name: (layer.channels, layer.strides[0]) for layer in pyramid.layers}, entries
+    model = _build(name, 0)
+    blocks = dict.fromkeys(".".join(node.split(".")[:depth]) for node in _nodes(model) for depth in (1, 2))
+    found = measure(_tap(model, tuple(blocks)), multiple=32)
+    return {block: size for block, size in found.items() if size is not None}, entries
+
+
+def _build(name: str, seed: int) -> Any:
+    """The whole model, randomly initialised from the seed."""
+    options = {"weights_backbone": None} if available()[name] == "detection" else {}
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some builders warn of initial weights that are about to be replaced
+        torch.manual_seed(seed)
+        return torchvision.models.get_model(name, weights=None, **options).eval()
+
+
+def _pyramid_keys(backbone: nn.Module) -> list[str]:
+    """Names of the levels, finest first; `pool`, which serves proposals only, is none."""
+    with torch.inference_mode():
+        return [key for key in backbone(torch.zeros(1, 3, 64, 64)) if key != "pool"]
+
+
+def _nodes(model: nn.Module) -> list[str]:
+    nodes: list[str] = get_graph_node_names(model, suppress_diff_warning=True)[1]
+    return [node for node in nodes if node != "x"]
+
+
+def _classifier(settings: Settings, whole: nn.Module, weights: Weights, entry: Any) -> Backbone:
+    nodes = _nodes(whole)
+    layers = settings.layers or (_last_spatial(whole),)
+    for layer in layers:
+        if not any(node == layer or node.startswith(f"{layer}.") for node in nodes):
+            blocks = list(dict.fromkeys(node.split(".")[0] for node in nodes))
+            hint = (
+                nearest(layer, blocks)
+                or nearest(layer, nodes)
+                or f"`roialign backbones {settings.backbone}` lists all nodes"
+            )
+            known = f"expected a node such as {', '.join(blocks)}"
+            raise BackboneError("layer-unknown", f"{settings.backbone}: {known}, found {layer!r}", hint)
+    model = _tap(whole, layers)
+    if weights.state is not None:
+        fit(model, weights.state, set(whole.state_dict()), weights.name)
+    found = measure_maps(model, multiple=1)
+    transform = entry.transforms()
+    return Backbone(
+        name=settings.backbone,
+        model=model,
+        layers=tuple(Layer(name, channels, (stride,)) for name, (channels, stride) in found.items()),
+        preprocessing=Preprocessing(tuple(transform.mean), tuple(transform.std), chosen_resize(settings, None)),
+        weights=weights.name,
+        weights_sha256=weights.sha256 or state_sha256(model),
+    )
+
+
+def _tap(model: nn.Module, layers: tuple[str, ...]) -> nn.Module:
+    """The model up to the layers, which it returns; what only later layers need is pruned."""
+    extractor: nn.Module = create_feature_extractor(model, list(layers), suppress_diff_warning=True)
+    return extractor.eval()
+
+
+def _last_spatial(model: nn.Module) -> str:
+    """The last top-level block whose map still grows with the image: what comes before the pooling."""
+    blocks = [name for name, _ in model.named_children()]
+    for name in reversed(blocks):
+        try:
+            measure_maps(_tap(model, (name,)), multiple=32)
+        except (BackboneError, ValueError, AttributeError):  # not a map, or not a node of the graph
+            continue
+        return name
+    names = ", ".join(blocks)
+    raise BackboneError("layer-unknown", f"no block of this model gives a map; its blocks are {names}", "pass --layers")
+
+
+class _Pyramid(nn.Module):
+    """The maps of a pyramid that were asked for, named."""
+
+    def __init__(self, backbone: BackboneWithFPN, names: dict[str, str]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.names = names
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        maps = self.backbone(images)
+        return OrderedDict((name, maps[key]) for name, key in self.names.items())
+
+
+def _pyramid(settings: Settings, whole: Any, weights: Weights) -> Backbone:
+    backbone = whole.backbone
+    assert isinstance(backbone, BackboneWithFPN)
+    keys = _pyramid_keys(backbone)
+    layers = settings.layers or (PYRAMID,)
+    for layer in layers:
+        if layer not in (PYRAMID, *keys):
+            known = f"expected {PYRAMID}, {', '.join(keys)}"
+            raise BackboneError("layer-unknown", f"{settings.backbone}: {known}, found {layer!r}")
+    names = {f"{layer}/{key}": key for layer in layers for key in (keys if layer == PYRAMID else [layer])}
+    model = _Pyramid(backbone, names).eval()
+    if weights.state is not None:
+        everything = set(whole.state_dict())
+        state = weights.state
+        if not any(key.startswith("backbone.") for key in state):
+            state = {f"backbone.{key}": value for key, value in state.items()}
+        own = {key for key in state if key.startswith("backbone.")}
+        rest = everything if own else set()  # a fine-tuned head of any shape is of no concern here
+        fit(model, {key: state[key] for key in own}, rest, weights.name)
+        if weights.origin is not None and weights.origin.name in ("COCO_V1", "COCO_LEGACY"):
+            _legacy_epsilon(settings.backbone, model)
+    found = measure_maps(model, multiple=32)
+    tapped = []
+    for layer in layers:
+        own_maps = [found[name] for name in names if name.startswith(f"{layer}/")]
+        tapped.append(Layer(layer, own_maps[0][0], tuple(stride for _, stride in own_maps)))
+    transform = whole.transform
+    resize = chosen_resize(settings, (transform.min_size[0], transform.max_size))
+    return Backbone(
+        name=settings.backbone,
+        model=model,
+        layers=tuple(tapped),
+        preprocessing=Preprocessing(
+            tuple(transform.image_mean), tuple(transform.image_std), resize, antialias=False, multiple=32
+        ),
+        weights=weights.name,
+        weights_sha256=weights.sha256 or state_sha256(model),
+    )
+
+
+def _legacy_epsilon(name: str, model: nn.Module) -> None:
+    """torchvision's first ResNet-50 detection weights were trained with frozen batch norm of epsilon 0."""
+    if "resnet50_fpn" in name and not name.endswith("_v2") and "fcos" not in name:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = 0.0

@@ -1,0 +1,44 @@
+"""The command line: one file per command. Nothing here imports torch before a command runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from roialign_cli.cli.backbones import backbones
+from roialign_cli.cli.doctor import doctor
+from roialign_cli.cli.extract import extract
+from roialign_cli.cli.inspect import inspect
+from roialign_cli.cli.verify import verify
+
+app = typer.Typer(
+    name="roialign",
+    help="RoI-aligned backbone features of your images and boxes, in HDF5.",
+    epilog="Example: roialign extract images/ boxes.json -o features.h5",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (extract, inspect, verify, backbones, doctor):
+    app.command()(command)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from roialign_cli import __version__
+
+        typer.echo(f"roialign {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors; may stand anywhere.")] = False,
+) -> None:
+    """RoI-aligned backbone features of your images and boxes, in HDF5."""

@@ -1,0 +1,45 @@
+"""`roialign backbones`: what there is."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+
+def backbones(
+    name: Annotated[str | None, typer.Argument(help="Show the layers of this one.", show_default=False)] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """List backbones, or the layers, channels, strides and weights of one.
+
+    Example: roialign backbones resnet50
+    """
+    from rich.table import Table
+
+    from roialign_cli.backbones import available, describe
+    from roialign_cli.cli.console import print_json, stdout
+
+    if name is None:
+        kinds = available()
+        if json:
+            print_json(kinds)
+            return
+        for kind in dict.fromkeys(kinds.values()):
+            stdout.print(
+                f"[cyan]{kind}[/cyan]: " + ", ".join(n for n, k in kinds.items() if k == kind), highlight=False
+            )
+        return
+    layers, weights = describe(name)
+    if json:
+        print_json({
+            "name": name,
+            "layers": {layer: {"channels": c, "stride": s} for layer, (c, s) in layers.items()},
+            "weights": weights,
+        })  # fmt: skip
+        return
+    table = Table("layer", "channels", "stride", box=None, title=name, title_justify="left")
+    for layer, (channels, stride) in layers.items():
+        table.add_row(layer, str(channels), str(stride))
+    stdout.print(table, highlight=False)
+    stdout.print(f"weights: {', '.join(weights) or 'none needed'}", highlight=False)

@@ -1,0 +1,173 @@
+"""`roialign extract`: the main job."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from roialign_cli.config import Settings, load
+from roialign_cli.errors import ImagesFailedError
+
+if TYPE_CHECKING:
+    from roialign_cli.filling import Job
+    from roialign_cli.structures import Summary
+
+INTERRUPTED, SOME_FAILED = 130, ImagesFailedError.exit_code
+DEFAULTS = Settings()
+BINS = "x".join(map(str, DEFAULTS.output_size))
+
+Model, Pooling, Run = "Backbone", "RoI Align", "Run"
+
+
+def _option(help_text: str, *names: str, panel: str, default: object = None) -> Any:
+    shown = help_text if default is None else f"{help_text} (default: {default})"
+    return typer.Option(*names, help=shown, rich_help_panel=panel, show_default=False)
+
+
+def extract(
+    images: Annotated[Path, typer.Argument(help="Folder of images, searched with its subfolders.", show_default=False)],
+    boxes: Annotated[Path, typer.Argument(help="Box file: native JSON or COCO instances JSON.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Feature file to write.", show_default=False)],
+    config: Annotated[str | None, _option("Named configuration or YAML file.", "-c", "--config", panel=Model)] = None,
+    backbone: Annotated[
+        str | None, _option("Name, see `roialign backbones`.", default=DEFAULTS.backbone, panel=Model)
+    ] = None,
+    weights: Annotated[
+        str | None,
+        _option("DEFAULT, a torchvision name, a file, or random[:SEED].", default=DEFAULTS.weights, panel=Model),
+    ] = None,
+    layers: Annotated[str | None, _option("Layers to tap: a,b or fpn.", default="the last", panel=Model)] = None,
+    resize: Annotated[
+        str | None, _option("none or SHORT[,MAX] pixels.", default="the backbone's own", panel=Model)
+    ] = None,
+    precision: Annotated[
+        str | None, _option("Of the computation: float32, bfloat16, float16.", default=DEFAULTS.precision, panel=Model)
+    ] = None,
+    output_size: Annotated[str | None, _option("Bins: 7 or 7x5 (height x width).", default=BINS, panel=Pooling)] = None,
+    sampling_ratio: Annotated[
+        int | None, _option("Samples per bin and axis; 0: adaptive.", default=DEFAULTS.sampling_ratio, panel=Pooling)
+    ] = None,
+    aligned: Annotated[
+        bool | None,
+        _option("Half-cell shift, as in detectron2.", "--aligned/--no-aligned", default="aligned", panel=Pooling),
+    ] = None,
+    mode: Annotated[str | None, _option("avg, max or exact.", default=DEFAULTS.mode, panel=Pooling)] = None,
+    reduce: Annotated[
+        str | None,
+        _option("One vector per box: none, mean or max over its bins.", default=DEFAULTS.reduce, panel=Pooling),
+    ] = None,
+    clip: Annotated[bool | None, _option("Clip boxes to their image.", "--clip/--no-clip", panel=Pooling)] = None,
+    kernel: Annotated[
+        str | None, _option("auto, cpu, cuda or torchvision.", default=DEFAULTS.kernel, panel=Pooling)
+    ] = None,
+    dtype: Annotated[str | None, _option("As stored: float32 or float16.", default=DEFAULTS.dtype, panel=Run)] = None,
+    device: Annotated[str | None, _option("auto, cpu or cuda[:N].", default=DEFAULTS.device, panel=Run)] = None,
+    batch_size: Annotated[int | None, _option("Images of one size at a time.", default="by size", panel=Run)] = None,
+    workers: Annotated[int | None, _option("Decoding threads.", default="one per core", panel=Run)] = None,
+    boxes_format: Annotated[
+        str | None, _option("auto, native or coco.", default=DEFAULTS.boxes_format, panel=Run)
+    ] = None,
+    on_error: Annotated[
+        str | None, _option("Images that fail: skip (and record) or stop.", default=DEFAULTS.on_error, panel=Run)
+    ] = None,
+    overwrite: Annotated[bool, _option("Replace an existing output.", "--overwrite", panel=Run)] = False,
+    dry_run: Annotated[bool, _option("Check and plan only; write nothing.", "--dry-run", panel=Run)] = False,
+    json: Annotated[bool, _option("Print the result as JSON on stdout.", "--json", panel=Run)] = False,
+) -> None:
+    """Extract the features of every box into an HDF5 file.
+
+    The same command goes on where an interrupted run ended. EXIF orientation is applied; transparency is laid over black.
+
+    Example: roialign extract images/ boxes.json -o features.h5 -c quickstart
+    """
+    given = {
+        "backbone": backbone, "weights": weights, "layers": layers, "resize": resize, "precision": precision,
+        "output_size": output_size, "sampling_ratio": sampling_ratio, "aligned": aligned, "mode": mode,
+        "reduce": reduce, "clip": clip, "kernel": kernel, "dtype": dtype, "device": device, "batch_size": batch_size,
+        "workers": workers, "boxes_format": boxes_format, "on_error": on_error,
+    }  # fmt: skip
+    settings = load(config, given)  # a wrong option is told before torch is loaded
+    from roialign_cli.cli.console import print_json
+    from roialign_cli.cli.progress import shown, stop_on_interrupt
+    from roialign_cli.pipeline import prepare_job, run_job
+
+    with stop_on_interrupt() as should_stop, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        job = prepare_job(images, boxes, output, settings)
+        if dry_run:
+            _tell_plan(job, as_json=json)
+            return
+        _warn(job)
+        with shown() as progress:
+            summary = run_job(job, overwrite=overwrite, on_progress=progress, should_stop=should_stop)
+    if json:
+        print_json(asdict(summary))
+    else:
+        _tell_summary(summary)
+    if summary.interrupted:
+        raise typer.Exit(INTERRUPTED)
+    if summary.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _warn(job: Job) -> None:
+    from roialign_cli.cli.console import stderr
+
+    plan = job.plan
+    for count, text in (
+        (len(plan.problems), "images cannot be read and will be recorded as failed"),
+        (plan.outside_boxes, "boxes reach outside their image (--clip would clip them)"),
+        (plan.empty_boxes, "boxes have no area"),
+    ):
+        if count:
+            stderr.print(f"warning: {count} {text}", highlight=False)
+
+
+def _tell_plan(job: Job, *, as_json: bool) -> None:
+    from roialign_cli.cli.console import human_bytes, pairs, print_json, stdout
+
+    plan, size = job.plan, job.layout.feature_bytes(job.plan.rows)
+    if as_json:
+        shapes = {layer: (plan.rows, *shape) for layer, shape in job.layout.layers.items()}
+        print_json({
+            "images": plan.images, "unreadable_images": len(plan.problems), "unused_images": plan.unused_images,
+            "boxes": plan.rows, "outside_boxes": plan.outside_boxes, "empty_boxes": plan.empty_boxes,
+            "features": shapes, "bytes": size, "free_bytes": job.free_bytes,
+        })  # fmt: skip
+        return
+    rows = [
+        ("images", f"{plan.images}, of which {len(plan.problems)} unreadable; {plan.unused_images} more are not used"),
+        (
+            "boxes",
+            f"{plan.rows}, of which {plan.outside_boxes} reach outside their image, {plan.empty_boxes} are empty",
+        ),
+        *((f"features of {layer}", str([plan.rows, *shape])) for layer, shape in job.layout.layers.items()),
+        ("size", f"{human_bytes(size)} of {human_bytes(job.free_bytes)} free"),
+    ]
+    stdout.print(pairs(f"{job.output}: what would be written", rows), highlight=False)
+
+
+def _tell_summary(summary: Summary) -> None:
+    from roialign_cli.cli.console import human_bytes, pairs, stderr, stdout
+
+    title = f"{summary.output}: " + (
+        "was finished already, nothing to do" if summary.already_finished
+        else "interrupted; the same command goes on" if summary.interrupted else "finished"
+    )  # fmt: skip
+    counts = f"{summary.done} done, {summary.failed} failed" + (
+        f", {summary.pending} pending" if summary.pending else ""
+    )
+    rows = [("images", counts), ("boxes", str(summary.boxes))]
+    rows += [(f"features of {layer}", str(list(shape))) for layer, shape in summary.features.items()]
+    rows += [("size", human_bytes(summary.bytes)), ("time", f"{summary.seconds:.1f} s")]
+    if summary.saturated_values:
+        rows.append(("saturated", f"{summary.saturated_values} values beyond the range of float16 were cut to it"))
+    stdout.print(pairs(title, rows), highlight=False)
+    for name, reason in list(summary.failures.items())[:10]:
+        stderr.print(f'failed: "{name}": {reason}', highlight=False, markup=False)
+    if len(summary.failures) > 10:
+        stderr.print(f"... and {len(summary.failures) - 10} more; `roialign inspect {summary.output}` lists all")

@@ -1,0 +1,68 @@
+"""Progress on stderr: a live bar on a terminal, one plain line now and then elsewhere; and what Ctrl-C does."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from roialign_cli.cli.console import human_bytes, stderr
+from roialign_cli.structures import Progress
+
+EVERY_SECONDS = 10.0
+
+
+@contextmanager
+def shown() -> Iterator[Callable[[Progress], None]]:
+    """What to call with each step of the progress."""
+    started: list[tuple[float, Progress]] = []
+
+    def rates(progress: Progress) -> str:
+        if not started:
+            started.append((time.monotonic(), progress))
+        begun, first = started[0]
+        seconds = max(time.monotonic() - begun, 1e-3)
+        images, boxes = (progress.images - first.images) / seconds, (progress.boxes - first.boxes) / seconds
+        return f"{images:.1f} images/s, {boxes:.0f} boxes/s, {human_bytes(progress.bytes)}"
+
+    if stderr.is_terminal:
+        columns = (TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"))
+        with Bar(*columns, TimeRemainingColumn(), console=stderr, transient=True) as bar:
+            task = bar.add_task("", total=None, rates="")
+            yield lambda p: bar.update(task, total=p.total_images, completed=p.images, rates=rates(p))
+        return
+
+    told = [time.monotonic()]
+
+    def tell(progress: Progress) -> None:
+        text = rates(progress)
+        if time.monotonic() - told[0] > EVERY_SECONDS:
+            told[0] = time.monotonic()
+            stderr.print(f"{progress.images}/{progress.total_images} images: {text}", highlight=False)
+
+    yield tell
+
+
+@contextmanager
+def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+    """Whether a first Ctrl-C (or SIGTERM) has asked to stop after the current batch; a second one stops at once."""
+    asked = threading.Event()
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        stderr.print("stopping after the current batch; the same command goes on later (again: stop at once)")
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked.is_set
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

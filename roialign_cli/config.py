@@ -1,0 +1,166 @@
+"""YAML and keywords -> one validated Settings. The only home of defaults.
+
+The help of the command line reads its defaults here, so importing this must stay cheap.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from roialign_cli.errors import ConfigError
+
+BoxesFormat = Literal["auto", "native", "coco"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How features are made. The fields up to `dtype` decide what the file holds; the others only how it gets there."""
+
+    backbone: str = "fasterrcnn_resnet50_fpn"
+    weights: str = "DEFAULT"
+    layers: tuple[str, ...] = ()  # empty: the backbone's own choice
+    output_size: tuple[int, int] = (7, 7)
+    sampling_ratio: int = 0
+    aligned: bool = True
+    mode: Literal["avg", "max", "exact"] = "avg"
+    reduce: Literal["none", "mean", "max"] = "none"
+    resize: str = "backbone"  # backbone (its own choice), none, or SHORT[,MAX]
+    clip: bool = False
+    canonical_level: int = 4  # k0 of Eq. 1 of arXiv:1612.03144: the level of a box of canonical_size
+    canonical_size: int = 224
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    dtype: Literal["float32", "float16"] = "float32"
+    device: str = "auto"
+    kernel: Literal["auto", "cpu", "cuda", "torchvision"] = "auto"
+    batch_size: int = 0  # 0: by image size
+    workers: int = 0  # 0: by number of cores
+    boxes_format: BoxesFormat = "auto"
+    on_error: Literal["skip", "stop"] = "skip"
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what the file holds; a resumed run must agree in all of them."""
+        names = [field.name for field in dataclasses.fields(self)]
+        return {name: getattr(self, name) for name in names[: names.index("dtype") + 1]}
+
+
+NAMES = [field.name for field in dataclasses.fields(Settings)]
+
+
+def load(config: str | None, given: Mapping[str, object]) -> Settings:
+    """Settings from defaults, then a named or own YAML file, then what was given (None: not given).
+
+    Raises ConfigError naming the file or option, the key, what was expected and what was found.
+    """
+    merged: dict[str, object] = {}
+    if config is not None:
+        path = find_config(config)
+        merged.update(_check_keys(_read_yaml(path), str(path)))
+    merged.update({name: value for name, value in _check_keys(given, "settings").items() if value is not None})
+    return _validate({name: _normalise(name, value) for name, value in merged.items()})
+
+
+def config_folder() -> Path:
+    """Where the named configs are: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def find_config(config: str) -> Path:
+    """The file of a named config, or the path itself."""
+    path = Path(config)
+    if path.suffix in (".yaml", ".yml") or path.is_file():
+        if not path.is_file():
+            raise ConfigError("config-missing", f"{config}: expected a YAML file, found nothing there")
+        return path
+    named = config_folder() / f"{config}.yaml"
+    if not named.is_file():
+        known = sorted(p.stem for p in config_folder().glob("*.yaml"))
+        expected = f"expected a file or one of {', '.join(known)}"
+        raise ConfigError("config-missing", f"config: {expected}, found {config!r}", nearest(config, known))
+    return named
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """A hint naming what was probably meant, or nothing."""
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else ""
+
+
+def parse_resize(resize: str) -> tuple[int, int | None] | None:
+    """`none` -> None, `SHORT[,MAX]` -> (SHORT, MAX or None)."""
+    if resize == "none":
+        return None
+    short, _, longest = resize.partition(",")
+    return int(short), int(longest) if longest else None
+
+
+def _read_yaml(path: Path) -> Mapping[str, object]:
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError("config-yaml", f"{path}: expected YAML, found: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError("config-yaml", f"{path}: expected key: value lines, found {type(content).__name__}")
+    return content
+
+
+def _check_keys(values: Mapping[str, object], where: str) -> dict[str, object]:
+    keys = {str(key).replace("-", "_"): value for key, value in values.items()}
+    for key in keys:
+        if key not in NAMES:
+            hint = nearest(key, NAMES) or f"known settings: {', '.join(NAMES)}"
+            raise ConfigError("config-key", f"{where}: {key}: no such setting", hint)
+    return keys
+
+
+def _normalise(name: str, value: object) -> object:
+    """The forms people write (`7x7`, `a,b`, `800,1333`) as the one form Settings holds."""
+    if name == "layers" and isinstance(value, str):
+        return [layer.strip() for layer in value.split(",") if layer.strip()]
+    if name == "output_size" and isinstance(value, int) and not isinstance(value, bool):
+        return [value, value]
+    if name == "output_size" and isinstance(value, str):
+        sides = value.lower().split("x")
+        if len(sides) in (1, 2) and all(side.strip().isdigit() for side in sides):
+            return [int(sides[0]), int(sides[-1])]
+    if name == "resize" and value is not None and not isinstance(value, str | bool):
+        return ",".join(str(side) for side in (value if isinstance(value, list | tuple) else [value]))
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _validate(values: dict[str, object]) -> Settings:
+    import msgspec
+
+    try:
+        settings = msgspec.convert(values, Settings)
+    except msgspec.ValidationError as error:
+        reason, _, place = str(error).partition(" - at `$.")
+        name = place.rstrip("`").split("[")[0]
+        found = f", found {values[name]!r}" if name in values else ""
+        raise ConfigError("config-value", f"{name or 'settings'}: {reason}{found}") from None
+    least = {"sampling_ratio": 0, "batch_size": 0, "workers": 0, "canonical_level": 0, "canonical_size": 1}
+    for name, low in least.items():
+        if getattr(settings, name) < low:
+            raise ConfigError("config-value", f"{name}: expected at least {low}, found {getattr(settings, name)}")
+    if min(settings.output_size) < 1:
+        raise ConfigError("config-value", f"output_size: expected at least 1, found {settings.output_size}")
+    sides = settings.resize.split(",")
+    if settings.resize not in ("backbone", "none") and not (
+        len(sides) <= 2 and all(side.isdigit() and int(side) > 0 for side in sides)
+    ):
+        raise ConfigError("config-value", f"resize: expected none or SHORT[,MAX], found {settings.resize!r}")
+    if settings.kernel == "torchvision" and settings.mode != "avg":
+        raise ConfigError(
+            "config-value", f"kernel torchvision: expected mode avg, found {settings.mode}", "use kernel auto"
+        )
+    return settings

@@ -1,0 +1,184 @@
+"""Fill a laid-out file: decode -> backbone -> RoI Align -> write, batch after batch, overlapped."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from roialign_cli.backbones import Backbone
+from roialign_cli.config import Settings
+from roialign_cli.inputs.images import ImageError
+from roialign_cli.loading import Decoded, load_batches
+from roialign_cli.planning import Batch, make_batches, row_range
+from roialign_cli.pooling import assign_levels, pool, scale_boxes
+from roialign_cli.preprocessing import prepare, resized
+from roialign_cli.store.layout import Layout
+from roialign_cli.store.reader import FeatureFile
+from roialign_cli.store.schema import features_path
+from roialign_cli.store.writer import FeatureWriter
+from roialign_cli.structures import Layer, Plan, Progress
+
+BATCH_PIXELS = 2 << 20  # image pixels per batch, where the batch size is ours to choose
+BLOCK_BYTES = 64 << 20  # features computed and handed to the writer at a time
+BLOCKS = 3  # such blocks in memory
+FLOAT16_MAX = 65504.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a run needs, checked: nothing has been written yet."""
+
+    folder: Path
+    output: Path
+    settings: Settings
+    plan: Plan
+    backbone: Backbone
+    layout: Layout
+    device: torch.device
+    free_bytes: int
+
+
+class Filling:
+    """One pass over the images not yet done."""
+
+    def __init__(self, job: Job, done: npt.NDArray[np.bool_], on_progress: Callable[[Progress], None]) -> None:
+        self.job = job
+        self.done = done
+        self.interrupted = False
+        self.saturated = 0
+        self._on_progress = on_progress
+        self._counts = np.diff(job.plan.table.offset)
+        self._images, self._boxes = int(done.sum()), int(self._counts[done].sum())
+        self._model = job.backbone.model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        with FeatureFile(job.output) as file:
+            self._writer = FeatureWriter(job.output, file.places)
+        self._blocks: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+
+    def fill(self, should_stop: Callable[[], bool]) -> None:
+        """Ledger the images known to fail, then compute batch after batch."""
+        plan, settings = self.job.plan, self.job.settings
+        for _ in range(BLOCKS):
+            self._blocks.put(torch.from_numpy(np.empty(BLOCK_BYTES // 4, np.float32)))
+        with self._writer as writer:
+            for image in np.flatnonzero(~self.done & (self._counts == 0)).tolist():
+                if image not in plan.problems:
+                    self._finish(image)
+            for image, problem in plan.problems.items():
+                if not self.done[image]:
+                    writer.failed(image, problem)
+                    self._settle(image)
+            batches = (
+                batch
+                for batch in make_batches(plan, settings.batch_size, BATCH_PIXELS)
+                if not self.done[list(batch.images)].all()
+            )
+            for batch, decoded in load_batches(self.job.folder, plan, batches, settings.workers):
+                if should_stop():
+                    self.interrupted = True
+                    return
+                self._compute(batch, decoded)
+
+    def _compute(self, batch: Batch, decoded: list[Decoded]) -> None:
+        """One batch, images done before included: the same computation gives the same bits."""
+        pixels, images = [], []
+        for image, result in zip(batch.images, decoded, strict=True):
+            if not isinstance(result, ImageError):
+                pixels.append(result)
+                images.append(image)
+            elif self.job.settings.on_error == "stop":
+                name = self.job.plan.table.names[image]
+                raise ImageError(result.reference, f'"{name}": {result.message}', result.hint)
+            elif not self.done[image]:
+                self._writer.failed(image, result.message)
+                self._settle(image)
+        if pixels:
+            preprocessing, precision = self.job.backbone.preprocessing, getattr(torch, self.job.settings.precision)
+            with torch.inference_mode():
+                inputs = prepare(pixels, preprocessing, self.job.device)
+                with torch.autocast(self.job.device.type, precision, enabled=precision != torch.float32):
+                    maps = self.job.backbone(inputs)
+                for layer, levels in zip(self.job.backbone.layers, maps, strict=True):
+                    self._pool_layer(layer, levels, images, batch.size)
+        for image in images:
+            if not self.done[image]:
+                self._finish(image)
+
+    def _pool_layer(self, layer: Layer, maps: tuple[Tensor, ...], images: list[int], size: tuple[int, int]) -> None:
+        """Pool the boxes of the images on one layer, block by block, and hand the rows to the writer."""
+        plan, settings = self.job.plan, self.job.settings
+        target = resized(size, self.job.backbone.preprocessing.resize)
+        tables, rows, owners = [], [], []
+        for n, image in enumerate(images):
+            if self.done[image]:
+                continue
+            first, stop = row_range(plan.table.offset, image)
+            boxes = scale_boxes(plan.table.boxes[first:stop], size, target)
+            tables.append(torch.cat([boxes.new_full((len(boxes), 1), n), boxes], dim=1))
+            rows.append(np.arange(first, stop))
+            owners.append(np.full(stop - first, image))
+        rois, row, owner = torch.cat(tables), np.concatenate(rows), np.concatenate(owners)
+        levels = None
+        if len(maps) > 1:
+            levels = assign_levels(
+                rois[:, 1:].to(torch.float32), layer.strides, settings.canonical_level, settings.canonical_size
+            )
+        dataset = features_path(layer.name, len(self.job.layout.layers))
+        step = max(1, BLOCK_BYTES // (4 * layer.channels * settings.output_size[0] * settings.output_size[1]))
+        for begin in range(0, len(rois), step):
+            part = slice(begin, begin + step)
+            part_levels = levels[part] if levels is not None else None
+            values, release = self._pool_block(maps, layer, rois[part], part_levels)
+            cuts = [0, *(np.flatnonzero(np.diff(owner[part])) + 1).tolist(), len(values)]
+            for low, high in pairwise(cuts):
+                first = int(row[part][low])
+                if part_levels is not None:
+                    self._writer.rows("levels", first, part_levels[low:high].to(torch.uint8).numpy())
+                last = high == len(values)
+                self._writer.features(
+                    dataset, int(owner[part][low]), first, values[low:high], release if last else lambda: None
+                )
+
+    def _pool_block(
+        self, maps: tuple[Tensor, ...], layer: Layer, rois: Tensor, levels: Tensor | None
+    ) -> tuple[npt.NDArray[Any], Callable[[], None]]:
+        """Rows as they are stored, and what to call when they have been written: their memory is used again."""
+        settings = self.job.settings
+        shape = (len(rois), layer.channels, *settings.output_size)
+        elements = int(np.prod(shape))
+        ours = maps[0].device.type == "cpu" and maps[0].dtype == torch.float32 and settings.reduce == "none"
+        block = self._blocks.get() if ours and elements <= BLOCK_BYTES // 4 else None
+        out = block[:elements].view(shape) if block is not None else None
+        pooled = pool(maps, layer, rois, levels, settings, out).float().cpu()
+        if settings.dtype == "float16":
+            self.saturated += int((pooled.abs() > FLOAT16_MAX).sum())
+            pooled = pooled.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
+            if block is not None:
+                self._blocks.put(block)
+            return pooled.numpy(), lambda: None
+        return pooled.numpy(), (lambda: self._blocks.put(block)) if block is not None else (lambda: None)
+
+    def _finish(self, image: int) -> None:
+        """All rows of an image are on their way; sizes and clipped boxes too, which an earlier run may not have known."""
+        plan = self.job.plan
+        self._writer.rows("images/size", image, plan.sizes[image : image + 1])
+        if self.job.settings.clip:
+            first, stop = row_range(plan.table.offset, image)
+            self._writer.rows("boxes", first, plan.table.boxes[first:stop])
+        self._writer.done(image)
+        self._settle(image)
+
+    def _settle(self, image: int) -> None:
+        plan = self.job.plan
+        self._images += 1
+        self._boxes += int(self._counts[image])
+        total = self.job.layout.feature_bytes(self._boxes)
+        self._on_progress(Progress(self._images, plan.images, self._boxes, plan.rows, total))

@@ -1,0 +1,1 @@
+"""What a user brings: images and box files."""

@@ -1,0 +1,97 @@
+"""Images: names in a folder, sizes from headers, decoding to RGB.
+
+Conventions: EXIF orientation is applied (boxes refer to the upright image); alpha is laid over black; 16-bit gray is
+scaled to 8 bits; of animations and multi-page files the first picture counts.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import ExifTags, Image, ImageCms, ImageOps
+
+from roialign_cli.errors import InputError
+
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".mpo"})
+TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
+
+
+class ImageError(InputError):
+    """One image that cannot be used; recorded in the ledger of the file, or the end of the run with --on-error stop."""
+
+
+def list_images(folder: Path) -> set[str]:
+    """Names of the image files below a folder, relative to it, with forward slashes."""
+    if not folder.is_dir():
+        found = "a file" if folder.exists() else "nothing there"
+        raise InputError("images-folder", f"{folder}: expected a folder of images, found {found}")
+    names = set()
+    for parent, _, files in os.walk(folder):
+        inside = Path(parent).relative_to(folder)
+        names |= {(inside / file).as_posix() for file in files if Path(file).suffix.lower() in EXTENSIONS}
+    return names
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """(height, width) of the upright image from its header, or ImageError."""
+    with _open(path) as image:
+        width, height = image.size
+        # Pillow turns TIFF headers by itself, and would decode a whole PNG in search of a late EXIF chunk.
+        if image.format not in ("TIFF", "PNG") or (image.format == "PNG" and "exif" in image.info):
+            orientation = image.getexif().get(ExifTags.Base.Orientation)
+            if orientation in TURNED:
+                return width, height
+        return height, width
+
+
+def decode(path: Path) -> npt.NDArray[np.uint8]:
+    """The upright image as RGB [H, W, 3] uint8, or ImageError."""
+    with _open(path) as image:
+        image.load()  # a first failure must not be forgotten: Pillow may not raise it again
+        upright = ImageOps.exif_transpose(image)
+        return np.ascontiguousarray(_to_rgb(upright))
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Image.Image]:
+    """Open an image; whatever goes wrong with it becomes an ImageError."""
+    if not path.is_file():
+        raise ImageError("image-missing", "expected an image file, found nothing there")
+    try:
+        with Image.open(path) as image:
+            yield image
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("image-too-large", str(error)) from None
+    except MemoryError:
+        raise ImageError("image-memory", "not enough memory to decode it") from None
+    except Exception as error:  # Pillow's plugins raise nearly anything on hostile input
+        text = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
+        raise ImageError("image-unreadable", f"cannot be decoded: {text}") from None
+
+
+def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
+    if image.mode == "F":
+        raise ImageError("image-mode", "expected 8 or 16 bits per channel, found floating-point pixels")
+    if image.mode.startswith("I"):
+        gray = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        clear = image.info.get("transparency")
+        gray[gray == (clear if isinstance(clear, int) else -1)] = 0
+        eight = np.rint(gray / 257).astype(np.uint8)
+        return np.repeat(eight[:, :, None], 3, axis=2)
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        return np.asarray(converted)
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        black = Image.new("RGB", layer.size)
+        black.paste(layer, mask=layer.getchannel("A"))
+        return np.asarray(black)
+    return np.asarray(image.convert("RGB"))

@@ -1,0 +1,161 @@
+"""extract(): read and check everything, lay the file out whole, fill it, say what came of it."""
+
+from __future__ import annotations
+
+import json
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+
+from roialign_cli import __version__, config, ops
+from roialign_cli.backbones import Backbone, load_backbone
+from roialign_cli.config import Settings
+from roialign_cli.errors import ConfigError
+from roialign_cli.filling import Filling, Job
+from roialign_cli.inputs.boxes import read_boxes
+from roialign_cli.planning import make_plan
+from roialign_cli.store.layout import Layout, check_space
+from roialign_cli.store.output import locked, open_output
+from roialign_cli.store.reader import FeatureFile
+from roialign_cli.store.schema import DONE, FAILED
+from roialign_cli.structures import Progress, Summary
+
+
+def extract(
+    images: str | Path,
+    boxes: str | Path,
+    output: str | Path,
+    *,
+    config_name: str | None = None,
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    **settings: Any,
+) -> Summary:
+    """Extract the region features of every box into a feature file; the same call goes on where a former one ended.
+
+    Args:
+        images: folder of images.
+        boxes: box file naming images relative to that folder.
+        output: the feature file to make.
+        config_name: a named configuration or the path of a YAML file.
+        overwrite: replace an existing output.
+        on_progress: called after each batch.
+        should_stop: asked before each batch; True ends the run early, resumable.
+        **settings: fields of `Settings`, in any form the command line takes.
+
+    Raises:
+        RoialignError: see the subclasses in `errors`; what is marked done in the file stays valid.
+    """
+    chosen = config.load(config_name, settings)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of an image becomes an error of that image
+        job = prepare_job(Path(images), Path(boxes), Path(output), chosen)
+        return run_job(job, overwrite=overwrite, on_progress=on_progress, should_stop=should_stop)
+
+
+def prepare_job(folder: Path, boxes: Path, output: Path, settings: Settings) -> Job:
+    """Read and check everything up to the first image, cheap checks first."""
+    check_space(output, 0)
+    device = _device(settings.device)
+    ops.choose(settings.kernel, device.type)
+    table = read_boxes(boxes, settings.boxes_format)
+    plan = make_plan(folder, table, clip=settings.clip, on_error=settings.on_error)
+    backbone = load_backbone(settings)
+    bins = settings.output_size if settings.reduce == "none" else ()
+    layout = Layout(
+        layers={layer.name: (layer.channels, *bins) for layer in backbone.layers},
+        dtype=settings.dtype,
+        levels=any(len(layer.strides) > 1 for layer in backbone.layers),
+        attributes=_provenance(settings, table.sha256, boxes, backbone),
+    )  # fmt: skip
+    free = check_space(output, 0 if output.exists() else layout.feature_bytes(plan.rows))
+    return Job(folder, output, settings, plan, backbone, layout, device, free)
+
+
+def run_job(
+    job: Job,
+    *,
+    overwrite: bool,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Summary:
+    """Fill the output of a job, or what is missing of it."""
+    started = time.monotonic()
+    with locked(job.output):
+        status = open_output(job.output, job.plan, job.layout, overwrite=overwrite)
+        finished_before = bool((status == DONE).all())
+        filling = Filling(job, status == DONE, on_progress)
+        if not finished_before:
+            filling.fill(should_stop)
+    return _summarise(job, filling, finished_before, time.monotonic() - started)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError("device-unknown", f"device: expected auto, cpu or cuda[:N], found {name!r}") from None
+    if device.type not in ("cpu", "cuda") or (
+        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    ):
+        found = (
+            f"{torch.cuda.device_count()} CUDA devices are here" if device.type == "cuda" else "it is of another kind"
+        )
+        raise ConfigError("device-unknown", f"device: expected auto, cpu or cuda[:N], found {name!r}: {found}")
+    return device
+
+
+def _provenance(settings: Settings, boxes_sha256: str, boxes: Path, backbone: Backbone) -> dict[str, Any]:
+    """The attributes that say what made the file."""
+    return {
+        "created_by": f"roialign {__version__}",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": json.dumps(settings.identity()),
+        "backbone": backbone.name,
+        "weights": backbone.weights,
+        "weights_sha256": backbone.weights_sha256,
+        "boxes_file": boxes.name,
+        "boxes_sha256": boxes_sha256,
+        "strides": json.dumps({layer.name: layer.strides for layer in backbone.layers}),
+        "preprocessing": json.dumps(asdict(backbone.preprocessing)),
+        "versions": json.dumps({module.__name__: module.__version__ for module in (torch, torchvision, np, PIL)}),
+    }
+
+
+def _summarise(job: Job, filling: Filling, finished_before: bool, seconds: float) -> Summary:
+    plan = job.plan
+    with FeatureFile(job.output) as file:
+        status, failures = file.status, file.errors
+    done, failed = int((status == DONE).sum()), int((status == FAILED).sum())
+    pending = plan.images - done - failed
+    return Summary(
+        output=str(job.output),
+        images=plan.images,
+        done=done,
+        failed=failed,
+        pending=pending,
+        boxes=plan.rows,
+        outside_boxes=plan.outside_boxes,
+        empty_boxes=plan.empty_boxes,
+        unused_images=plan.unused_images,
+        saturated_values=filling.saturated,
+        bytes=job.layout.feature_bytes(plan.rows),
+        seconds=round(seconds, 3),
+        finished=pending == 0,
+        interrupted=filling.interrupted,
+        already_finished=finished_before,
+        features={layer: (plan.rows, *shape) for layer, shape in job.layout.layers.items()},
+        failures=failures,
+    )

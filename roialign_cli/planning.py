@@ -1,0 +1,100 @@
+"""Boxes + image folder -> plan: which images, which rows, how big; and the batches of equal-sized images."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from roialign_cli.errors import InputError
+from roialign_cli.inputs.images import ImageError, list_images, read_size
+from roialign_cli.structures import BoxTable, Integers, Plan
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one size, by their place in the plan, in ascending order."""
+
+    images: tuple[int, ...]
+    size: tuple[int, int]
+
+
+def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str) -> Plan:
+    """Look every image up, read its size from its header, check the boxes against it.
+
+    Images that are missing or unreadable become `problems`; with on_error `stop` the first is raised. A box file none
+    of whose images is there is an error in any case.
+    """
+    listed = list_images(folder)
+    missing = [name for name in table.names if name not in listed and not (folder / name).is_file()]
+    if missing and (on_error == "stop" or len(missing) == len(table.names)):
+        raise _missing(folder, missing, listed, len(table.names))
+
+    def look(name: str) -> tuple[tuple[int, int], str]:
+        try:
+            return read_size(folder / name), ""
+        except ImageError as error:
+            if on_error == "stop":
+                raise _at(error, name) from None
+            return (0, 0), error.message
+
+    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        found = list(pool.map(look, table.names, chunksize=64))
+    sizes = np.array([size for size, _ in found], np.int64).reshape(-1, 2)
+    known = np.repeat(sizes, np.diff(table.offset), axis=0)[:, ::-1]  # (width, height) of each row's image
+    boxes = table.boxes
+    readable = known.min(axis=1, initial=1) > 0
+    outside = readable & ((boxes[:, :2] < 0) | (boxes[:, 2:] > known)).any(axis=1)
+    if clip:
+        limits = np.where(readable[:, None], known, np.inf)
+        boxes = np.clip(boxes, 0, np.concatenate([limits, limits], axis=1)).astype(np.float32)
+    return Plan(
+        table=replace(table, boxes=boxes),
+        sizes=sizes,
+        problems={i: problem for i, (_, problem) in enumerate(found) if problem},
+        unused_images=len(listed - set(table.names)),
+        outside_boxes=int(outside.sum()),
+        empty_boxes=int((boxes[:, 2:] <= boxes[:, :2]).any(axis=1).sum()),
+    )
+
+
+def _at(error: ImageError, name: str) -> ImageError:
+    return ImageError(error.reference, f'"{name}": {error.message}', error.hint)
+
+
+def _missing(folder: Path, missing: list[str], listed: set[str], total: int) -> InputError:
+    if not listed:
+        return InputError("images-empty", f"{folder}: expected images, found none")
+    close = difflib.get_close_matches(missing[0], sorted(listed)[:10000], n=1, cutoff=0.6)
+    same = [name for name in listed if Path(name).name == Path(missing[0]).name]
+    nearest = (same or close or [""])[0]
+    hint = f'the nearest name there is "{nearest}"' if nearest else f"{len(listed)} images are there"
+    count = f"{len(missing)} of {total} images of the box file are not there, the first is"
+    return InputError("image-missing", f'{folder}: {count} "{missing[0]}"', hint)
+
+
+def make_batches(plan: Plan, batch_size: int, pixels: int) -> Iterator[Batch]:
+    """Batches of equal-sized images that have boxes, in order of size's first image.
+
+    The batches depend on the plan alone, not on what a former run has done, so that a resumed run repeats the very
+    computation. batch_size 0: as many as `pixels` allows, from 1 to 8.
+    """
+    counts = np.diff(plan.table.offset)
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, (height, width) in enumerate(plan.sizes.tolist()):
+        if counts[i] and i not in plan.problems:
+            groups.setdefault((height, width), []).append(i)
+    for size, images in groups.items():
+        step = batch_size or max(1, min(8, pixels // (size[0] * size[1])))
+        for begin in range(0, len(images), step):
+            yield Batch(tuple(images[begin : begin + step]), size)
+
+
+def row_range(offset: Integers, image: int) -> tuple[int, int]:
+    """First and one past last row of an image."""
+    return int(offset[image]), int(offset[image + 1])

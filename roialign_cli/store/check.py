@@ -1,0 +1,69 @@
+"""Check a feature file: structure, statuses, and the checksum of every image marked done."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from roialign_cli.store.reader import FeatureFile
+from roialign_cli.store.schema import DONE, FAILED, PENDING
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a check found; `problems` are defects of the file, failed images are not."""
+
+    images: int
+    rows: int
+    done: int
+    failed: int
+    pending: int
+    problems: list[str] = field(default_factory=list)
+
+
+def check(file: FeatureFile, progress: Callable[[int], None] = lambda _: None) -> Report:
+    """Read the whole file once; `progress` is told how many images have been checked."""
+    status = file.status
+    problems = _structure(file)
+    if not problems:
+        for i, name in enumerate(file.names):
+            if status[i] == DONE and image_crc32(file, name) != file.dataset("images/crc32")[i]:
+                problems.append(f'"{name}": marked done, but its features do not match its checksum')
+            progress(i + 1)
+    done, failed, pending = (int((status == value).sum()) for value in (DONE, FAILED, PENDING))
+    rows = int(file.offset[-1]) if len(file.offset) else 0
+    return Report(len(file.names), rows, done, failed, pending, problems)
+
+
+def image_crc32(file: FeatureFile, name: str) -> int:
+    """CRC-32 of an image's feature rows, layer after layer in the order of the attribute `layers`."""
+    rows = file.rows(name)
+    crc = 0
+    for layer in file.layers:
+        crc = zlib.crc32(np.ascontiguousarray(file.features(layer)[rows]).tobytes(), crc)
+    return crc
+
+
+def _structure(file: FeatureFile) -> list[str]:
+    images, problems = len(file.names), []
+    offset = file.offset
+    if len(offset) != images + 1 or offset[0] != 0 or (np.diff(offset) < 0).any():
+        problems.append("images/offset: expected M + 1 ascending numbers from 0")
+    rows = int(offset[-1])
+    for name in ("images/size", "images/status", "images/error", "images/crc32"):
+        if len(file.dataset(name)) != images:
+            problems.append(f"{name}: expected {images} rows, found {len(file.dataset(name))}")
+    for layer in file.layers:
+        if len(file.features(layer)) != rows:
+            problems.append(f"features of {layer}: expected {rows} rows, found {len(file.features(layer))}")
+    if len(file.dataset("boxes")) != rows:
+        problems.append(f"boxes: expected {rows} rows, found {len(file.dataset('boxes'))}")
+    strange = np.flatnonzero(file.status > FAILED)
+    if strange.size:
+        problems.append(f'"{file.names[strange[0]]}": status {file.status[strange[0]]} has no meaning')
+    if len(set(file.names)) != images:
+        problems.append("images/name: a name stands twice")
+    return problems

@@ -1,0 +1,71 @@
+"""Whose file is it: one writer at a time, a run of the same configuration goes on, any other is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import numpy.typing as npt
+
+from roialign_cli.errors import OutputError
+from roialign_cli.store.layout import Layout, check_space, create
+from roialign_cli.store.reader import FeatureFile
+from roialign_cli.store.schema import PENDING
+from roialign_cli.structures import Plan
+
+IDENTITY = ("config", "weights_sha256", "boxes_sha256")  # attributes a run must share with the file it goes on with
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file `<output>.lock`; OutputError if another run does."""
+    lock = filelock.FileLock(f"{path}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        message = f"{path}: expected no other run on this output, found its lock held"
+        raise OutputError("output-locked", message, "wait for that run, or choose another -o") from None
+    except OSError as error:
+        raise OutputError("output-permission", f"{path}.lock: cannot be created: {error.strerror}") from None
+    try:
+        yield
+    finally:
+        Path(f"{path}.lock").unlink(missing_ok=True)
+        lock.release()
+
+
+def open_output(path: Path, plan: Plan, layout: Layout, *, overwrite: bool) -> npt.NDArray[np.uint8]:
+    """Lay the file out, or find it laid out by a run of the same configuration; returns the status of each image."""
+    if overwrite or not path.exists():
+        check_space(path, layout.feature_bytes(plan.rows))
+        create(path, plan, layout)
+        return np.full(plan.images, PENDING, np.uint8)
+    with FeatureFile(path) as file:
+        differences = [
+            line for key in IDENTITY for line in _differences(key, file.attributes.get(key), layout.attributes[key])
+        ]
+        if differences or len(file.names) != plan.images:
+            raise OutputError(
+                "output-mismatch",
+                f"{path}: expected the output of this configuration, found another: {'; '.join(differences)}",
+                "choose another -o, or --overwrite",
+            )
+        return file.status
+
+
+def _differences(key: str, theirs: Any, ours: Any) -> list[str]:
+    """What differs, setting by setting for the configuration."""
+    if theirs == ours:
+        return []
+    if key != "config":
+        return [f"{key} is {theirs} there, {ours} here"]
+    old, new = json.loads(theirs or "{}"), json.loads(ours)
+    names = [*new, *(name for name in old if name not in new)]
+    return [
+        f"{name} is {old.get(name)} there, {new.get(name)} here" for name in names if old.get(name) != new.get(name)
+    ]

@@ -1,0 +1,157 @@
+"""Read a feature file by image name; features are memory-mapped, nothing is copied until it is used."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from roialign_cli.errors import OutputError
+from roialign_cli.store.schema import DONE, STATUS_NAMES, Place, features_path, open_file, places
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Regions:
+    """What a file holds of one image; L boxes, all arrays in the order of the box file.
+
+    features [L, C, PH, PW] (or [L, C] if reduced), a mapping from layer to such arrays where several layers are tapped;
+    boxes [L, 4] in pixels of the original, upright image; size (height, width).
+    """
+
+    name: str
+    features: Array | Mapping[str, Array]
+    boxes: Array
+    size: tuple[int, int]
+    labels: Array | None = None
+    scores: Array | None = None
+    ids: Array | None = None
+    levels: Array | None = None
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+
+class FeatureFile(Mapping[str, Regions]):
+    """A feature file as a mapping from image name to `Regions`, in the order of the box file.
+
+    Raises OutputError for files that are no feature files, and for images that have no features (yet).
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with open_file(self.path) as file:
+            self.places = places(file)
+            attributes = {
+                name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()
+            }
+        self.attributes: dict[str, Any] = attributes
+        self.layers: list[str] = json.loads(attributes["layers"])
+        self.names: list[str] = [name.decode("utf-8", "surrogateescape") for name in self._map("images/name").tolist()]
+        self.offset = self._map("images/offset")
+        self.sizes = self._map("images/size")
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: i for i, name in enumerate(self.names)}
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that made the file."""
+        settings: dict[str, Any] = json.loads(self.attributes["config"])
+        return settings
+
+    @property
+    def status(self) -> npt.NDArray[np.uint8]:
+        """[M] 0 pending, 1 done, 2 failed; as the file says now."""
+        return np.array(self._map("images/status"))
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Why images failed, by name."""
+        ledger = self._map("images/error")
+        failed = np.flatnonzero(self.status == STATUS_NAMES.index("failed"))
+        return {self.names[i]: ledger[i].decode("utf-8", "replace") for i in failed.tolist()}
+
+    def dataset(self, name: str) -> Array:
+        """A whole dataset by its path in the file, memory-mapped and read-only."""
+        return self._map(name)
+
+    def features(self, layer: str | None = None) -> Array:
+        """All rows of a layer [N, C, PH, PW], memory-mapped; the layer may be left out where there is only one."""
+        if layer is None and len(self.layers) > 1:
+            raise OutputError("layer-unknown", f"{self.path}: expected one of the layers {', '.join(self.layers)}")
+        return self._map(features_path(layer or self.layers[0], len(self.layers)))
+
+    def rows(self, name: str) -> slice:
+        """The rows of an image."""
+        i = self._index[name]
+        return slice(int(self.offset[i]), int(self.offset[i + 1]))
+
+    def __getitem__(self, name: str) -> Regions:
+        i = self._index[name]
+        status = int(self._map("images/status")[i])
+        if status != DONE:
+            reason = self.errors.get(name, "the run has not come to it; the same extract command goes on")
+            raise OutputError("image-not-done", f'{self.path}: "{name}": {STATUS_NAMES[status]}: {reason}')
+        rows = self.rows(name)
+        columns = {key: self._map(key)[rows] for key in ("labels", "scores", "ids", "levels") if key in self.places}
+        if "labels" in columns and columns["labels"].dtype.kind == "S":
+            columns["labels"] = np.char.decode(columns["labels"], "utf-8")
+        by_layer = {layer: self.features(layer)[rows] for layer in self.layers}
+        return Regions(
+            name=name,
+            features=by_layer if len(self.layers) > 1 else by_layer[self.layers[0]],
+            boxes=self._map("boxes")[rows],
+            size=(int(self.sizes[i, 0]), int(self.sizes[i, 1])),
+            **columns,
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._index
+
+    def close(self) -> None:
+        """Let go of the mapped file; arrays already taken from it stay valid."""
+        self._maps.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @cached_property
+    def _maps(self) -> dict[str, Array]:
+        return {}
+
+    def _map(self, name: str) -> Array:
+        if name not in self._maps:
+            place = self.places[name]
+            self._maps[name] = _memory_map(self.path, place)
+        return self._maps[name]
+
+
+def _memory_map(path: Path, place: Place) -> Array:
+    dtype = np.dtype(f"S{place.dtype.itemsize}") if place.dtype.kind in "SO" else place.dtype
+    if 0 in place.shape:
+        return np.empty(place.shape, dtype)
+    try:
+        return np.memmap(path, dtype, "r", place.offset, place.shape)
+    except (OSError, ValueError) as error:
+        raise OutputError("file-truncated", f"{path}: expected more bytes than are there: {error}") from None

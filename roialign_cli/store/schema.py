@@ -1,0 +1,102 @@
+"""The format `roialign-features`, version 1: names, types and places of what a file holds. See docs/format.md."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from roialign_cli.errors import OutputError
+
+FORMAT = "roialign-features"
+VERSION = 1
+PENDING, DONE, FAILED = 0, 1, 2
+STATUS_NAMES = ("pending", "done", "failed")
+ERROR_BYTES = 256  # room for the message of a failed image
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a contiguous dataset lies: byte offset in the file, shape, type. Offset 0: nothing was stored (size 0)."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+
+
+def string_dtype(length: int) -> np.dtype[Any]:
+    """Fixed-length UTF-8 of so many bytes."""
+    dtype: np.dtype[Any] = h5py.string_dtype("utf-8", max(length, 1))
+    return dtype
+
+
+def encode(values: list[str], length: int | None = None) -> npt.NDArray[np.bytes_]:
+    """Strings as fixed-length UTF-8, cut between characters where they are too long."""
+    encoded = [value.encode("utf-8", "surrogateescape") for value in values]
+    length = length or max(map(len, encoded), default=1)
+    return np.array([cut(value, length) for value in encoded], f"S{max(length, 1)}")
+
+
+def cut(value: bytes, length: int) -> bytes:
+    """At most `length` bytes of UTF-8, whole characters only."""
+    if len(value) <= length:
+        return value
+    while length and value[length] & 0xC0 == 0x80:
+        length -= 1
+    return value[:length]
+
+
+def features_path(layer: str, layers: int) -> str:
+    """/features, or /features/<layer> where several layers are tapped."""
+    return "features" if layers == 1 else f"features/{layer}"
+
+
+def open_file(path: Path) -> h5py.File:
+    """Open a feature file for reading, or OutputError if it is none."""
+    try:
+        file = h5py.File(path, "r", locking=False)
+    except FileNotFoundError:
+        raise OutputError("file-missing", f"{path}: expected a feature file, found nothing there") from None
+    except OSError as error:
+        raise OutputError("file-unreadable", f"{path}: expected an HDF5 file, found: {error}") from None
+    try:
+        name, version = file.attrs.get("format"), file.attrs.get("format_version")
+    except (OSError, RuntimeError, KeyError) as error:
+        file.close()
+        raise OutputError("file-unreadable", f"{path}: expected an HDF5 file, found: {error}") from None
+    if name != FORMAT:
+        file.close()
+        raise OutputError("file-format", f"{path}: expected a file of format {FORMAT}, found {name or 'no format'}")
+    if version != VERSION:
+        file.close()
+        raise OutputError(
+            "file-version", f"{path}: expected format version {VERSION}, found {version}", "update roialign"
+        )
+    return file
+
+
+def places(file: h5py.File) -> Mapping[str, Place]:
+    """Every dataset of a feature file by its path, all of them contiguous; OutputError on any that is not."""
+    found: dict[str, Place] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            offset = item.id.get_offset()
+            if item.chunks is not None or (offset is None and item.size):
+                message = f"{file.filename}: {name}: expected contiguous storage, found another layout"
+                raise OutputError("file-layout", message)
+            dtype = item.dtype if item.dtype.kind != "O" else item.id.dtype
+            found[name] = Place(offset or 0, item.shape, dtype)
+
+    file.visititems(visit)
+    return found

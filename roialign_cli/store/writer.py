@@ -1,0 +1,140 @@
+"""Fill a laid-out file: rows by plain positioned writes on one background thread, each status byte after a data sync."""
+
+from __future__ import annotations
+
+import os
+import queue
+import threading
+import time
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from roialign_cli.errors import OutputError
+from roialign_cli.store.schema import DONE, ERROR_BYTES, FAILED, Place, cut
+
+CHECKPOINT_SECONDS = 2.0  # at most this much finished work is done again after a kill
+QUEUED = 8  # blocks that may wait for the disk, which bounds memory
+
+
+class FeatureWriter:
+    """Writes rows, checksums and statuses of one file; errors of the disk reach the caller at the next call or at close.
+
+    What is written is vouched for in this order: rows, checksum and message; sync; status byte. So a status says `done`
+    only of rows that are on the disk, whenever the process or the power ends.
+    """
+
+    def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
+        self._path = path
+        self._places = places
+        self._file = path.open("r+b", buffering=0)
+        self._tasks: queue.Queue[tuple[Callable[[], None], Callable[[], None]] | None] = queue.Queue(QUEUED)
+        self._crc: dict[int, int] = {}
+        self._finished: list[tuple[int, int]] = []  # (image, status), written but not yet synced
+        self._synced_at = time.monotonic()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="roialign-writer", daemon=True)
+        self._thread.start()
+
+    def rows(self, dataset: str, first: int, values: npt.NDArray[Any]) -> None:
+        """Write rows first, first + 1, ... of a dataset."""
+        self._put(lambda: self._write(dataset, first, values))
+
+    def features(
+        self, dataset: str, image: int, first: int, values: npt.NDArray[Any], release: Callable[[], None] = lambda: None
+    ) -> None:
+        """Write feature rows of an image and add them to its checksum; `release` is called when `values` is free again."""
+
+        def task() -> None:
+            self._write(dataset, first, values)
+            self._crc[image] = zlib.crc32(values.data.cast("B") if values.size else b"", self._crc.get(image, 0))
+
+        self._put(task, release)
+
+    def done(self, image: int) -> None:
+        """All rows of the image have been handed over."""
+        self._put(lambda: self._finish(image, DONE, ""))
+
+    def failed(self, image: int, message: str) -> None:
+        """The image has no features; the ledger says why."""
+        self._put(lambda: self._finish(image, FAILED, message))
+
+    def close(self) -> None:
+        """Write and sync what is pending, then close the file."""
+        self._tasks.put(None)
+        self._thread.join()
+        self._file.close()
+        self._check()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            self.close()
+        except OutputError:
+            if kind is None:
+                raise
+
+    def _put(self, task: Callable[[], None], release: Callable[[], None] = lambda: None) -> None:
+        self._check()
+        self._tasks.put((task, release))
+
+    def _check(self) -> None:
+        if isinstance(self._error, OSError):
+            reason = self._error.strerror or str(self._error)
+            hint = "what is marked done is safe; make room and run the same command to go on"
+            raise OutputError("output-write", f"{self._path}: cannot be written: {reason}", hint) from self._error
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        while (item := self._tasks.get()) is not None:
+            task, release = item
+            self._attempt(task)
+            release()  # also after a failure: somebody may be waiting for the memory
+            if self._finished and time.monotonic() - self._synced_at > CHECKPOINT_SECONDS:
+                self._attempt(self._checkpoint)
+        self._attempt(self._checkpoint)
+
+    def _attempt(self, task: Callable[[], None]) -> None:
+        """Run a task, unless one has failed: after a failure nothing more is vouched for."""
+        if self._error is None:
+            try:
+                task()
+            except BaseException as error:  # raised again on the caller's thread
+                self._error = error
+
+    def _write(self, dataset: str, first: int, values: npt.NDArray[Any]) -> None:
+        if not values.size:
+            return
+        place = self._places[dataset]
+        assert values.shape[1:] == place.shape[1:]
+        assert values.dtype.itemsize == place.dtype.itemsize
+        assert 0 <= first <= first + len(values) <= place.shape[0]
+        left = np.ascontiguousarray(values).data.cast("B")
+        self._file.seek(place.offset + first * place.row_bytes)
+        while left:
+            left = left[self._file.write(left) :]
+
+    def _finish(self, image: int, status: int, message: str) -> None:
+        text = cut(message.encode("utf-8", "replace"), ERROR_BYTES)
+        self._write("images/crc32", image, np.array([self._crc.pop(image, 0)], np.uint32))
+        self._write("images/error", image, np.array([text], f"S{ERROR_BYTES}"))
+        self._finished.append((image, status))
+
+    def _checkpoint(self) -> None:
+        os.fsync(self._file.fileno())
+        for image, status in self._finished:
+            self._write("images/status", image, np.array([status], np.uint8))
+        if self._finished:
+            os.fsync(self._file.fileno())
+        self._finished.clear()
+        self._synced_at = time.monotonic()
