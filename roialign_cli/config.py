@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from roialign_cli.errors import ConfigError
 
@@ -133,6 +133,7 @@ def _normalise(name: str, value: object) -> object:
         sides = value.lower().split("x")
         if len(sides) in (1, 2) and all(side.strip().isdigit() for side in sides):
             return [int(sides[0]), int(sides[-1])]
+        raise ConfigError("config-value", f"output_size: expected a number or HEIGHTxWIDTH, found {value!r}")
     if name == "resize" and value is not None and not isinstance(value, str | bool):
         return ",".join(str(side) for side in (value if isinstance(value, list | tuple) else [value]))
     return list(value) if isinstance(value, tuple) else value
@@ -141,6 +142,11 @@ def _normalise(name: str, value: object) -> object:
 def _validate(values: dict[str, object]) -> Settings:
     import msgspec
 
+    for name, kind in get_type_hints(Settings).items():
+        if get_origin(kind) is Literal and values.get(name, get_args(kind)[0]) not in get_args(kind):
+            choices = ", ".join(get_args(kind))
+            hint = nearest(str(values[name]), list(get_args(kind)))
+            raise ConfigError("config-value", f"{name}: expected one of {choices}, found {values[name]!r}", hint)
     try:
         settings = msgspec.convert(values, Settings)
     except msgspec.ValidationError as error:

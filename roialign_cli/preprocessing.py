@@ -14,16 +14,14 @@ from roialign_cli.structures import Preprocessing
 def resized(size: tuple[int, int], resize: tuple[int, int | None] | None) -> tuple[int, int]:
     """(height, width) after a resize to SHORT[,MAX]: torchvision's GeneralizedRCNNTransform, to the pixel.
 
-    The scale brings the short side to SHORT unless the long side would exceed MAX; it is a float32, and sides are
-    rounded down, as there.
+    The scale brings the short side to SHORT unless the long side would exceed MAX; sides are rounded down, as there.
     """
     if resize is None:
         return size
     short, longest = resize
-    shorter, longer = np.float32(min(size)), np.float32(max(size))
-    scale = float(np.float32(short) / shorter)
+    scale = short / min(size)
     if longest is not None:
-        scale = min(scale, float(np.float32(longest) / longer))
+        scale = min(scale, longest / max(size))
     return max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
 
 

@@ -125,7 +125,7 @@ def _last_spatial(model: nn.Module) -> str:
     for name in reversed(blocks):
         try:
             measure_maps(_tap(model, (name,)), multiple=32)
-        except (BackboneError, ValueError, AttributeError):  # not a map, or not a node of the graph
+        except Exception:  # not a map, not a node of the graph, or a model of one image size only
             continue
         return name
     names = ", ".join(blocks)

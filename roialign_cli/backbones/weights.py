@@ -124,5 +124,10 @@ def _from_file(path: Path, entries: Any) -> Weights:
         )
     plain = {str(key).removeprefix("module."): value for key, value in state.items()}
     digest = hashlib.sha256(content).hexdigest()
+    return Weights(path.name, plain, digest, origin=_origin(digest, entries))
+
+
+def _origin(digest: str, entries: Any) -> Any:
+    """The torchvision entry a file is a copy of, if any: their names end in the first digits of their hash."""
     known = [entry for entry in entries if digest.startswith(Path(urlparse(entry.url).path).stem.split("-")[-1])]
-    return Weights(path.name, plain, digest, origin=known[0] if known else None)
+    return known[0] if known else None

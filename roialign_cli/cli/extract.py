@@ -115,16 +115,16 @@ def extract(
 
 
 def _warn(job: Job) -> None:
-    from roialign_cli.cli.console import stderr
+    from roialign_cli.cli.console import count, stderr
 
-    plan = job.plan
-    for count, text in (
-        (len(plan.problems), "images cannot be read and will be recorded as failed"),
-        (plan.outside_boxes, "boxes reach outside their image (--clip would clip them)"),
-        (plan.empty_boxes, "boxes have no area"),
+    plan, clipped = job.plan, job.settings.clip
+    for number, noun, text in (
+        (len(plan.problems), "image", "cannot be read; recorded as failed"),
+        (plan.outside_boxes, "box", "outside the image in part or whole" + (", clipped" if clipped else "; --clip clips")),
+        (plan.empty_boxes, "box", "without area"),
     ):
-        if count:
-            stderr.print(f"warning: {count} {text}", highlight=False)
+        if number:
+            stderr.print(f"warning: {count(number, noun)} {text}", highlight=False)
 
 
 def _tell_plan(job: Job, *, as_json: bool) -> None:
@@ -152,11 +152,12 @@ def _tell_plan(job: Job, *, as_json: bool) -> None:
 
 
 def _tell_summary(summary: Summary) -> None:
-    from roialign_cli.cli.console import human_bytes, pairs, stderr, stdout
+    from roialign_cli.cli.console import count, human_bytes, pairs, stderr, stdout
 
     title = f"{summary.output}: " + (
         "was finished already, nothing to do" if summary.already_finished
-        else "interrupted; the same command goes on" if summary.interrupted else "finished"
+        else "interrupted; the same command goes on" if summary.interrupted
+        else f"finished, but {count(summary.failed, 'image')} failed" if summary.failed else "finished"
     )  # fmt: skip
     counts = f"{summary.done} done, {summary.failed} failed" + (
         f", {summary.pending} pending" if summary.pending else ""

@@ -20,6 +20,9 @@ def choose(kernel: str, device: str) -> str:
     """The name of the kernel that serves tensors of a device type: `auto` takes the fastest there is."""
     if kernel == "auto":
         return "cpu" if device == "cpu" else "torchvision"
+    if kernel == "cuda":
+        message = "kernel cuda: expected the bundled CUDA kernel, found none: it is not part of this version"
+        raise KernelError("kernel-unavailable", message, "use --kernel auto, which takes the fastest there is")
     if kernel not in KERNELS:
         names = ", ".join(["auto", *KERNELS])
         raise KernelError("kernel-unknown", f"kernel: expected one of {names}, found {kernel!r}")

@@ -417,6 +417,7 @@ def pool(
                         _combine(target, row_at, unit, x_offset, x_weight, x_ptr[q], x_ptr[q + 1], n)
             _store(out + (k * channels + c) * bins * stored.itemsize, tile_at, bins, n, narrow, staging, stored, unit)
     _fence()
+    return row.size + tile.size  # their last use: Numba frees an array after that, and an address is no use
 
 
 @_jit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import msgspec
@@ -55,7 +56,8 @@ def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
 def _explain(error: msgspec.ValidationError) -> str:
     reason, _, place = str(error).partition(" - at `$")
     reason = reason[:1].lower() + reason[1:].replace(" | str", "").replace("`", "")
-    return f"{place.rstrip('`')}: {reason}" if place.rstrip("`") else reason
+    box = re.search(r"\[(\d+)\]", place)
+    return f"box {box[1]}: {reason}" if box else f"{place.rstrip('`')} {reason}".lstrip(" .")
 
 
 def _numbers(path: str, name: str, index: int, box: Box) -> list[float]:

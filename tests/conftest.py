@@ -1,0 +1,74 @@
+"""What the tests share: sample data, boxes of every kind, the command line in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).parent.parent
+SAMPLE_IMAGES = ROOT / "sample_data" / "images"
+SAMPLE_BOXES = ROOT / "sample_data" / "boxes.json"
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def roialign() -> Run:
+    """Run the command line as a user does; returns exit code, stdout and stderr."""
+
+    def run(*arguments: object, env: dict[str, str] | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "roialign_cli", *map(str, arguments)],
+            capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200", **(env or {})}, **options,
+        )  # fmt: skip
+
+    return run
+
+
+def make_rois(count: int, batch: int, width: float, height: float, seed: int = 0) -> torch.Tensor:
+    """Boxes inside, across and outside an image, small and huge, with the awkward ones first."""
+    generator = torch.Generator().manual_seed(seed)
+    special = torch.tensor([
+        [0, 0, 0, width, height], [0, 3, 3, 3, 3], [0, -1e4, -1e4, 1e4, 1e4], [0, -50, -50, -20, -20],
+        [0, width, height, width + 9, height + 9], [0, 1.5, 0, 1.5, height], [0, 0, 0, 1e-3, 1e-3],
+        [0, width - 1, 0, width, 1], [0, -0.5, -0.5, 0.5, 0.5],
+    ])  # fmt: skip
+    corner = torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) * 1.2 - 0.1 * width
+    size = torch.rand(count, 2, generator=generator).pow(2) * torch.tensor([width, height])
+    index = torch.randint(0, batch, (count, 1), generator=generator)
+    return torch.cat([special, torch.cat([index, corner, corner + size], dim=1)])
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference over the largest expected value; anything but a number counts as infinite."""
+    if found.shape != expected.shape or not torch.isfinite(found).all():
+        return float("inf")
+    scale = expected.double().abs().max().clamp_min(1e-30)
+    return float((found.double() - expected.double()).abs().max() / scale)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> tuple[Path, Path]:
+    """Twelve small images of three sizes in subfolders, and a box file: 0 to 6 boxes each, some across the border."""
+    rng = np.random.default_rng(0)
+    folder, boxes = tmp_path / "photos", {}
+    for i in range(12):
+        height, width = ((64, 96), (96, 64), (75, 50))[i % 3]
+        name = f"{'ab'[i % 2]}/{'höhe' if i == 3 else 'img'} {i}.{'png' if i % 4 else 'jpg'}"
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        ramp = np.linspace(0, 255, width)[None, :, None] * rng.random(3) + rng.integers(0, 60, (height, width, 3))
+        Image.fromarray(ramp.clip(0, 255).astype(np.uint8)).save(folder / name)
+        corner = rng.uniform(-5, 40, (i % 7, 2))
+        boxes[name] = np.hstack([corner, corner + rng.uniform(1, 50, (i % 7, 2))]).round(2).tolist()
+    path = tmp_path / "boxes.json"
+    path.write_text(json.dumps(boxes))
+    return folder, path

@@ -1,0 +1,161 @@
+"""The command line as a new user meets it: help, messages, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import SAMPLE_BOXES, SAMPLE_IMAGES, Run
+from typer.main import get_command
+
+from roialign_cli.cli import app
+
+COMMANDS = sorted(get_command(app).commands)
+
+
+def test_help_needs_no_torch() -> None:
+    script = """
+import sys
+from roialign_cli.__main__ import main
+try:
+    main()
+except SystemExit as end:
+    assert end.code in (0, None), end.code
+heavy = {"torch", "torchvision", "numpy", "numba", "h5py", "PIL", "msgspec", "yaml"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    for arguments in (["--help"], ["--version"], ["extract", "--help"]):
+        done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_an_example(command: str, roialign: Run) -> None:
+    done = roialign(command, "--help")
+    assert done.returncode == 0
+    assert f"Example: roialign {command}" in done.stdout
+
+
+def test_importing_the_package_is_cheap_and_complete() -> None:
+    script = """
+import sys, roialign_cli
+assert not {"torch", "numpy"} & set(sys.modules)
+for name in roialign_cli.__all__:
+    assert getattr(roialign_cli, name)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+    with pytest.raises(AttributeError, match="nonesuch"):
+        _ = __import__("roialign_cli").nonesuch
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A folder as of somebody who tries things out."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "im").mkdir()
+    for name in ("cat.jpg", "coffee.jpg"):
+        (tmp_path / "im" / name).write_bytes((SAMPLE_IMAGES / name).read_bytes())
+    (tmp_path / "corrupt").mkdir()
+    (tmp_path / "corrupt" / "cat.jpg").write_bytes((SAMPLE_IMAGES / "cat.jpg").read_bytes()[:5000])
+    (tmp_path / "corrupt" / "coffee.jpg").write_bytes((SAMPLE_IMAGES / "coffee.jpg").read_bytes())
+    files = {
+        "good": '{"cat.jpg": [[1, 2, 30, 40]], "coffee.jpg": [[5, 6, 70, 80]]}',
+        "xywh": '{"cat.jpg": [[134, 84, 78, 64]]}',
+        "nan": '{"cat.jpg": [[1, 2, NaN, 40]]}',
+        "typo": '{"cta.jpg": [[1, 2, 30, 40]]}',
+        "half": '{"cta.jpg": [[1, 2, 30, 40]], "cat.jpg": [[1, 2, 30, 40]]}',
+        "broken": '{"cat.jpg": [[1, 2',
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(content)
+    return tmp_path
+
+
+QUICK = ["-c", "quickstart"]
+RANDOM = ["--backbone", "resnet18", "--weights", "random"]
+
+
+@pytest.mark.parametrize(
+    ("images", "boxes", "options", "code", "expected"),
+    [
+        ("im", "none.json", QUICK, 3, ["error[boxes-missing]: none.json"]),
+        ("nowhere", "good.json", QUICK, 3, ["error[images-folder]: nowhere: expected a folder of images"]),
+        ("empty", "good.json", QUICK, 3, ["error[images-empty]: empty: expected images, found none"]),
+        ("im", "good.json", ["--backbone", "resnet19"], 4, ["error[backbone-unknown]", "did you mean resnet18"]),
+        ("im", "good.json", [*RANDOM, "--layers", "layer5"], 4, ["layer1, layer2, layer3, layer4", "did you mean layer4"]),
+        ("im", "xywh.json", QUICK, 3, ['error[box-outside-format]: xywh.json: "cat.jpg", box 0', "--boxes-format coco"]),
+        ("im", "nan.json", QUICK, 3, ['error[box-not-finite]: nan.json: "cat.jpg", box 0']),
+        ("im", "typo.json", QUICK, 3, ['error[image-missing]: im: 1 of 1', 'the nearest name there is "cat.jpg"']),
+        ("im", "half.json", QUICK, 7, ['failed: "cta.jpg": expected an image file, found nothing there']),
+        ("im", "half.json", [*QUICK, "--on-error", "stop"], 3, ['error[image-missing]: im: 1 of 2']),
+        ("corrupt", "good.json", QUICK, 7, ['failed: "cat.jpg": cannot be decoded: image file is truncated']),
+        ("corrupt", "good.json", [*QUICK, "--on-error", "stop"], 3, ['error[image-unreadable]: "cat.jpg": cannot']),
+        ("im", "broken.json", QUICK, 3, ["error[boxes-format]: broken.json: expected JSON"]),
+        ("im", "good.json", [*QUICK, "-o", "none/f.h5"], 6, ["error[output-folder]: none/f.h5", "mkdir -p none"]),
+        ("im", "good.json", [*QUICK, "-o", "/proc/f.h5"], 6, ["error[output-", "/proc/f.h5"]),
+        ("im", "good.json", [*QUICK, "--device", "cuda:77"], 2, ["error[device-unknown]"]),
+        ("im", "good.json", [*QUICK, "--mode", "mean"], 2, ["error[config-value]: mode: expected one of avg, max, exact"]),
+        ("im", "good.json", [*QUICK, "--kernel", "cuda"], 5, ["error[kernel-unavailable]", "--kernel auto"]),
+        ("im", "good.json", ["-c", "quikstart"], 2, ["error[config-missing]", "did you mean quickstart"]),
+        ("im", "good.json", ["--sampling"], 2, ["No such option"]),
+    ],
+)  # fmt: skip
+def test_mistakes(
+    place: Path, roialign: Run, images: str, boxes: str, options: list[str], code: int, expected: list[str]
+) -> None:
+    done = roialign("extract", images, boxes, "-o", "f.h5", *options, cwd=place, env={"HOME": str(place)})
+    assert done.returncode == code, done.stderr
+    for text in expected:
+        assert text in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert "\x1b" not in done.stderr + done.stdout
+
+
+def test_offline_without_weights(place: Path, roialign: Run) -> None:
+    env = {"TORCH_HOME": str(place), "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    done = roialign("extract", "im", "good.json", "-o", "f.h5", cwd=place, env=env)
+    assert done.returncode == 4
+    assert "-c quickstart" in done.stderr
+    assert "--weights PATH" in done.stderr
+    assert not (place / "f.h5").exists()
+
+
+def test_debug_shows_the_traceback(place: Path, roialign: Run) -> None:
+    done = roialign("extract", "im", "nan.json", "-o", "f.h5", *QUICK, "--debug", cwd=place)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_the_demo(tmp_path: Path, roialign: Run) -> None:
+    output = tmp_path / "features.h5"
+    first = roialign("extract", SAMPLE_IMAGES, SAMPLE_BOXES, *QUICK, "-o", output)
+    assert first.returncode == 0, first.stderr
+    assert "5 done, 0 failed" in first.stdout
+    again = roialign("extract", SAMPLE_IMAGES, SAMPLE_BOXES, *QUICK, "-o", output, "--json")
+    assert again.returncode == 0
+    assert json.loads(again.stdout)["already_finished"] is True
+    other = roialign("extract", SAMPLE_IMAGES, SAMPLE_BOXES, *QUICK, "-o", output, "--mode", "max")
+    assert other.returncode == 6
+    assert "mode is avg there, max here" in other.stderr
+    shown = roialign("inspect", output)
+    assert "[19, 32, 7, 7]" in shown.stdout
+    facts = json.loads(roialign("inspect", output, "--json").stdout)
+    assert facts["datasets"]["features"]["shape"] == [19, 32, 7, 7]
+    assert facts["status"] == {"pending": 0, "done": 5, "failed": 0}
+    assert roialign("verify", output).returncode == 0
+    assert json.loads(roialign("verify", output, "--json").stdout)["done"] == 5
+
+
+def test_doctor_and_backbones(roialign: Run) -> None:
+    report = roialign("doctor", "--json")
+    assert report.returncode == 0, report.stderr
+    checks = json.loads(report.stdout)["kernels"]
+    assert len(checks) == 13
+    assert all(check["passed"] and check["error"] >= 0 for check in checks)
+    assert "resnet50" in roialign("backbones").stdout
+    described = json.loads(roialign("backbones", "resnet18", "--json").stdout)
+    assert described["layers"]["layer3"] == {"channels": 256, "stride": 16}
+    assert roialign("backbones", "resnet19").returncode == 4

@@ -1,0 +1,76 @@
+"""Settings from YAML and options: every form people write, and the error about any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from roialign_cli.config import Settings, config_folder, load
+from roialign_cli.errors import ConfigError
+
+
+def test_defaults_then_file_then_options(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text("backbone: resnet18\nlayers: [layer3, layer4]\nsampling-ratio: 2\noutput_size: 14\n")
+    settings = load(str(path), {"sampling_ratio": 4, "mode": None, "output_size": "3x5"})
+    assert settings == Settings(
+        backbone="resnet18", layers=("layer3", "layer4"), sampling_ratio=4, output_size=(3, 5)
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "field", "expected"),
+    [
+        ({"output_size": "7"}, "output_size", (7, 7)),
+        ({"output_size": 7}, "output_size", (7, 7)),
+        ({"output_size": [2, 3]}, "output_size", (2, 3)),
+        ({"output_size": (2, 3)}, "output_size", (2, 3)),
+        ({"layers": "a, b"}, "layers", ("a", "b")),
+        ({"resize": [800, 1333]}, "resize", "800,1333"),
+        ({"resize": 800}, "resize", "800"),
+        ({"resize": "none"}, "resize", "none"),
+    ],
+)
+def test_forms(given: dict[str, object], field: str, expected: object) -> None:
+    assert getattr(load(None, given), field) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        ({"mode": "median"}, "mode: expected one of avg, max, exact, found 'median'"),
+        ({"output_size": "7y7"}, "output_size: expected a number or HEIGHTxWIDTH, found '7y7'"),
+        ({"output_size": 0}, "output_size: expected at least 1"),
+        ({"sampling_ratio": -1}, "sampling_ratio: expected at least 0, found -1"),
+        ({"sampling_ratio": 1.5}, "sampling_ratio"),
+        ({"resize": "big"}, "resize: expected none or SHORT"),
+        ({"resize": "0"}, "resize: expected none or SHORT"),
+        ({"smapling_ratio": 2}, "did you mean sampling_ratio"),
+        ({"kernel": "torchvision", "mode": "exact"}, "expected mode avg, found exact"),
+        ({"aligned": "yes"}, "aligned"),
+    ],
+)
+def test_errors(given: dict[str, object], found: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(None, given)
+    assert found in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "a: b: c", "\x00", "backbone: [resnet18]"])
+def test_bad_yaml(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_text(content)
+    with pytest.raises(ConfigError):
+        load(str(path), {})
+
+
+def test_named_configs_are_valid_and_say_what_they_mean() -> None:
+    names = sorted(path.stem for path in config_folder().glob("*.yaml"))
+    assert {"quickstart", "resnet50", "fasterrcnn_resnet50_fpn"} <= set(names)
+    for name in names:
+        assert load(name, {}).backbone
+        assert "#" in (config_folder() / f"{name}.yaml").read_text()
+    assert load("fasterrcnn_resnet50_fpn", {}).backbone == Settings().backbone
+    with pytest.raises(ConfigError, match="did you mean quickstart"):
+        load("quickstar", {})

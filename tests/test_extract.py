@@ -1,0 +1,304 @@
+"""The main job from outside: features equal to hand-written scripts, independent of how they were made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import SAMPLE_BOXES, SAMPLE_IMAGES, Run, relative_error
+from PIL import Image, ImageOps
+from torchvision.models.detection.image_list import ImageList
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.transforms.functional import normalize, to_tensor
+
+from roialign_cli import FeatureFile, extract
+from roialign_cli.errors import InputError, OutputError
+
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+def sample() -> dict[str, torch.Tensor]:
+    """Images of the sample data as a user would open them."""
+    names = json.loads(SAMPLE_BOXES.read_text())
+    return {name: to_tensor(ImageOps.exif_transpose(Image.open(SAMPLE_IMAGES / name)).convert("RGB")) for name in names}
+
+
+def sample_boxes() -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(entry["boxes"], dtype=torch.float32) for name, entry in json.loads(SAMPLE_BOXES.read_text()).items()}  # fmt: skip
+
+
+def test_resnet18_equals_a_handwritten_script(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = torchvision.models.resnet18(weights=None).eval()
+    torch.save(model.state_dict(), tmp_path / "state.pth")
+    extract(
+        SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", backbone="resnet18", weights=str(tmp_path / "state.pth"),
+        layers="layer3", sampling_ratio=2, output_size="7x5",
+    )  # fmt: skip
+    body = torch.nn.Sequential(*list(model.children())[:7])
+    boxes = sample_boxes()
+    with FeatureFile(tmp_path / "f.h5") as file, torch.inference_mode():
+        for name, image in sample().items():
+            maps = body(normalize(image, MEAN, STD)[None])
+            expected = torchvision.ops.roi_align(maps, [boxes[name]], (7, 5), 1 / 16, 2, aligned=True)
+            assert relative_error(torch.tensor(file[name].features), expected) < 1e-4
+            assert np.array_equal(file[name].boxes, boxes[name].numpy())
+            assert file[name].size == tuple(image.shape[1:])
+
+
+def test_the_pyramid_equals_torchvisions_own_pipeline(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    model = torchvision.models.get_model("fasterrcnn_resnet50_fpn", weights=None, weights_backbone=None).eval()
+    torch.save(model.state_dict(), tmp_path / "state.pth")
+    model.transform.min_size, model.transform.max_size = (256,), 400
+    extract(
+        SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", backbone="fasterrcnn_resnet50_fpn",
+        weights=str(tmp_path / "state.pth"), resize="256,400", sampling_ratio=2, aligned=False,
+    )  # fmt: skip
+    pooler = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
+    boxes = sample_boxes()
+    with FeatureFile(tmp_path / "f.h5") as file, torch.inference_mode():
+        for name, image in sample().items():
+            images, targets = model.transform([image], [{"boxes": boxes[name]}])
+            assert isinstance(images, ImageList)
+            scaled = [target["boxes"] for target in targets]
+            padded = [images.tensors.shape[-2:]]  # the true strides; torchvision guesses them from these sizes
+            expected = pooler(model.backbone(images.tensors), scaled, padded)
+            assert relative_error(torch.tensor(file[name].features), expected) < 1e-4
+            levels = pooler.map_levels(scaled)
+            assert file[name].levels.tolist() == levels.tolist()
+
+
+def features(path: Path) -> dict[str, np.ndarray]:
+    with FeatureFile(path) as file:
+        return {name: np.array(file[name].features) for name in file}
+
+
+@pytest.mark.parametrize("backbone", ["gabor", "resnet18", "fasterrcnn_resnet50_fpn"])
+def test_features_depend_on_nothing_but_image_and_box(
+    tmp_path: Path, photos: tuple[Path, Path], backbone: str
+) -> None:
+    folder, boxes = photos
+    options = {"backbone": backbone, "weights": "DEFAULT" if backbone == "gabor" else "random:2", "resize": "none"}
+    content = json.loads(boxes.read_text())
+    shuffled = tmp_path / "shuffled.json"
+    shuffled.write_text(json.dumps(dict(reversed(content.items()))))
+    runs = {"base": {"batch_size": 1, "workers": 1}, "batch": {"batch_size": 5, "workers": 3}, "auto": {}}
+    found = {}
+    for name, run in runs.items():
+        extract(folder, boxes, tmp_path / f"{name}.h5", **options, **run)
+        found[name] = features(tmp_path / f"{name}.h5")
+    extract(folder, shuffled, tmp_path / "order.h5", **options)
+    found["order"] = features(tmp_path / "order.h5")
+    assert list(found["base"]) == list(content)
+    scale = max(np.abs(values).max(initial=0) for values in found["base"].values())
+    for name, run in found.items():
+        for image, values in found["base"].items():
+            assert np.abs(run[image] - values).max(initial=0) <= 1e-5 * scale, (name, image)
+
+
+def test_several_layers_reduction_and_half_precision(tmp_path: Path, photos: tuple[Path, Path]) -> None:
+    options = {"backbone": "resnet18", "weights": "random", "layers": "layer1,layer2", "output_size": 3}
+    extract(*photos, tmp_path / "f.h5", **options)
+    extract(*photos, tmp_path / "mean.h5", **options, reduce="mean")
+    extract(*photos, tmp_path / "max.h5", **options, reduce="max")
+    extract(*photos, tmp_path / "half.h5", **options, dtype="float16")
+    summary = extract(*photos, tmp_path / "bf16.h5", **options, precision="bfloat16")
+    assert summary.features == {"layer1": (31, 64, 3, 3), "layer2": (31, 128, 3, 3)}
+    full, mean, most, half, brain = (FeatureFile(tmp_path / f"{n}.h5") for n in ("f", "mean", "max", "half", "bf16"))
+    for layer in ("layer1", "layer2"):
+        values = np.array(full.features(layer))
+        assert np.allclose(mean.features(layer), values.mean((2, 3)), atol=1e-6)
+        assert np.array_equal(most.features(layer), values.max((2, 3)))
+        assert np.array_equal(half.features(layer), values.astype(np.float16))
+        assert np.abs(brain.features(layer) - values).max() < 0.05 * np.abs(values).max()
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert set(file["features"]) == {"layer1", "layer2"}
+
+
+def test_the_file_is_what_the_specification_says(tmp_path: Path, photos: tuple[Path, Path]) -> None:
+    folder, boxes = photos
+    extract(folder, boxes, tmp_path / "f.h5", config_name="quickstart")
+    content = json.loads(boxes.read_text())
+    with h5py.File(tmp_path / "f.h5") as file:
+        assert file.attrs["format"] == "roialign-features"
+        assert file.attrs["format_version"] == 1
+        assert json.loads(file.attrs["config"])["output_size"] == [7, 7]
+        assert len(file.attrs["weights_sha256"]) == len(file.attrs["boxes_sha256"]) == 64
+        rows, images = 31, 12
+        expected = {
+            "features": ((rows, 32, 7, 7), "float32"), "boxes": ((rows, 4), "float32"),
+            "images/offset": ((images + 1,), "int64"), "images/size": ((images, 2), "int64"),
+            "images/status": ((images,), "uint8"), "images/crc32": ((images,), "uint32"),
+        }  # fmt: skip
+        for name, (shape, dtype) in expected.items():
+            assert (file[name].shape, file[name].dtype) == (shape, dtype)
+        for name in ("images/name", "images/error"):
+            assert h5py.check_string_dtype(file[name].dtype).encoding == "utf-8"
+        file.visititems(lambda _, item: None if isinstance(item, h5py.Group) else contiguous(item))
+        assert [name.decode() for name in file["images/name"]] == list(content)
+        assert file["images/status"][:].tolist() == [1] * images
+        assert "labels" not in file
+        assert np.array_equal(file["boxes"][:], np.concatenate([np.reshape(b, (-1, 4)) for b in content.values()]).astype("f4"))
+
+
+def contiguous(dataset: h5py.Dataset) -> None:
+    assert dataset.chunks is None
+    assert dataset.id.get_offset() is not None
+
+
+def test_reader(tmp_path: Path) -> None:
+    extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", config_name="quickstart")
+    with FeatureFile(tmp_path / "f.h5") as file:
+        assert len(file) == 5
+        assert list(file) == file.names == list(json.loads(SAMPLE_BOXES.read_text()))
+        cat = file["cat.jpg"]
+        assert len(cat) == 4
+        assert cat.features.shape == (4, 32, 7, 7)
+        assert cat.labels.tolist() == ["cat", "eye", "eye", "nose"]
+        assert isinstance(cat.features, np.memmap)
+        assert not cat.features.flags.writeable
+        assert file.settings["backbone"] == "gabor"
+        assert "dog.jpg" not in file
+        with pytest.raises(KeyError):
+            file["dog.jpg"]
+
+
+def test_awkward_names(tmp_path: Path) -> None:
+    names = ["a.1.jpg", "a.2.jpg", "A.1.jpg", "日本/写真 1.png", "emoji 🦊.png", "space .jpg", "n" * 200 + ".png", "x/y/z/a.1.jpg"]
+    content = {}
+    for i, name in enumerate(names):
+        (tmp_path / "im" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (20, 30), (10 * i, 5, 5)).save(tmp_path / "im" / name)
+        content[name] = [[0, 0, 10, 10 + i]]
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    extract(tmp_path / "im", tmp_path / "b.json", tmp_path / "f.h5", config_name="quickstart")
+    with FeatureFile(tmp_path / "f.h5") as file:
+        assert file.names == names
+        for i, name in enumerate(names):
+            assert file[name].boxes.tolist() == [[0, 0, 10, 10 + i]]
+            assert file[name].features[0, 24].mean() == pytest.approx(10 * i / 255, abs=0.02)
+
+
+@pytest.mark.parametrize("content", [{}, {"cat.jpg": []}, {"cat.jpg": [], "rocket.jpg": [[5, 5, 5, 5]]}])
+def test_few_or_no_boxes(tmp_path: Path, content: dict[str, list[list[float]]]) -> None:
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    summary = extract(SAMPLE_IMAGES, tmp_path / "b.json", tmp_path / "f.h5", config_name="quickstart")
+    assert (summary.done, summary.failed, summary.finished) == (len(content), 0, True)
+    with FeatureFile(tmp_path / "f.h5") as file:
+        for name, boxes in content.items():
+            assert file[name].features.shape == (len(boxes), 32, 7, 7)
+            assert file[name].features.sum() == 0
+    assert extract(SAMPLE_IMAGES, tmp_path / "b.json", tmp_path / "f.h5", config_name="quickstart").already_finished
+
+
+def test_boxes_outside_are_counted_and_can_be_clipped(tmp_path: Path) -> None:
+    content = {"cat.jpg": [[-10, -10, 100, 100], [400, 200, 500, 400], [1, 1, 5, 5], [600, 600, 700, 700]]}
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    plain = extract(SAMPLE_IMAGES, tmp_path / "b.json", tmp_path / "f.h5", config_name="quickstart")
+    assert (plain.outside_boxes, plain.empty_boxes, plain.unused_images) == (3, 0, 4)
+    clipped = extract(SAMPLE_IMAGES, tmp_path / "b.json", tmp_path / "c.h5", config_name="quickstart", clip=True)
+    assert (clipped.outside_boxes, clipped.empty_boxes) == (3, 1)
+    with FeatureFile(tmp_path / "c.h5") as file:
+        assert file["cat.jpg"].boxes.tolist() == [[0, 0, 100, 100], [400, 200, 451, 300], [1, 1, 5, 5], [451, 300, 451, 300]]
+    with FeatureFile(tmp_path / "f.h5") as file:
+        assert file["cat.jpg"].boxes.tolist() == content["cat.jpg"]
+
+
+def test_more_rows_than_fit_one_block(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    corner = rng.uniform(0, 200, (30000, 2))
+    boxes = np.hstack([corner, corner + 40]).round(1)
+    (tmp_path / "b.json").write_text(json.dumps({"cat.jpg": boxes.tolist(), "coffee.jpg": boxes[:50].tolist()}))
+    summary = extract(SAMPLE_IMAGES, tmp_path / "b.json", tmp_path / "f.h5", config_name="quickstart")
+    assert summary.bytes > 2 * (64 << 20)
+    (tmp_path / "few.json").write_text(json.dumps({"cat.jpg": boxes[::999].tolist()}))
+    extract(SAMPLE_IMAGES, tmp_path / "few.json", tmp_path / "few.h5", config_name="quickstart")
+    with FeatureFile(tmp_path / "f.h5") as many, FeatureFile(tmp_path / "few.h5") as few:
+        assert np.array_equal(many["cat.jpg"].features[::999], few["cat.jpg"].features)
+
+
+def test_failed_images_are_in_the_ledger_and_tried_again(tmp_path: Path, photos: tuple[Path, Path]) -> None:
+    folder, boxes = photos
+    names = [name for name, rows in json.loads(boxes.read_text()).items() if rows]
+    whole = (folder / names[0]).read_bytes()
+    (folder / names[0]).write_bytes(whole[: len(whole) // 2])
+    (folder / names[1]).rename(tmp_path / "away")
+    summary = extract(folder, boxes, tmp_path / "f.h5", config_name="quickstart")
+    assert (summary.done, summary.failed, summary.finished) == (10, 2, True)
+    assert set(summary.failures) == set(names[:2])
+    with FeatureFile(tmp_path / "f.h5") as file, pytest.raises(OutputError, match="failed: cannot be decoded"):
+        file[names[0]]
+    for stop in (names[1], names[0]):
+        with pytest.raises(InputError, match=stop):
+            extract(folder, boxes, tmp_path / "stop.h5", config_name="quickstart", on_error="stop")
+        if (tmp_path / "away").exists():
+            (tmp_path / "away").rename(folder / names[1])
+    (folder / names[0]).write_bytes(whole)
+    assert extract(folder, boxes, tmp_path / "f.h5", config_name="quickstart").failed == 0
+    extract(folder, boxes, tmp_path / "fresh.h5", config_name="quickstart")
+    again, fresh = features(tmp_path / "f.h5"), features(tmp_path / "fresh.h5")
+    assert all(np.array_equal(again[name], fresh[name]) for name in fresh)
+
+
+def test_another_configuration_is_refused(tmp_path: Path, photos: tuple[Path, Path]) -> None:
+    output = tmp_path / "f.h5"
+    extract(*photos, output, config_name="quickstart")
+    before = output.read_bytes()
+    with pytest.raises(OutputError) as error:
+        extract(*photos, output, config_name="quickstart", mode="max", output_size=3)
+    assert "output_size is [7, 7] there, [3, 3] here" in error.value.message
+    assert "mode is avg there, max here" in error.value.message
+    with pytest.raises(OutputError, match="boxes_sha256"):
+        extract(SAMPLE_IMAGES, SAMPLE_BOXES, output, config_name="quickstart")
+    assert output.read_bytes() == before
+    assert extract(*photos, output, config_name="quickstart", mode="max", overwrite=True).done == 12
+
+
+def test_saturation_in_float16_is_counted(tmp_path: Path, photos: tuple[Path, Path]) -> None:
+    model = torchvision.models.resnet18(weights=None)
+    with torch.no_grad():
+        model.bn1.weight.mul_(1e6)
+    torch.save(model.state_dict(), tmp_path / "big.pth")
+    options = {"backbone": "resnet18", "weights": str(tmp_path / "big.pth"), "layers": "relu", "dtype": "float16"}
+    summary = extract(*photos, tmp_path / "f.h5", **options)
+    values = np.array(FeatureFile(tmp_path / "f.h5").features())
+    assert np.isfinite(values).all()
+    extract(*photos, tmp_path / "full.h5", **{**options, "dtype": "float32"})
+    full = np.array(FeatureFile(tmp_path / "full.h5").features())
+    assert summary.saturated_values == (np.abs(full) > 65504).sum() > 0
+    assert (values[full > 65504] == 65504).all()
+
+
+def test_should_stop_leaves_a_file_to_go_on_with(tmp_path: Path, photos: tuple[Path, Path]) -> None:
+    asked = iter([False, False, True])
+    summary = extract(*photos, tmp_path / "f.h5", config_name="quickstart", batch_size=1, should_stop=lambda: next(asked))
+    assert summary.interrupted
+    assert 0 < summary.pending < 12
+    with FeatureFile(tmp_path / "f.h5") as file:
+        pending = [name for name, status in zip(file.names, file.status, strict=True) if status == 0]
+        with pytest.raises(OutputError, match="pending"):
+            file[pending[0]]
+    assert extract(*photos, tmp_path / "f.h5", config_name="quickstart").finished
+
+
+def test_progress_counts_every_image(tmp_path: Path, photos: tuple[Path, Path]) -> None:
+    steps = []
+    summary = extract(*photos, tmp_path / "f.h5", config_name="quickstart", on_progress=steps.append)
+    assert [step.images for step in steps] == list(range(1, 13))
+    assert steps[-1].boxes == steps[-1].total_boxes == summary.boxes == 31
+    assert steps[-1].bytes == summary.bytes == 31 * 32 * 49 * 4
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, roialign: Run) -> None:
+    done = roialign("extract", SAMPLE_IMAGES, SAMPLE_BOXES, "-o", tmp_path / "f.h5", "-c", "quickstart", "--dry-run", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    assert (plan["images"], plan["boxes"], plan["bytes"]) == (5, 19, 19 * 32 * 49 * 4)
+    assert plan["free_bytes"] > 0
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,102 @@
+"""Bad arguments of roi_align: one clear error that names the row, and never a crash."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roialign_cli import roi_align
+from roialign_cli.errors import KernelError, OperatorInputError
+
+MAPS = torch.randn(2, 3, 8, 9)
+GOOD = [0.0, 1, 1, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ([0, math.nan, 1, 5, 5], "rois row 1: expected finite numbers"),
+        ([0, 1, 1, math.inf, 5], "rois row 1: expected finite numbers"),
+        ([math.nan, 1, 1, 5, 5], "rois row 1: expected finite numbers"),
+        ([2, 1, 1, 5, 5], "rois row 1: expected a whole batch index from 0 to 1"),
+        ([-1, 1, 1, 5, 5], "rois row 1: expected a whole batch index"),
+        ([0.5, 1, 1, 5, 5], "rois row 1: expected a whole batch index"),
+        ([0, 5, 1, 4, 5], "rois row 1: expected x1 <= x2"),
+        ([0, 1, 5, 5, 4], "rois row 1: expected x1 <= x2 and y1 <= y2"),
+    ],
+)
+def test_a_bad_row_is_named(row: list[float], named: str) -> None:
+    with pytest.raises(OperatorInputError, match=named.replace("[", r"\[")):
+        roi_align(MAPS, torch.tensor([GOOD, row]), 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "found"),
+    [
+        ({"features": MAPS.int()}, "floating type, found torch.int32"),
+        ({"features": MAPS[0]}, r"shape \[N, C, H, W\], found \[3, 8, 9\]"),
+        ({"features": MAPS[:, :, :0]}, "at least one cell, found 0 x 9"),
+        ({"features": []}, "non-empty list"),
+        ({"features": [MAPS, MAPS[:, :2]], "levels": torch.zeros(1, dtype=torch.long)}, r"features\[1\]"),
+        ({"features": [MAPS, MAPS]}, "level of each RoI for 2 maps, found None"),
+        ({"levels": torch.tensor([1])}, "levels row 0: expected 0 to 0, found 1"),
+        ({"levels": torch.tensor([0.0])}, "1 integers"),
+        ({"rois": torch.zeros(1, 4)}, r"shape \[K, 5\]"),
+        ({"rois": torch.zeros(5)}, r"shape \[K, 5\]"),
+        ({"rois": [torch.zeros(1, 4)]}, "each of 2 images, found 1"),
+        ({"rois": [torch.zeros(1, 5), torch.zeros(0, 5)]}, r"rois\[0\]"),
+        ({"output_size": 0}, "output_size: expected a whole number of at least 1, found 0"),
+        ({"output_size": (7, -1)}, "output_size"),
+        ({"output_size": 2.5}, "output_size"),
+        ({"output_size": (1, 2, 3)}, r"one number or \(height, width\)"),
+        ({"sampling_ratio": -1}, "sampling_ratio: expected a whole number of at least 0, found -1"),
+        ({"sampling_ratio": True}, "sampling_ratio"),
+        ({"spatial_scale": 0.0}, "spatial_scale"),
+        ({"spatial_scale": math.nan}, "spatial_scale"),
+        ({"spatial_scale": [1.0, 2.0]}, "one for each of 1 levels, found 2"),
+        ({"mode": "median"}, "one of avg, max, exact, found 'median'"),
+        ({"out": torch.empty(1, 3, 2, 3)}, "out: expected contiguous"),
+        ({"out": torch.empty(1, 3, 2, 2, dtype=torch.float64)}, "out: expected contiguous"),
+    ],
+)
+def test_a_bad_argument_is_named(arguments: dict[str, object], found: str) -> None:
+    call = {"features": MAPS, "rois": torch.tensor([GOOD]), "output_size": 2, **arguments}
+    with pytest.raises(OperatorInputError, match=found):
+        roi_align(**call)
+
+
+def test_kernels_say_what_they_cannot_do() -> None:
+    rois = torch.tensor([GOOD])
+    with pytest.raises(KernelError, match="expected one of auto, cpu"):
+        roi_align(MAPS, rois, 2, kernel="fast")
+    with pytest.raises(KernelError, match="expected mode avg"):
+        roi_align(MAPS, rois, 2, kernel="torchvision", mode="max")
+    with pytest.raises(KernelError, match="not part of this version"):
+        roi_align(MAPS, rois, 2, kernel="cuda")
+
+
+numbers = st.floats(width=32) | st.sampled_from([0.0, -0.0, 1.0, 2.0, 1e38, -1e38, 1e-45])
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    rows=st.lists(st.tuples(*[numbers] * 5), max_size=6),
+    size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
+    ratio=st.integers(0, 4),
+    mode=st.sampled_from(["avg", "max", "exact"]),
+    aligned=st.booleans(),
+)
+def test_any_numbers_give_a_result_or_the_error(
+    rows: list[tuple[float, ...]], size: tuple[int, int], ratio: int, mode: str, aligned: bool
+) -> None:
+    rois = torch.tensor(rows, dtype=torch.float64).reshape(-1, 5)
+    maps = torch.ones(2, 3, *size)
+    try:
+        pooled = roi_align(maps, rois, 2, sampling_ratio=ratio, mode=mode, aligned=aligned)
+    except OperatorInputError:
+        return
+    assert ((pooled >= 0) & (pooled <= 1 + 1e-6)).all()
