@@ -8,26 +8,23 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL
 import torch
-import torchvision
 
 from roialign_cli import __version__, config, ops
 from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError
 from roialign_cli.filling import Filling, Job
-from roialign_cli.inputs.boxes import read_boxes
-from roialign_cli.planning import make_plan
+from roialign_cli.planning import plan_run
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.store.output import locked, open_output
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import DONE, FAILED
-from roialign_cli.structures import Progress, Summary
+from roialign_cli.structures import Plan, Progress, Summary
 
 
 def extract(
@@ -59,24 +56,22 @@ def extract(
     chosen = config.load(config_name, settings)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of an image becomes an error of that image
-        job = prepare_job(Path(images), Path(boxes), Path(output), chosen)
+        plan = plan_run(Path(images), Path(boxes), Path(output), chosen)
+        job = prepare_job(plan, Path(images), Path(output), chosen)
         return run_job(job, overwrite=overwrite, on_progress=on_progress, should_stop=should_stop)
 
 
-def prepare_job(folder: Path, boxes: Path, output: Path, settings: Settings) -> Job:
-    """Read and check everything up to the first image, cheap checks first."""
-    check_space(output, 0)
+def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings) -> Job:
+    """Load the backbone and check everything that is left to check before the first image."""
     device = _device(settings.device)
     ops.choose(settings.kernel, device.type)
-    table = read_boxes(boxes, settings.boxes_format)
-    plan = make_plan(folder, table, clip=settings.clip, on_error=settings.on_error)
     backbone = load_backbone(settings)
     bins = settings.output_size if settings.reduce == "none" else ()
     layout = Layout(
         layers={layer.name: (layer.channels, *bins) for layer in backbone.layers},
         dtype=settings.dtype,
         levels=any(len(layer.strides) > 1 for layer in backbone.layers),
-        attributes=_provenance(settings, table.sha256, boxes, backbone),
+        attributes=_provenance(settings, plan.table.sha256, backbone),
     )  # fmt: skip
     free = check_space(output, 0 if output.exists() else layout.feature_bytes(plan.rows))
     return Job(folder, output, settings, plan, backbone, layout, device, free)
@@ -117,7 +112,7 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _provenance(settings: Settings, boxes_sha256: str, boxes: Path, backbone: Backbone) -> dict[str, Any]:
+def _provenance(settings: Settings, boxes_sha256: str, backbone: Backbone) -> dict[str, Any]:
     """The attributes that say what made the file."""
     return {
         "created_by": f"roialign {__version__}",
@@ -126,11 +121,10 @@ def _provenance(settings: Settings, boxes_sha256: str, boxes: Path, backbone: Ba
         "backbone": backbone.name,
         "weights": backbone.weights,
         "weights_sha256": backbone.weights_sha256,
-        "boxes_file": boxes.name,
         "boxes_sha256": boxes_sha256,
         "strides": json.dumps({layer.name: layer.strides for layer in backbone.layers}),
         "preprocessing": json.dumps(asdict(backbone.preprocessing)),
-        "versions": json.dumps({module.__name__: module.__version__ for module in (torch, torchvision, np, PIL)}),
+        "versions": json.dumps({name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")}),
     }
 
 

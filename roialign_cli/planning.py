@@ -11,8 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
+from roialign_cli.inputs.boxes import read_boxes
 from roialign_cli.inputs.images import ImageError, list_images, read_size
+from roialign_cli.store.layout import check_space
 from roialign_cli.structures import BoxTable, Integers, Plan
 
 
@@ -22,6 +25,13 @@ class Batch:
 
     images: tuple[int, ...]
     size: tuple[int, int]
+
+
+def plan_run(folder: Path, boxes: Path, output: Path, settings: Settings) -> Plan:
+    """Everything that can be checked without the backbone; needs no torch, so that mistakes are told at once."""
+    check_space(output, 0)
+    table = read_boxes(boxes, settings.boxes_format)
+    return make_plan(folder, table, clip=settings.clip, on_error=settings.on_error)
 
 
 def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str) -> Plan:

@@ -25,7 +25,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 def roialign() -> Run:
     """Run the command line as a user does; returns exit code, stdout and stderr."""
 
-    def run(*arguments: object, env: dict[str, str] | None = None, **options: object) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: object, env: dict[str, str] | None = None, **options: object
+    ) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "roialign_cli", *map(str, arguments)],
             capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200", **(env or {})}, **options,

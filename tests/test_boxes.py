@@ -36,7 +36,9 @@ def coco(**changes: Any) -> dict[str, Any]:
 
 
 def test_native_list_form(tmp_path: Path) -> None:
-    table = read_boxes(written(tmp_path, {"b.jpg": [[1, 2, 3, 4], [5.5, 6, 7, 8]], "none.jpg": [], "a.jpg": [[0, 0, 1, 1]]}))
+    table = read_boxes(
+        written(tmp_path, {"b.jpg": [[1, 2, 3, 4], [5.5, 6, 7, 8]], "none.jpg": [], "a.jpg": [[0, 0, 1, 1]]})
+    )
     assert table.names == ("b.jpg", "none.jpg", "a.jpg")
     assert table.offset.tolist() == [0, 2, 2, 3]
     assert table.boxes.tolist() == [[1, 2, 3, 4], [5.5, 6, 7, 8], [0, 0, 1, 1]]
@@ -99,7 +101,10 @@ def test_the_sample_data_says_the_same_in_both_formats() -> None:
         (coco(annotations=[{"image_id": 4, "bbox": [1, 2, 3, 4]}]), "annotations[0]: expected the id of an image"),
         (coco(annotations=[{"image_id": 3, "bbox": [1, 2, 3]}]), "annotations[0].bbox"),
         (coco(annotations=[{"image_id": 3, "bbox": [1, 2, -3, 4]}]), "width must not be negative, got width=-3"),
-        (coco(annotations=[{"image_id": 3, "bbox": [1, 2, 3, 4], "category_id": 99}]), "category_id listed in categories"),
+        (
+            coco(annotations=[{"image_id": 3, "bbox": [1, 2, 3, 4], "category_id": 99}]),
+            "category_id listed in categories",
+        ),
         (coco(images=[{"id": 3, "file_name": "a"}, {"id": 3, "file_name": "b"}]), "once, found one twice"),
     ],
 )
@@ -133,9 +138,7 @@ files = (
     | st.builds(
         lambda images, annotations: {"images": images, "annotations": annotations},
         st.lists(st.fixed_dictionaries({"id": st.integers(0, 3), "file_name": st.text(max_size=3)}), max_size=3),
-        st.lists(
-            st.fixed_dictionaries({"image_id": st.integers(0, 3), "bbox": boxes_like | json_values}), max_size=3
-        ),
+        st.lists(st.fixed_dictionaries({"image_id": st.integers(0, 3), "bbox": boxes_like | json_values}), max_size=3),
     )
     | json_values
 )

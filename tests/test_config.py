@@ -14,9 +14,7 @@ def test_defaults_then_file_then_options(tmp_path: Path) -> None:
     path = tmp_path / "own.yaml"
     path.write_text("backbone: resnet18\nlayers: [layer3, layer4]\nsampling-ratio: 2\noutput_size: 14\n")
     settings = load(str(path), {"sampling_ratio": 4, "mode": None, "output_size": "3x5"})
-    assert settings == Settings(
-        backbone="resnet18", layers=("layer3", "layer4"), sampling_ratio=4, output_size=(3, 5)
-    )
+    assert settings == Settings(backbone="resnet18", layers=("layer3", "layer4"), sampling_ratio=4, output_size=(3, 5))
 
 
 @pytest.mark.parametrize(

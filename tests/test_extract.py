@@ -29,7 +29,8 @@ def sample() -> dict[str, torch.Tensor]:
 
 
 def sample_boxes() -> dict[str, torch.Tensor]:
-    return {name: torch.tensor(entry["boxes"], dtype=torch.float32) for name, entry in json.loads(SAMPLE_BOXES.read_text()).items()}  # fmt: skip
+    entries = json.loads(SAMPLE_BOXES.read_text())
+    return {name: torch.tensor(entry["boxes"], dtype=torch.float32) for name, entry in entries.items()}
 
 
 def test_resnet18_equals_a_handwritten_script(tmp_path: Path) -> None:
@@ -80,9 +81,7 @@ def features(path: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("backbone", ["gabor", "resnet18", "fasterrcnn_resnet50_fpn"])
-def test_features_depend_on_nothing_but_image_and_box(
-    tmp_path: Path, photos: tuple[Path, Path], backbone: str
-) -> None:
+def test_features_depend_on_nothing_but_image_and_box(tmp_path: Path, photos: tuple[Path, Path], backbone: str) -> None:
     folder, boxes = photos
     options = {"backbone": backbone, "weights": "DEFAULT" if backbone == "gabor" else "random:2", "resize": "none"}
     content = json.loads(boxes.read_text())
@@ -144,7 +143,9 @@ def test_the_file_is_what_the_specification_says(tmp_path: Path, photos: tuple[P
         assert [name.decode() for name in file["images/name"]] == list(content)
         assert file["images/status"][:].tolist() == [1] * images
         assert "labels" not in file
-        assert np.array_equal(file["boxes"][:], np.concatenate([np.reshape(b, (-1, 4)) for b in content.values()]).astype("f4"))
+        assert np.array_equal(
+            file["boxes"][:], np.concatenate([np.reshape(b, (-1, 4)) for b in content.values()]).astype("f4")
+        )
 
 
 def contiguous(dataset: h5py.Dataset) -> None:
@@ -170,7 +171,16 @@ def test_reader(tmp_path: Path) -> None:
 
 
 def test_awkward_names(tmp_path: Path) -> None:
-    names = ["a.1.jpg", "a.2.jpg", "A.1.jpg", "日本/写真 1.png", "emoji 🦊.png", "space .jpg", "n" * 200 + ".png", "x/y/z/a.1.jpg"]
+    names = [
+        "a.1.jpg",
+        "a.2.jpg",
+        "A.1.jpg",
+        "日本/写真 1.png",
+        "emoji 🦊.png",
+        "space .jpg",
+        "n" * 200 + ".png",
+        "x/y/z/a.1.jpg",
+    ]
     content = {}
     for i, name in enumerate(names):
         (tmp_path / "im" / name).parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +215,12 @@ def test_boxes_outside_are_counted_and_can_be_clipped(tmp_path: Path) -> None:
     clipped = extract(SAMPLE_IMAGES, tmp_path / "b.json", tmp_path / "c.h5", config_name="quickstart", clip=True)
     assert (clipped.outside_boxes, clipped.empty_boxes) == (3, 1)
     with FeatureFile(tmp_path / "c.h5") as file:
-        assert file["cat.jpg"].boxes.tolist() == [[0, 0, 100, 100], [400, 200, 451, 300], [1, 1, 5, 5], [451, 300, 451, 300]]
+        assert file["cat.jpg"].boxes.tolist() == [
+            [0, 0, 100, 100],
+            [400, 200, 451, 300],
+            [1, 1, 5, 5],
+            [451, 300, 451, 300],
+        ]
     with FeatureFile(tmp_path / "f.h5") as file:
         assert file["cat.jpg"].boxes.tolist() == content["cat.jpg"]
 
@@ -277,7 +292,9 @@ def test_saturation_in_float16_is_counted(tmp_path: Path, photos: tuple[Path, Pa
 
 def test_should_stop_leaves_a_file_to_go_on_with(tmp_path: Path, photos: tuple[Path, Path]) -> None:
     asked = iter([False, False, True])
-    summary = extract(*photos, tmp_path / "f.h5", config_name="quickstart", batch_size=1, should_stop=lambda: next(asked))
+    summary = extract(
+        *photos, tmp_path / "f.h5", config_name="quickstart", batch_size=1, should_stop=lambda: next(asked)
+    )
     assert summary.interrupted
     assert 0 < summary.pending < 12
     with FeatureFile(tmp_path / "f.h5") as file:
@@ -296,7 +313,9 @@ def test_progress_counts_every_image(tmp_path: Path, photos: tuple[Path, Path]) 
 
 
 def test_dry_run_writes_nothing(tmp_path: Path, roialign: Run) -> None:
-    done = roialign("extract", SAMPLE_IMAGES, SAMPLE_BOXES, "-o", tmp_path / "f.h5", "-c", "quickstart", "--dry-run", "--json")
+    done = roialign(
+        "extract", SAMPLE_IMAGES, SAMPLE_BOXES, "-o", tmp_path / "f.h5", "-c", "quickstart", "--dry-run", "--json"
+    )
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     assert (plan["images"], plan["boxes"], plan["bytes"]) == (5, 19, 19 * 32 * 49 * 4)

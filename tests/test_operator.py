@@ -94,7 +94,11 @@ def test_equals_onnxruntime(mode: str, ratio: int) -> None:
         "RoiAlign", ["x", "rois", "index"], ["y"], output_height=5, output_width=3, sampling_ratio=ratio,
         spatial_scale=1 / 8, mode=mode, coordinate_transformation_mode="half_pixel",
     )  # fmt: skip
-    kinds = {"x": (TensorProto.FLOAT, [2, 24, 21, 34]), "rois": (TensorProto.FLOAT, [None, 4]), "index": (TensorProto.INT64, [None])}
+    kinds = {
+        "x": (TensorProto.FLOAT, [2, 24, 21, 34]),
+        "rois": (TensorProto.FLOAT, [None, 4]),
+        "index": (TensorProto.INT64, [None]),
+    }
     inputs = [helper.make_tensor_value_info(name, *kind) for name, kind in kinds.items()]
     graph = helper.make_graph([node], "g", inputs, [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 16)], ir_version=8)

@@ -31,7 +31,9 @@ def test_the_wheel_runs_the_demo_from_another_folder(tmp_path: Path) -> None:
     ).stdout.strip()  # fmt: skip
     # The dependencies of this environment, but not its editable install, which a .pth file of its own would bring.
     (Path(site) / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    subprocess.run([binaries / "python", "-m", "pip", "install", "--no-deps", "--no-index", wheel], check=True, capture_output=True)
+    subprocess.run(
+        [binaries / "python", "-m", "pip", "install", "--no-deps", "--no-index", wheel], check=True, capture_output=True
+    )
     where = [binaries / "python", "-c", "import roialign_cli; print(roialign_cli.__file__)"]
     assert str(tmp_path) in subprocess.run(where, check=True, capture_output=True, text=True, cwd=tmp_path).stdout
     demo = [binaries / "roialign", "extract", SAMPLE_IMAGES, SAMPLE_BOXES, "-c", "quickstart", "-o", "features.h5"]

@@ -29,7 +29,9 @@ def test_values_are_torchvisions(size: tuple[int, int]) -> None:
     mean, std = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
     transform = GeneralizedRCNNTransform(80, 133, list(mean), list(std))
     expected, _ = transform([torch.from_numpy(image).permute(2, 0, 1) / 255])
-    found = prepare([image, image], Preprocessing(mean, std, (80, 133), antialias=False, multiple=32), torch.device("cpu"))
+    found = prepare(
+        [image, image], Preprocessing(mean, std, (80, 133), antialias=False, multiple=32), torch.device("cpu")
+    )
     assert found.shape[-2:] == expected.tensors.shape[-2:]
     assert torch.allclose(found[1], expected.tensors[0], atol=1e-5)
     assert found.is_contiguous(memory_format=torch.channels_last)

@@ -64,7 +64,7 @@ def test_verify_tells_by_its_exit_code(finished: Path, roialign: Run) -> None:
         handle.write(b"\xff\xfe")
     damaged = roialign("verify", finished)
     assert damaged.returncode == 6
-    assert 'error[file-damaged]' in damaged.stderr
+    assert "error[file-damaged]" in damaged.stderr
     assert '"astronaut.jpg": marked done, but its features do not match' in damaged.stderr
     with h5py.File(finished, "r+") as file:
         file["images/status"][0] = 0

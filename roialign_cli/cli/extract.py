@@ -93,11 +93,14 @@ def extract(
     settings = load(config, given)  # a wrong option is told before torch is loaded
     from roialign_cli.cli.console import print_json
     from roialign_cli.cli.progress import shown, stop_on_interrupt
-    from roialign_cli.pipeline import prepare_job, run_job
+    from roialign_cli.planning import plan_run
 
     with stop_on_interrupt() as should_stop, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        job = prepare_job(images, boxes, output, settings)
+        plan = plan_run(images, boxes, output, settings)
+        from roialign_cli.pipeline import prepare_job, run_job
+
+        job = prepare_job(plan, images, output, settings)
         if dry_run:
             _tell_plan(job, as_json=json)
             return
@@ -120,7 +123,11 @@ def _warn(job: Job) -> None:
     plan, clipped = job.plan, job.settings.clip
     for number, noun, text in (
         (len(plan.problems), "image", "cannot be read; recorded as failed"),
-        (plan.outside_boxes, "box", "outside the image in part or whole" + (", clipped" if clipped else "; --clip clips")),
+        (
+            plan.outside_boxes,
+            "box",
+            "outside the image in part or whole" + (", clipped" if clipped else "; --clip clips"),
+        ),
         (plan.empty_boxes, "box", "without area"),
     ):
         if number:

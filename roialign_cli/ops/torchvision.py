@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchvision.ops import roi_align
 
 from roialign_cli.errors import KernelError
 from roialign_cli.ops.request import Request
@@ -12,6 +11,8 @@ from roialign_cli.ops.request import Request
 
 def run(request: Request, out: Tensor | None) -> Tensor:
     """The pooled features [K, C, PH, PW]; averages only."""
+    from torchvision.ops import roi_align  # a second to import, and seldom used
+
     if request.mode != "avg":
         raise KernelError("kernel-mode", f"torchvision: expected mode avg, found {request.mode}", "use --kernel cpu")
     features = request.maps[0]
