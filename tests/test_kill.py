@@ -21,7 +21,7 @@ from PIL import Image
 from roialign_cli import FeatureFile
 from roialign_cli.store.check import check
 
-KILLS = 30
+KILLS, IMAGES = 30, 120
 
 
 def dataset(folder: Path, images: int) -> Path:
@@ -106,7 +106,7 @@ def contents(path: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the runs are forked")
 def test_killed_at_random_and_resumed(tmp_path: Path) -> None:
-    folder = dataset(tmp_path, 240)
+    folder = dataset(tmp_path, IMAGES)
     seed = random.randrange(2**32)
     rng = random.Random(seed)
     output, kills, partial, runs = tmp_path / "killed.h5", 0, 0, 0
@@ -129,8 +129,8 @@ def test_killed_at_random_and_resumed(tmp_path: Path) -> None:
                 with FeatureFile(output) as file:
                     report = check(file)
                 assert report.problems == []
-                partial += 0 < report.done < 240
-                if report.done == 240:
+                partial += 0 < report.done < IMAGES
+                if report.done == IMAGES:
                     assert contents(output) == whole
                     output.unlink()
         server.start(arguments(folder, output))
@@ -144,7 +144,7 @@ def test_killed_at_random_and_resumed(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix", reason="signals of this kind are POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_and_resumed(tmp_path: Path, number: int) -> None:
-    folder = dataset(tmp_path, 120)
+    folder = dataset(tmp_path, IMAGES)
     output = tmp_path / "f.h5"
     process = subprocess.Popen(
         [*COMMAND, *arguments(folder, output, "--json")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -162,4 +162,4 @@ def test_interrupted_and_resumed(tmp_path: Path, number: int) -> None:
     with FeatureFile(output) as file:
         assert check(file).problems == []
     done = subprocess.run([*COMMAND, *arguments(folder, output, "--json")], check=True, capture_output=True, text=True)
-    assert json.loads(done.stdout)["done"] == 120
+    assert json.loads(done.stdout)["done"] == IMAGES
