@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from roialign_cli.version import __version__
+
 if TYPE_CHECKING:
     from roialign_cli.ops import roi_align
     from roialign_cli.pipeline import extract
     from roialign_cli.store import FeatureFile
 
-__version__ = "0.1.0"
 __all__ = ["FeatureFile", "__version__", "extract", "roi_align"]
 
 _HOMES = {"FeatureFile": "roialign_cli.store", "extract": "roialign_cli.pipeline", "roi_align": "roialign_cli.ops"}

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from roialign_cli import __version__
 from roialign_cli.ops import choose, cpu_kernels, roi_align
 from roialign_cli.ops.request import Mode
+from roialign_cli.version import __version__
 
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "h5py", "pillow", "msgspec")
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 1e-3}

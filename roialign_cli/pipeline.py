@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from roialign_cli import __version__, config, ops
+from roialign_cli import config, ops
 from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError
@@ -25,6 +25,7 @@ from roialign_cli.store.output import locked, open_output
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import DONE, FAILED
 from roialign_cli.structures import Plan, Progress, Summary
+from roialign_cli.version import __version__
 
 
 def extract(

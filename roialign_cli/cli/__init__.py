@@ -28,7 +28,7 @@ for command in (extract, inspect, verify, backbones, doctor):
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from roialign_cli import __version__
+        from roialign_cli.version import __version__
 
         typer.echo(f"roialign {__version__}")
         raise typer.Exit

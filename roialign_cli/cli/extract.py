@@ -152,7 +152,7 @@ def _tell_plan(job: Job, *, as_json: bool) -> None:
             "boxes",
             f"{plan.rows}, of which {plan.outside_boxes} reach outside their image, {plan.empty_boxes} are empty",
         ),
-        *((f"features of {layer}", str([plan.rows, *shape])) for layer, shape in job.layout.layers.items()),
+        *((f"layer {layer}", str([plan.rows, *shape])) for layer, shape in job.layout.layers.items()),
         ("size", f"{human_bytes(size)} of {human_bytes(job.free_bytes)} free"),
     ]
     stdout.print(pairs(f"{job.output}: what would be written", rows), highlight=False)
@@ -170,7 +170,7 @@ def _tell_summary(summary: Summary) -> None:
         f", {summary.pending} pending" if summary.pending else ""
     )
     rows = [("images", counts), ("boxes", str(summary.boxes))]
-    rows += [(f"features of {layer}", str(list(shape))) for layer, shape in summary.features.items()]
+    rows += [(f"layer {layer}", str(list(shape))) for layer, shape in summary.features.items()]
     rows += [("size", human_bytes(summary.bytes)), ("time", f"{summary.seconds:.1f} s")]
     if summary.saturated_values:
         rows.append(("saturated", f"{summary.saturated_values} values beyond the range of float16 were cut to it"))

@@ -29,7 +29,11 @@ def read_boxes(path: Path, boxes_format: BoxesFormat = "auto") -> BoxTable:
     try:
         content = path.read_bytes()
     except OSError as error:
-        hint = "the box file is the second argument" if path.is_dir() else ""
+        hint = (
+            "a box file is JSON, native or COCO instances; folders of annotations are not read yet"
+            if path.is_dir()
+            else ""
+        )
         raise InputError("boxes-missing", f"{path}: expected a box file, found: {error.strerror}", hint) from None
     keys = _top_level(path, content)
     found = "coco" if "annotations" in keys and "images" in keys else "native"
@@ -65,7 +69,11 @@ def _with_nan(path: Path, content: bytes, reason: str) -> dict[str, Any]:
     try:
         parsed = json.loads(content, parse_constant=lambda name: f"\0{name}")
     except (ValueError, RecursionError):
-        raise bad(path, f"expected JSON, found: {reason}", "is this the right file?") from None
+        raise bad(
+            path,
+            f"expected JSON, found: {reason}",
+            "a box file is JSON, native or COCO instances; other formats are not read yet",
+        ) from None
     if not isinstance(parsed, dict):
         raise bad(path, "expected a JSON object: image names with boxes, or COCO instances")
     return {name: msgspec.Raw(json.dumps(value).encode()) for name, value in parsed.items()}
