@@ -112,10 +112,12 @@ def contenders(case: Case) -> dict[str, Callable[[], object]]:
 
 
 def measure(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Median milliseconds of each call, the calls taking turns."""
+    """Median milliseconds of each call; they take turns, in a rotating order: each finds every other's memory behind it."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for run in range(runs + 2):
-        for name, call in calls.items():
+        order = list(calls)
+        for name in order[run % len(order) :] + order[: run % len(order)]:
+            call = calls[name]
             time.sleep(0.02)  # the worker threads of some peers spin on for a while
             begin = time.perf_counter()
             call()
