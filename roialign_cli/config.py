@@ -165,8 +165,4 @@ def _validate(values: dict[str, object]) -> Settings:
         len(sides) <= 2 and all(side.isdigit() and int(side) > 0 for side in sides)
     ):
         raise ConfigError("config-value", f"resize: expected none or SHORT[,MAX], found {settings.resize!r}")
-    if settings.kernel == "torchvision" and settings.mode != "avg":
-        raise ConfigError(
-            "config-value", f"kernel torchvision: expected mode avg, found {settings.mode}", "use kernel auto"
-        )
     return settings

@@ -45,7 +45,6 @@ def test_forms(given: dict[str, object], field: str, expected: object) -> None:
         ({"resize": "big"}, "resize: expected none or SHORT"),
         ({"resize": "0"}, "resize: expected none or SHORT"),
         ({"smapling_ratio": 2}, "did you mean sampling_ratio"),
-        ({"kernel": "torchvision", "mode": "exact"}, "expected mode avg, found exact"),
         ({"aligned": "yes"}, "aligned"),
     ],
 )

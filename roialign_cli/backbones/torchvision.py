@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections import OrderedDict
 from functools import cache
@@ -55,13 +54,14 @@ def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
     """(channels, stride) of each layer that `--layers` can name, down to two levels of nesting, and the weights there are."""
     kind = _kind(name)
     entries = list(torchvision.models.get_model_weights(name).__members__)
-    settings = Settings(backbone=name, weights="random")
-    if kind == "detection":
-        pyramid = load(dataclasses.replace(settings, layers=tuple(_pyramid_keys(_build(name, 0).backbone))))
-        return {layer.name: (layer.channels, layer.strides[0]) for layer in pyramid.layers}, entries
-    model = _build(name, 0)
-    blocks = dict.fromkeys(".".join(node.split(".")[:depth]) for node in _nodes(model) for depth in (1, 2))
-    found = measure(_tap(model, tuple(blocks)), multiple=32)
+    with torch.device("meta"):  # nothing is allocated or computed, however large the model
+        model = _build(name, 0)
+        if kind == "detection":
+            tapped: nn.Module = _Pyramid(model.backbone, {key: key for key in _pyramid_keys(model.backbone)})
+        else:
+            blocks = dict.fromkeys(".".join(node.split(".")[:depth]) for node in _nodes(model) for depth in (1, 2))
+            tapped = _tap(model, tuple(blocks))
+        found = measure(tapped, multiple=32)
     return {block: size for block, size in found.items() if size is not None}, entries
 
 

@@ -21,14 +21,14 @@ EVERY_SECONDS = 10.0
 @contextmanager
 def shown() -> Iterator[Callable[[Progress], None]]:
     """What to call with each step of the progress."""
-    started: list[tuple[float, Progress]] = []
+    begun = time.monotonic()
+    earlier: list[Progress] = []  # what a former run had done, but for the first image of this one
 
     def rates(progress: Progress) -> str:
-        if not started:
-            started.append((time.monotonic(), progress))
-        begun, first = started[0]
+        if not earlier:
+            earlier.append(progress)
         seconds = max(time.monotonic() - begun, 1e-3)
-        images, boxes = (progress.images - first.images) / seconds, (progress.boxes - first.boxes) / seconds
+        images, boxes = (progress.images - earlier[0].images) / seconds, (progress.boxes - earlier[0].boxes) / seconds
         return f"{images:.1f} images/s, {boxes:.0f} boxes/s, {human_bytes(progress.bytes)}"
 
     if stderr.is_terminal:

@@ -16,10 +16,18 @@ Kernel = Callable[[Request, Tensor | None], Tensor]
 KERNELS: dict[str, Kernel] = {"cpu": cpu.run, "torchvision": torchvision.run, "reference": reference.run}
 
 
-def choose(kernel: str, device: str) -> str:
-    """The name of the kernel that serves tensors of a device type: `auto` takes the fastest there is."""
+def choose(kernel: str, device: str, mode: str) -> str:
+    """The name of the kernel that serves tensors of a device type in a mode: `auto` takes the fastest there is.
+
+    Raises KernelError if there is none.
+    """
     if kernel == "auto":
-        return "cpu" if device == "cpu" else "torchvision"
+        kernel = "cpu" if device == "cpu" else "torchvision"
+    if kernel == "torchvision" and mode != "avg":
+        message = f"kernel torchvision, on {device}: expected mode avg, found {mode}"
+        raise KernelError(
+            "kernel-mode", message, "use kernel auto" if device == "cpu" else "use the cpu for other modes"
+        )
     if kernel == "cuda":
         message = "kernel cuda: expected the bundled CUDA kernel, found none: it is not part of this version"
         raise KernelError("kernel-unavailable", message, "use --kernel auto, which takes the fastest there is")
@@ -70,7 +78,7 @@ def roi_align(
     """
     call = request.check(features, rois, output_size, spatial_scale, sampling_ratio, aligned, mode, levels)
     device, dtype = call.maps[0].device, call.maps[0].dtype
-    name = choose(kernel, device.type)
+    name = choose(kernel, device.type, mode)
     if out is not None:
         fits = out.shape == call.shape and out.dtype == dtype and out.device == device and out.is_contiguous()
         if not fits:

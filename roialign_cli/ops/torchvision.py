@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from roialign_cli.errors import KernelError
 from roialign_cli.ops.request import Request
 
 
@@ -13,8 +12,6 @@ def run(request: Request, out: Tensor | None) -> Tensor:
     """The pooled features [K, C, PH, PW]; averages only."""
     from torchvision.ops import roi_align  # a second to import, and seldom used
 
-    if request.mode != "avg":
-        raise KernelError("kernel-mode", f"torchvision: expected mode avg, found {request.mode}", "use --kernel cpu")
     features = request.maps[0]
     result = out if out is not None else features.new_empty(request.shape)
     rois = torch.from_numpy(request.rois).to(features.device, features.dtype)
