@@ -58,17 +58,18 @@ class Filling:
         self._on_progress = on_progress
         self._counts = np.diff(job.plan.table.offset)
         self._images, self._boxes = int(done.sum()), int(self._counts[done].sum())
-        self._model = job.backbone.model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        with FeatureFile(job.output) as file:
-            self._writer = FeatureWriter(job.output, file.places)
         self._blocks: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
 
     def fill(self, should_stop: Callable[[], bool]) -> None:
         """Ledger the images known to fail, then compute batch after batch."""
         plan, settings = self.job.plan, self.job.settings
+        self.job.backbone.model.to(self.job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for _ in range(BLOCKS):
             self._blocks.put(torch.from_numpy(np.empty(BLOCK_BYTES // 4, np.float32)))
-        with self._writer as writer:
+        with FeatureFile(self.job.output) as file:
+            places = file.places
+        with FeatureWriter(self.job.output, places) as writer:
+            self._writer = writer
             for image in np.flatnonzero(~self.done & (self._counts == 0)).tolist():
                 if image not in plan.problems:
                     self._finish(image)

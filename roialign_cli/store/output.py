@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,8 @@ def locked(path: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        Path(f"{path}.lock").unlink(missing_ok=True)
+        with suppress(OSError):  # some systems refuse to remove a file that is held; then it stays, which does no harm
+            Path(f"{path}.lock").unlink()
         lock.release()
 
 

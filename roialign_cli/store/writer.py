@@ -32,7 +32,11 @@ class FeatureWriter:
     def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
         self._path = path
         self._places = places
-        self._file = path.open("r+b", buffering=0)
+        try:
+            self._file = path.open("r+b", buffering=0)
+        except OSError as error:
+            message = f"{path}: expected a file to write to, found: {error.strerror}"
+            raise OutputError("output-permission", message) from None
         self._tasks: queue.Queue[tuple[Callable[[], None], Callable[[], None]] | None] = queue.Queue(QUEUED)
         self._crc: dict[int, int] = {}
         self._finished: list[tuple[int, int]] = []  # (image, status), written but not yet synced
