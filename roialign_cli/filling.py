@@ -25,7 +25,7 @@ from roialign_cli.store.layout import Layout
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import features_path
 from roialign_cli.store.writer import FeatureWriter
-from roialign_cli.structures import Layer, Plan, Progress
+from roialign_cli.structures import Integers, Layer, Plan, Progress
 
 BATCH_PIXELS = 2 << 20  # image pixels per batch, where the batch size is ours to choose
 BLOCK_BYTES = 64 << 20  # features computed and handed to the writer at a time
@@ -45,6 +45,15 @@ class Job:
     layout: Layout
     device: torch.device
     free_bytes: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Boxes to pool: rois [K, 5] in pixels of the network input, their row in the file and their image, each [K]."""
+
+    rois: Tensor
+    number: Integers
+    image: Integers
 
 
 class Filling:
@@ -101,32 +110,33 @@ class Filling:
             elif not self.done[image]:
                 self._writer.failed(image, result.message)
                 self._settle(image)
-        if pixels:
+        rows = self._rows(images, batch.size)
+        if len(rows.image):
             preprocessing, precision = self.job.backbone.preprocessing, getattr(torch, self.job.settings.precision)
             with torch.inference_mode():
                 inputs = prepare(pixels, preprocessing, self.job.device)
                 with torch.autocast(self.job.device.type, precision, enabled=precision != torch.float32):
                     maps = self.job.backbone(inputs)
                 for layer, levels in zip(self.job.backbone.layers, maps, strict=True):
-                    self._pool_layer(layer, levels, images, batch.size)
+                    self._pool_layer(layer, levels, rows)
         for image in images:
             if not self.done[image]:
                 self._finish(image)
 
-    def _pool_layer(self, layer: Layer, maps: tuple[Tensor, ...], images: list[int], size: tuple[int, int]) -> None:
-        """Pool the boxes of the images on one layer, block by block, and hand the rows to the writer."""
-        plan, settings = self.job.plan, self.job.settings
-        target = resized(size, self.job.backbone.preprocessing.resize)
-        tables, rows, owners = [], [], []
-        for n, image in enumerate(images):
-            if self.done[image]:
-                continue
-            first, stop = row_range(plan.table.offset, image)
-            boxes = scale_boxes(plan.table.boxes[first:stop], size, target)
-            tables.append(torch.cat([boxes.new_full((len(boxes), 1), n), boxes], dim=1))
-            rows.append(np.arange(first, stop))
-            owners.append(np.full(stop - first, image))
-        rois, row, owner = torch.cat(tables), np.concatenate(rows), np.concatenate(owners)
+    def _rows(self, images: list[int], size: tuple[int, int]) -> Rows:
+        """The boxes of those images of a batch that are not done; the batch index counts all of its images."""
+        table = self.job.plan.table
+        place = np.array([n for n, image in enumerate(images) if not self.done[image]], np.int64)
+        todo = np.array(images, np.int64)[place]
+        number = np.concatenate([np.arange(0), *(np.arange(*row_range(table.offset, image)) for image in todo)])
+        boxes = scale_boxes(table.boxes[number], size, resized(size, self.job.backbone.preprocessing.resize))
+        batch_index = torch.from_numpy(np.repeat(place, self._counts[todo])).to(boxes.dtype)
+        rois = torch.cat([batch_index[:, None], boxes], dim=1)
+        return Rows(rois, number, np.repeat(todo, self._counts[todo]))
+
+    def _pool_layer(self, layer: Layer, maps: tuple[Tensor, ...], rows: Rows) -> None:
+        """Pool the rows of a batch on one layer, block by block, and hand them to the writer."""
+        settings, rois = self.job.settings, rows.rois
         levels = None
         if len(maps) > 1:
             levels = assign_levels(
@@ -138,14 +148,14 @@ class Filling:
             part = slice(begin, begin + step)
             part_levels = levels[part] if levels is not None else None
             values, release = self._pool_block(maps, layer, rois[part], part_levels)
-            cuts = [0, *(np.flatnonzero(np.diff(owner[part])) + 1).tolist(), len(values)]
+            cuts = [0, *(np.flatnonzero(np.diff(rows.image[part])) + 1).tolist(), len(values)]
             for low, high in pairwise(cuts):
-                first = int(row[part][low])
+                first = int(rows.number[part][low])
                 if part_levels is not None:
                     self._writer.rows("levels", first, part_levels[low:high].to(torch.uint8).numpy())
                 last = high == len(values)
                 self._writer.features(
-                    dataset, int(owner[part][low]), first, values[low:high], release if last else lambda: None
+                    dataset, int(rows.image[part][low]), first, values[low:high], release if last else lambda: None
                 )
 
     def _pool_block(

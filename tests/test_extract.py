@@ -261,6 +261,20 @@ def test_failed_images_are_in_the_ledger_and_tried_again(tmp_path: Path, photos:
     assert all(np.array_equal(again[name], fresh[name]) for name in fresh)
 
 
+def test_an_image_may_fail_again_beside_one_that_is_done(tmp_path: Path) -> None:
+    whole = (SAMPLE_IMAGES / "cat.jpg").read_bytes()
+    (tmp_path / "a.jpg").write_bytes(whole)
+    (tmp_path / "b.jpg").write_bytes(whole[: len(whole) // 2])  # of one size, so of one batch
+    (tmp_path / "b.json").write_text(json.dumps({"a.jpg": [[1, 1, 50, 50]], "b.jpg": [[1, 1, 50, 50]]}))
+    for _ in range(2):
+        summary = extract(tmp_path, tmp_path / "b.json", tmp_path / "f.h5", config_name="quickstart")
+        assert (summary.done, summary.failed) == (1, 1)
+    (tmp_path / "b.jpg").write_bytes(whole)
+    assert extract(tmp_path, tmp_path / "b.json", tmp_path / "f.h5", config_name="quickstart").done == 2
+    found = features(tmp_path / "f.h5")
+    assert np.array_equal(found["a.jpg"], found["b.jpg"])
+
+
 def test_another_configuration_is_refused(tmp_path: Path, photos: tuple[Path, Path]) -> None:
     output = tmp_path / "f.h5"
     extract(*photos, output, config_name="quickstart")

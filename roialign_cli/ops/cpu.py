@@ -122,14 +122,17 @@ def _pool_by_slabs(request: Request, out: Tensor, order: Indices) -> None:
 
 
 def _window(request: Request, group: Indices, level: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the cells that the group's RoIs can touch, at least one cell."""
+    """Top, left, height and width of the cells that the group's RoIs can touch, at least two a side where there are two.
+
+    A sample clamped to the first cell reads the second as well, if only with weight zero.
+    """
     height, width = request.maps[level].shape[2:]
     scale = request.scales[level]
     offset = 0.5 if request.aligned else 0.0
     low = np.floor(request.rois[group, 1:3].min(axis=0) * scale - offset)
     high = np.ceil(request.rois[group, 3:5].max(axis=0) * scale - offset) + 2  # a RoI is at least one cell, not aligned
     left, top = np.clip(low, 0, [width - 1, height - 1]).astype(int)
-    right, bottom = np.clip(high, [left + 1, top + 1], [width, height]).astype(int)
+    right, bottom = np.minimum(np.maximum(high, [left + 2, top + 2]), [width, height]).astype(int)
     return int(top), int(left), int(bottom - top), int(right - left)
 
 
