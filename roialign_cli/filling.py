@@ -105,8 +105,7 @@ class Filling:
                 pixels.append(result)
                 images.append(image)
             elif self.job.settings.on_error == "stop":
-                name = self.job.plan.table.names[image]
-                raise ImageError(result.reference, f'"{name}": {result.message}', result.hint)
+                raise result.of(self.job.plan.table.names[image])
             elif not self.done[image]:
                 self._writer.failed(image, result.message)
                 self._settle(image)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -19,6 +18,7 @@ from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError
 from roialign_cli.filling import Filling, Job
+from roialign_cli.inputs.images import quiet_decoding
 from roialign_cli.planning import plan_run
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.store.output import locked, open_output
@@ -55,8 +55,7 @@ def extract(
         RoialignError: see the subclasses in `errors`; what is marked done in the file stays valid.
     """
     chosen = config.load(config_name, settings)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # what matters of an image becomes an error of that image
+    with quiet_decoding():
         plan = plan_run(Path(images), Path(boxes), Path(output), chosen)
         job = prepare_job(plan, Path(images), Path(output), chosen)
         return run_job(job, overwrite=overwrite, on_progress=on_progress, should_stop=should_stop)

@@ -50,7 +50,7 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str) -> Pl
             return read_size(folder / name), ""
         except ImageError as error:
             if on_error == "stop":
-                raise _at(error, name) from None
+                raise error.of(name) from None
             return (0, 0), error.message
 
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
@@ -71,10 +71,6 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str) -> Pl
         outside_boxes=int(outside.sum()),
         empty_boxes=int((boxes[:, 2:] <= boxes[:, :2]).any(axis=1).sum()),
     )
-
-
-def _at(error: ImageError, name: str) -> ImageError:
-    return ImageError(error.reference, f'"{name}": {error.message}', error.hint)
 
 
 def _missing(folder: Path, missing: list[str], listed: set[str], total: int) -> InputError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -106,4 +106,4 @@ class Summary:
     interrupted: bool
     already_finished: bool
     features: dict[str, tuple[int, ...]]
-    failures: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, str]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -93,10 +92,10 @@ def extract(
     settings = load(config, given)  # a wrong option is told before torch is loaded
     from roialign_cli.cli.console import print_json
     from roialign_cli.cli.progress import shown, stop_on_interrupt
+    from roialign_cli.inputs.images import quiet_decoding
     from roialign_cli.planning import plan_run
 
-    with stop_on_interrupt() as should_stop, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+    with stop_on_interrupt() as should_stop, quiet_decoding():
         plan = plan_run(images, boxes, output, settings)
         from roialign_cli.pipeline import prepare_job, run_job
 

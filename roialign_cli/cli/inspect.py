@@ -41,7 +41,7 @@ def inspect(
             group, _, leaf = name.rpartition("/")
             if group not in groups:
                 groups[group] = tree.add(group)
-            kind = f"utf-8, {place.dtype.itemsize} bytes" if place.dtype.kind in "SO" else str(place.dtype)
+            kind = f"utf-8, {place.dtype.itemsize} bytes" if place.dtype.kind == "S" else str(place.dtype)
             size = human_bytes(place.row_bytes * (place.shape[0] if place.shape else 1))
             groups[group].add(f"{leaf}  {list(place.shape)}  {kind}  {size}".replace("[", r"\["))
         stdout.print(tree, highlight=False)

@@ -7,6 +7,7 @@ scaled to 8 bits; of animations and multi-page files the first picture counts.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,10 @@ TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
 
 class ImageError(InputError):
     """One image that cannot be used; recorded in the ledger of the file, or the end of the run with --on-error stop."""
+
+    def of(self, name: str) -> ImageError:
+        """The same error, naming its image."""
+        return ImageError(self.reference, f'"{name}": {self.message}', self.hint)
 
 
 def list_images(folder: Path) -> set[str]:
@@ -55,6 +60,14 @@ def decode(path: Path) -> npt.NDArray[np.uint8]:
         image.load()  # a first failure must not be forgotten: Pillow may not raise it again
         upright = ImageOps.exif_transpose(image)
         return np.ascontiguousarray(_to_rgb(upright))
+
+
+@contextmanager
+def quiet_decoding() -> Iterator[None]:
+    """Without Pillow's warnings: what matters of an image becomes an error of that image."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
 
 
 @contextmanager

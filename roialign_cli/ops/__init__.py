@@ -8,9 +8,9 @@ from torch import Tensor
 
 from roialign_cli.errors import KernelError
 from roialign_cli.ops import cpu, reference, request, torchvision
-from roialign_cli.ops.request import MODES, Mode, Request
+from roialign_cli.ops.request import Mode, Request
 
-__all__ = ["KERNELS", "MODES", "Mode", "Request", "choose", "roi_align"]
+__all__ = ["choose", "roi_align"]
 
 Kernel = Callable[[Request, Tensor | None], Tensor]
 KERNELS: dict[str, Kernel] = {"cpu": cpu.run, "torchvision": torchvision.run, "reference": reference.run}

@@ -19,9 +19,8 @@ from roialign_cli.ops.threads import run_all
 Indices = npt.NDArray[np.int64]
 
 MODES = {"avg": kernels.AVG, "max": kernels.MAX, "exact": kernels.EXACT}
-STORED: dict[
-    torch.dtype, np.dtype[Any]
-] = {  # how the kernel sees each type: NumPy has no bfloat16, and float16 bits are told apart from it by sign
+# How the kernel sees each type: NumPy has no bfloat16, and float16 bits are told apart from it by sign.
+STORED: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
     torch.bfloat16: np.dtype(np.uint16),

@@ -48,6 +48,7 @@ class FeatureFile(Mapping[str, Regions]):
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._maps: dict[str, Array] = {}
         with open_file(self.path) as file:
             self.places = places(file)
             attributes = {
@@ -136,10 +137,6 @@ class FeatureFile(Mapping[str, Regions]):
     ) -> None:
         self.close()
 
-    @cached_property
-    def _maps(self) -> dict[str, Array]:
-        return {}
-
     def _map(self, name: str) -> Array:
         if name not in self._maps:
             place = self.places[name]
@@ -148,7 +145,7 @@ class FeatureFile(Mapping[str, Regions]):
 
 
 def _memory_map(path: Path, place: Place) -> Array:
-    dtype = np.dtype(f"S{place.dtype.itemsize}") if place.dtype.kind in "SO" else place.dtype
+    dtype = np.dtype(f"S{place.dtype.itemsize}") if place.dtype.kind == "S" else place.dtype
     if 0 in place.shape:
         return np.empty(place.shape, dtype)
     try:

@@ -92,11 +92,10 @@ def places(file: h5py.File) -> Mapping[str, Place]:
     def visit(name: str, item: Any) -> None:
         if isinstance(item, h5py.Dataset):
             offset = item.id.get_offset()
-            if item.chunks is not None or (offset is None and item.size):
+            if item.chunks is not None or item.dtype.kind == "O" or (offset is None and item.size):
                 message = f"{file.filename}: {name}: expected contiguous storage, found another layout"
                 raise OutputError("file-layout", message)
-            dtype = item.dtype if item.dtype.kind != "O" else item.id.dtype
-            found[name] = Place(offset or 0, item.shape, dtype)
+            found[name] = Place(offset or 0, item.shape, item.dtype)
 
     file.visititems(visit)
     return found

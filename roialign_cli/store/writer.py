@@ -56,7 +56,7 @@ class FeatureWriter:
 
         def task() -> None:
             self._write(dataset, first, values)
-            self._crc[image] = zlib.crc32(values.data.cast("B") if values.size else b"", self._crc.get(image, 0))
+            self._crc[image] = zlib.crc32(values.data, self._crc.get(image, 0))
 
         self._put(task, release)
 
