@@ -46,7 +46,7 @@ def environment() -> dict[str, str]:
         **{name: importlib.metadata.version(name) for name in PACKAGES},
         "cpu threads": str(torch.get_num_threads()),
         "cuda": cuda,
-        "kernel auto": choose("auto", "cuda" if torch.cuda.is_available() else "cpu", "avg"),
+        "kernel auto": choose("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"), "avg"),
         "cpu kernel": f"ready {first_call:.2f} s after the first call; machine code in {cpu_kernels.cache_folder()}",
     }
 

@@ -64,7 +64,7 @@ def extract(
 def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings) -> Job:
     """Load the backbone and check everything that is left to check before the first image."""
     device = _device(settings.device)
-    ops.choose(settings.kernel, device.type, settings.mode)
+    ops.choose(settings.kernel, device, settings.mode)
     backbone = load_backbone(settings)
     bins = settings.output_size if settings.reduce == "none" else ()
     layout = Layout(

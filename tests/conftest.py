@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 SAMPLE_IMAGES = ROOT / "sample_data" / "images"
 SAMPLE_BOXES = ROOT / "sample_data" / "boxes.json"
 
+LAUNCHES = pytest.StashKey[int]()
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -58,6 +60,20 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found.double() - expected.double()).abs().max() / scale)
 
 
+def layouts(maps: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same values in every memory layout that users come with."""
+    n, c, h, w = maps.shape
+    wide = torch.zeros(n, 2 * c, h + 3, 2 * w, dtype=maps.dtype)
+    wide[:, ::2, 1 : h + 1, ::2] = maps
+    return {
+        "NCHW": maps,
+        "channels-last": maps.contiguous(memory_format=torch.channels_last),
+        "sliced": wide[:, ::2, 1 : h + 1, ::2],
+        "transposed": maps.transpose(2, 3).contiguous().transpose(2, 3),
+        "channels-last window": wide.contiguous(memory_format=torch.channels_last)[:, :c, 1 : h + 1, :w],
+    }
+
+
 @pytest.fixture
 def photos(tmp_path: Path) -> tuple[Path, Path]:
     """Twelve small images of three sizes in subfolders, and a box file: 0 to 6 boxes each, some across the border."""
@@ -74,3 +90,10 @@ def photos(tmp_path: Path) -> tuple[Path, Path]:
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps(boxes))
     return folder, path
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What a user of a machine without a GPU wants to know of the CUDA kernel."""
+    launches = config.stash.get(LAUNCHES, 0)
+    if launches:
+        terminalreporter.write_line(f"CUDA kernel on the CPU: {launches} launches conform")

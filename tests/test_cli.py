@@ -98,7 +98,7 @@ RANDOM = ["--backbone", "resnet18", "--weights", "random"]
         ("im", "good.json", [*QUICK, "-o", "/proc/f.h5"], 6, ["error[output-", "/proc/f.h5"]),
         ("im", "good.json", [*QUICK, "--device", "cuda:77"], 2, ["error[device-unknown]"]),
         ("im", "good.json", [*QUICK, "--mode", "mean"], 2, ["error[config-value]: mode: expected one of avg, max, exact"]),
-        ("im", "good.json", [*QUICK, "--kernel", "cuda"], 5, ["error[kernel-unavailable]", "--kernel auto"]),
+        ("im", "good.json", [*QUICK, "--kernel", "cuda"], 5, ["error[kernel-device]", "found cpu", "use auto"]),
         ("im", "good.json", ["-c", "quikstart"], 2, ["error[config-missing]", "did you mean quickstart"]),
         ("im", "good.json", ["--sampling"], 2, ["No such option"]),
     ],

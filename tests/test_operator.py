@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import make_rois, relative_error
+from conftest import layouts, make_rois, relative_error
 
 from roialign_cli import roi_align
 from roialign_cli.ops import cpu, reference, request
@@ -23,20 +23,6 @@ SETTINGS = [
 
 def features(channels: int, dtype: torch.dtype = torch.float32, size: tuple[int, int] = (11, 19)) -> torch.Tensor:
     return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(channels)).to(dtype)
-
-
-def layouts(maps: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The same values in every memory layout that users come with."""
-    n, c, h, w = maps.shape
-    wide = torch.zeros(n, 2 * c, h + 3, 2 * w, dtype=maps.dtype)
-    wide[:, ::2, 1 : h + 1, ::2] = maps
-    return {
-        "NCHW": maps,
-        "channels-last": maps.contiguous(memory_format=torch.channels_last),
-        "sliced": wide[:, ::2, 1 : h + 1, ::2],
-        "transposed": maps.transpose(2, 3).contiguous().transpose(2, 3),
-        "channels-last window": wide.contiguous(memory_format=torch.channels_last)[:, :c, 1 : h + 1, :w],
-    }
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
@@ -120,7 +106,7 @@ def test_the_maximum_of_a_constant_is_the_constant(ratio: int) -> None:
 def test_the_packed_window_holds_every_cell_that_is_read() -> None:
     """A box whose one sample lies on the edge of what counts, at -1: it reads cell 0, and cell 1 with weight zero."""
     edge = torch.tensor([[0, -0.5, -0.5, -0.5, -0.5]])
-    call = request.check(torch.ones(1, 4, 6, 7), edge, 1, 1.0, 1, True, "max", None)
+    call = request.make([torch.ones(1, 4, 6, 7)], edge, None, (1, 1), [1.0], 1, True, "max")
     top, left, height, width = cpu._window(call, np.array([0]), 0)
     assert (top, left) == (0, 0)
     assert min(height, width) >= 2

@@ -2,42 +2,52 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from roialign_cli.errors import KernelError
-from roialign_cli.ops import cpu, reference, request, torchvision
+from roialign_cli.ops import cpu, cuda, reference, request, torchvision
 from roialign_cli.ops.request import Mode, Request
 
 __all__ = ["choose", "roi_align"]
 
 Kernel = Callable[[Request, Tensor | None], Tensor]
-KERNELS: dict[str, Kernel] = {"cpu": cpu.run, "torchvision": torchvision.run, "reference": reference.run}
+KERNELS: dict[str, Kernel] = {
+    "cpu": cpu.run,
+    "cuda": cuda.run,
+    "torchvision": torchvision.run,
+    "reference": reference.run,
+}
 
 
-def choose(kernel: str, device: str, mode: str) -> str:
-    """The name of the kernel that serves tensors of a device type in a mode: `auto` takes the fastest there is.
+def choose(kernel: str, device: torch.device, mode: str, dtype: torch.dtype = torch.float32) -> str:
+    """The name of the kernel that serves tensors of a device and type in a mode: `auto` takes the fastest there is.
 
+    Where `auto` cannot have the CUDA kernel, it warns of the reason, once, and takes torchvision's operator.
     Raises KernelError if there is none.
     """
-    if kernel == "auto":
-        kernel = "cpu" if device == "cpu" else "torchvision"
-    if kernel == "torchvision" and mode != "avg":
-        message = f"kernel torchvision, on {device}: expected mode avg, found {mode}"
-        raise KernelError(
-            "kernel-mode", message, "use kernel auto" if device == "cpu" else "use the cpu for other modes"
-        )
-    if kernel == "cuda":
-        message = "kernel cuda: expected the bundled CUDA kernel, found none: it is not part of this version"
-        raise KernelError("kernel-unavailable", message, "use --kernel auto, which takes the fastest there is")
-    if kernel not in KERNELS:
+    if kernel != "auto" and kernel not in KERNELS:
         names = ", ".join(["auto", *KERNELS])
         raise KernelError("kernel-unknown", f"kernel: expected one of {names}, found {kernel!r}")
-    if kernel == "cpu" and device != "cpu":
-        raise KernelError(
-            "kernel-device", f"kernel cpu: expected tensors on the cpu, found {device}", "use kernel auto"
-        )
+    if kernel in ("cpu", "cuda") and device.type != kernel:
+        raise KernelError("kernel-device", f"kernel {kernel}: expected a {kernel} device, found {device}", "use auto")
+    if kernel == "auto" and device.type == "cpu":
+        return "cpu"
+    if kernel == "cuda" or (kernel == "auto" and device.type == "cuda"):
+        obstacle = cuda.obstacle(device, dtype, mode)
+        if obstacle is None:
+            return "cuda"
+        if kernel == "cuda" or mode != "avg":
+            raise obstacle
+        warnings.warn(f"kernel torchvision serves {device}: {obstacle.message}", RuntimeWarning, stacklevel=3)
+    if kernel == "auto":
+        kernel = "torchvision"
+    if kernel == "torchvision" and mode != "avg":
+        message = f"kernel torchvision, on {device}: expected mode avg, found {mode}"
+        raise KernelError("kernel-mode", message, "use kernel auto")
     return kernel
 
 
@@ -52,9 +62,12 @@ def roi_align(
     mode: Mode = "avg",
     levels: Tensor | None = None,
     kernel: str = "auto",
+    validate: bool = True,
     out: Tensor | None = None,
 ) -> Tensor:
     """Pool RoIs from feature maps without rounding their coordinates (Mask R-CNN, arXiv:1703.06870, section 3).
+
+    Inference only. `torch.compile` and `torch.export` see one node, `roialign::roi_align`.
 
     Args:
         features: [N, C, H, W], or a list of such maps, one per level; float32, float64, float16 or bfloat16, any
@@ -66,7 +79,9 @@ def roi_align(
         aligned: shift by half a cell so that pixel centres meet cell centres (detectron2's `aligned`).
         mode: `avg`; `max` over interpolated samples; `exact`, the integral mean: avg with infinitely many samples.
         levels: [K] integers, the map each RoI is pooled from; needed with several maps.
-        kernel: `auto`, `cpu`, `torchvision` or `reference`.
+        kernel: `auto`, `cpu`, `cuda`, `torchvision` or `reference`.
+        validate: check every row of `rois` and `levels`, for which CUDA tensors are waited for, once. False spares the
+            wait where the bundled CUDA kernel runs: there a row without meaning gives NaN. Others check always.
         out: a contiguous [K, C, PH, PW] of the features' type to write into.
 
     Returns:
@@ -76,14 +91,60 @@ def roi_align(
         OperatorInputError: an argument without meaning; names the row.
         KernelError: the kernel cannot run on this device or in this mode.
     """
-    call = request.check(features, rois, output_size, spatial_scale, sampling_ratio, aligned, mode, levels)
-    device, dtype = call.maps[0].device, call.maps[0].dtype
-    name = choose(kernel, device.type, mode)
-    if out is not None:
-        fits = out.shape == call.shape and out.dtype == dtype and out.device == device and out.is_contiguous()
-        if not fits:
-            found = f"{list(out.shape)} {out.dtype} on {out.device}, strides {out.stride()}"
-            expected = f"contiguous {list(call.shape)} {dtype} on {device}"
-            raise request.bad("out", f"expected {expected}, found {found}")
+    form = request.check_form(features, rois, output_size, spatial_scale, sampling_ratio, mode, levels)
+    arguments = (
+        form.maps, form.rois, levels, form.output_size, form.scales, form.sampling_ratio, bool(aligned), mode, kernel,
+        validate,
+    )  # fmt: skip
+    if out is None:
+        pooled: Tensor = _registered(*arguments)
+        return pooled
+    shape = (form.rois.shape[0], form.maps[0].shape[1], *form.output_size)
+    device, dtype = form.maps[0].device, form.maps[0].dtype
+    if not (out.shape == shape and out.dtype == dtype and out.device == device and out.is_contiguous()):
+        found = f"{list(out.shape)} {out.dtype} on {out.device}, strides {out.stride()}"
+        raise request.bad("out", f"expected contiguous {list(shape)} {dtype} on {device}, found {found}")
+    return _run(*arguments, out)
+
+
+def _run(
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    output_size: Sequence[int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+    kernel: str,
+    validate: bool,
+    out: Tensor | None = None,
+) -> Tensor:
+    call = request.make(maps, rois, levels, output_size, scales, sampling_ratio, aligned, mode)
+    device, dtype = maps[0].device, maps[0].dtype
+    name = choose(kernel, device, mode, dtype)
+    if validate or name != "cuda":
+        request.check_values(call)
     result = KERNELS[name](call, out)
     return result if result.dtype == dtype else result.to(dtype)
+
+
+@torch.library.custom_op("roialign::roi_align", mutates_args=())
+def _registered(
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    output_size: Sequence[int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+    kernel: str,
+    validate: bool,
+) -> Tensor:
+    return _run(maps, rois, levels, output_size, scales, sampling_ratio, aligned, mode, kernel, validate)
+
+
+@_registered.register_fake
+def _(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, output_size: Sequence[int], *_: object) -> Tensor:
+    return maps[0].new_empty((rois.shape[0], maps[0].shape[1], *output_size))

@@ -38,8 +38,8 @@ def run(request: Request, out: Tensor | None) -> Tensor:
         out = _empty(request)
     if out.numel() == 0:
         return out
-    left, top = request.rois[:, 1], request.rois[:, 2]
-    order = np.lexsort((left, top, request.rois[:, 0], request.levels))  # neighbours share cache lines
+    rois, levels = request.table
+    order = np.lexsort((rois[:, 1], rois[:, 2], rois[:, 0], levels))  # neighbours share cache lines
     if all(m.stride(1) == 1 or m.shape[1] == 1 for m in request.maps):
         maps = np.array([_describe(m) for m in request.maps], np.int64)
         _pool(request, out, order, maps, 0, request.shape[1])
@@ -75,6 +75,8 @@ def _pool(request: Request, out: Tensor, order: Indices, maps: Indices, first: i
     stored = np.empty(0, STORED[out.dtype])
     unit = np.empty(0, np.float64 if out.dtype == torch.float64 else np.float32)
     ph, pw = request.output_size
+    rois, levels = request.table
+    scales = np.array(request.scales)
     pieces = 1 if len(order) * (stop - first) * ph * pw < SMALL else 8 * torch.get_num_threads()
     stream = out.nbytes > STREAM_BYTES
     cuts = [first, stop]
@@ -86,7 +88,7 @@ def _pool(request: Request, out: Tensor, order: Indices, maps: Indices, first: i
         shifted = maps.copy()
         shifted[:, 0] += (begin - first) * stored.itemsize
         kernels.pool(
-            out.data_ptr(), request.shape[1], begin, end, part, request.rois, request.levels, shifted, request.scales,
+            out.data_ptr(), request.shape[1], begin, end, part, rois, levels, shifted, scales,
             ph, pw, request.sampling_ratio, request.aligned, MODES[request.mode], stream, stored, unit,
         )  # fmt: skip
 
@@ -97,7 +99,8 @@ def _pool(request: Request, out: Tensor, order: Indices, maps: Indices, first: i
 def _pool_by_slabs(request: Request, out: Tensor, order: Indices) -> None:
     """The same for any strides: per image and level, the window under its RoIs is copied channels-last, once."""
     channels = request.shape[1]
-    groups = np.stack([request.levels[order], request.rois[order, 0].astype(np.int64)])
+    rois, levels = request.table
+    groups = np.stack([levels[order], rois[order, 0].astype(np.int64)])
     starts = np.flatnonzero(np.diff(groups, axis=1, prepend=-1).any(axis=0))
     for begin, end in pairwise([*starts, len(order)]):
         group = order[begin:end]
@@ -128,8 +131,9 @@ def _window(request: Request, group: Indices, level: int) -> tuple[int, int, int
     height, width = request.maps[level].shape[2:]
     scale = request.scales[level]
     offset = 0.5 if request.aligned else 0.0
-    low = np.floor(request.rois[group, 1:3].min(axis=0) * scale - offset)
-    high = np.ceil(request.rois[group, 3:5].max(axis=0) * scale - offset) + 2  # a RoI is at least one cell, not aligned
+    rois, _ = request.table
+    low = np.floor(rois[group, 1:3].min(axis=0) * scale - offset)
+    high = np.ceil(rois[group, 3:5].max(axis=0) * scale - offset) + 2  # a RoI is at least one cell, not aligned
     left, top = np.clip(low, 0, [width - 1, height - 1]).astype(int)
     right, bottom = np.minimum(np.maximum(high, [left + 2, top + 2]), [width, height]).astype(int)
     return int(top), int(left), int(bottom - top), int(right - left)

@@ -1,4 +1,4 @@
-"""One validated call of RoI Align: what every kernel is given. Validation happens here, once, and names the bad row."""
+"""One call of RoI Align: what every kernel is given. Validation happens here, once, and names the bad row."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import cached_property
+from typing import Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +23,16 @@ DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Request:
-    """Checked arguments. maps: one [N, C, H, W] per level; rois [K, 5] and levels [K] on the host."""
+    """The arguments of a call, in one form.
+
+    maps: one [N, C, H, W] per level. rois [K, 5], float32 or float64, and levels [K] int64 (None: all on level 0), both
+    contiguous, on the device they came on.
+    """
 
     maps: tuple[Tensor, ...]
-    rois: npt.NDArray[np.float64]
-    levels: npt.NDArray[np.int64]
-    scales: npt.NDArray[np.float64]
+    rois: Tensor
+    levels: Tensor | None
+    scales: tuple[float, ...]
     output_size: tuple[int, int]
     sampling_ratio: int
     aligned: bool
@@ -36,34 +41,92 @@ class Request:
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Shape of the result, [K, C, PH, PW]."""
-        return (len(self.rois), self.maps[0].shape[1], *self.output_size)
+        return (self.rois.shape[0], self.maps[0].shape[1], *self.output_size)
+
+    @cached_property
+    def table(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+        """rois [K, 5] and levels [K] on the host; waits for their device, once."""
+        if self.levels is None:
+            rois = self.rois.to("cpu", torch.float64).numpy()
+            return rois, np.zeros(len(rois), np.int64)
+        if self.levels.device == self.rois.device != torch.device("cpu"):
+            both = torch.cat([self.rois.double(), self.levels.double()[:, None]], dim=1).cpu().numpy()
+            return np.ascontiguousarray(both[:, :5]), both[:, 5].astype(np.int64)
+        return self.rois.to("cpu", torch.float64).numpy(), self.levels.cpu().numpy()
 
 
-def check(
+def make(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    output_size: Sequence[int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+) -> Request:
+    """The request of arguments whose form `check_form` has found good; numbers are in the right types."""
+    exact = rois.dtype if rois.dtype in (torch.float32, torch.float64) else torch.float64
+    return Request(
+        maps=tuple(m.detach() for m in features),
+        rois=rois.detach().to(exact).contiguous(),
+        levels=None if levels is None else levels.detach().to(torch.int64).contiguous(),
+        scales=tuple(scales),
+        output_size=(output_size[0], output_size[1]),
+        sampling_ratio=sampling_ratio,
+        aligned=aligned,
+        mode=cast("Mode", mode),
+    )
+
+
+@dataclass(frozen=True)
+class Form:
+    """Arguments of good form: all that can be known of them without their values."""
+
+    maps: list[Tensor]
+    rois: Tensor
+    output_size: list[int]
+    scales: list[float]
+    sampling_ratio: int
+
+
+def check_form(
     features: Tensor | Sequence[Tensor],
     rois: Tensor | Sequence[Tensor],
     output_size: int | Sequence[int],
     spatial_scale: float | Sequence[float],
     sampling_ratio: int,
-    aligned: bool,
     mode: str,
     levels: Tensor | None,
-) -> Request:
-    """Validate the arguments of `roi_align` (see there) or raise OperatorInputError."""
-    maps = _check_maps([features] if isinstance(features, Tensor) else features)
-    table = _check_rois(rois, batch=maps[0].shape[0])
+) -> Form:
+    """Check the arguments of `roi_align` (see there) but for the values of tensors, or raise OperatorInputError."""
+    maps = _check_maps([features] if isinstance(features, Tensor) else list(features))
+    table = _check_rois(rois, maps[0])
     if mode not in MODES:
         raise bad("mode", f"expected one of {', '.join(MODES)}, found {mode!r}")
-    return Request(
-        maps=maps,
-        rois=table,
-        levels=_check_levels(levels, len(maps), len(table)),
-        scales=_check_scales(spatial_scale, len(maps)),
-        output_size=_check_output_size(output_size),
-        sampling_ratio=_whole("sampling_ratio", sampling_ratio, least=0),
-        aligned=bool(aligned),
-        mode=mode,
+    _check_levels(levels, len(maps), table.shape[0])
+    return Form(
+        maps,
+        table,
+        _check_output_size(output_size),
+        _check_scales(spatial_scale, len(maps)),
+        _whole("sampling_ratio", sampling_ratio, least=0),
     )
+
+
+def check_values(request: Request) -> None:
+    """Check every row of rois and levels, or raise OperatorInputError naming the first bad one."""
+    table, levels = request.table
+    batch, count = request.maps[0].shape[0], len(request.maps)
+    _first_bad_row(table, ~np.isfinite(table).all(axis=1), "expected finite numbers")
+    index = table[:, 0]
+    wrong: npt.NDArray[np.bool_] = (index != np.floor(index)) | (index < 0) | (index >= batch)
+    _first_bad_row(table, wrong, f"expected a whole batch index from 0 to {batch - 1}")
+    _first_bad_row(table, (table[:, 3] < table[:, 1]) | (table[:, 4] < table[:, 2]), "expected x1 <= x2 and y1 <= y2")
+    wrong = (levels < 0) | (levels >= count)
+    if wrong.any():
+        row = int(wrong.argmax())
+        raise bad(f"levels row {row}", f"expected 0 to {count - 1}, found {levels[row]}")
 
 
 def bad(where: str, found: str, hint: str = "") -> OperatorInputError:
@@ -71,8 +134,7 @@ def bad(where: str, found: str, hint: str = "") -> OperatorInputError:
     return OperatorInputError("roi-align-input", f"roi_align: {where}: {found}", hint)
 
 
-def _check_maps(features: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    maps = tuple(features)
+def _check_maps(maps: list[Tensor]) -> list[Tensor]:
     if not maps or not all(isinstance(m, Tensor) for m in maps):
         raise bad("features", "expected a tensor or a non-empty list of tensors, one per level")
     first = maps[0]
@@ -92,28 +154,30 @@ def _check_maps(features: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return maps
 
 
-def _check_rois(rois: Tensor | Sequence[Tensor], batch: int) -> npt.NDArray[np.float64]:
+def _check_rois(rois: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
     if not isinstance(rois, Tensor):
-        boxes = list(rois)
+        boxes, batch = list(rois), features.shape[0]
         for i, b in enumerate(boxes):
             if not isinstance(b, Tensor) or b.dim() != 2 or b.shape[1] != 4:
                 found = list(b.shape) if isinstance(b, Tensor) else type(b).__name__
                 raise bad(f"rois[{i}]", f"expected boxes of shape [L, 4], found {found}")
+            _check_numbers(b)
         if len(boxes) != batch:
             raise bad("rois", f"expected one tensor of boxes for each of {batch} images, found {len(boxes)}")
-        parts = [_host(b) for b in boxes]
-        index = np.repeat(np.arange(len(parts), dtype=np.float64), [len(p) for p in parts])
-        table = np.column_stack([index, np.concatenate([np.empty((0, 4)), *parts])])
-    elif rois.dim() != 2 or rois.shape[1] != 5:
+        if not boxes:
+            return features.new_empty((0, 5), dtype=torch.float64)
+        exact = torch.float32 if all(b.dtype == torch.float32 for b in boxes) else torch.float64
+        numbered = [torch.cat([b.new_full((b.shape[0], 1), i, dtype=exact), b.to(exact)], dim=1) for i, b in enumerate(boxes)]
+        return torch.cat(numbered)
+    if rois.dim() != 2 or rois.shape[1] != 5:
         raise bad("rois", f"expected shape [K, 5] (batch index, x1, y1, x2, y2), found {list(rois.shape)}")
-    else:
-        table = _host(rois)
-    _first_bad_row(table, ~np.isfinite(table).all(axis=1), "expected finite numbers")
-    index = table[:, 0]
-    wrong = (index != np.floor(index)) | (index < 0) | (index >= batch)
-    _first_bad_row(table, wrong, f"expected a whole batch index from 0 to {batch - 1}")
-    _first_bad_row(table, (table[:, 3] < table[:, 1]) | (table[:, 4] < table[:, 2]), "expected x1 <= x2 and y1 <= y2")
-    return np.ascontiguousarray(table)
+    _check_numbers(rois)
+    return rois
+
+
+def _check_numbers(values: Tensor) -> None:
+    if values.dtype == torch.bool or values.is_complex():
+        raise bad("rois", f"expected real numbers, found {values.dtype}")
 
 
 def _first_bad_row(table: npt.NDArray[np.float64], wrong: npt.NDArray[np.bool_], expected: str) -> None:
@@ -122,42 +186,29 @@ def _first_bad_row(table: npt.NDArray[np.float64], wrong: npt.NDArray[np.bool_],
         raise bad(f"rois row {row}", f"{expected}, found {[float(f'{v:.9g}') for v in table[row]]}")
 
 
-def _host(values: Tensor) -> npt.NDArray[np.float64]:
-    if values.dtype == torch.bool or values.is_complex():
-        raise bad("rois", f"expected real numbers, found {values.dtype}")
-    return np.asarray(values.detach().to("cpu", torch.float64).numpy())
-
-
-def _check_levels(levels: Tensor | None, count: int, rows: int) -> npt.NDArray[np.int64]:
+def _check_levels(levels: Tensor | None, count: int, rows: int) -> None:
     if levels is None:
         if count > 1:
             raise bad("levels", f"expected the level of each RoI for {count} maps, found None")
-        return np.zeros(rows, np.int64)
-    if levels.dim() != 1 or len(levels) != rows or levels.is_floating_point() or levels.dtype == torch.bool:
+    elif levels.dim() != 1 or levels.shape[0] != rows or levels.is_floating_point() or levels.dtype == torch.bool:
         raise bad("levels", f"expected {rows} integers, found {list(levels.shape)} {levels.dtype}")
-    table = np.ascontiguousarray(levels.detach().to("cpu", torch.int64).numpy())
-    wrong = (table < 0) | (table >= count)
-    if wrong.any():
-        row = int(wrong.argmax())
-        raise bad(f"levels row {row}", f"expected 0 to {count - 1}, found {table[row]}")
-    return table
 
 
-def _check_scales(spatial_scale: float | Sequence[float], count: int) -> npt.NDArray[np.float64]:
+def _check_scales(spatial_scale: float | Sequence[float], count: int) -> list[float]:
     scales = list(spatial_scale) if isinstance(spatial_scale, Sequence) else [spatial_scale] * count
     if len(scales) != count:
         raise bad("spatial_scale", f"expected one number or one for each of {count} levels, found {len(scales)}")
     for scale in scales:
         if not isinstance(scale, int | float) or not math.isfinite(scale) or scale <= 0:
             raise bad("spatial_scale", f"expected a finite number above 0, found {scale!r}")
-    return np.array(scales, np.float64)
+    return [float(scale) for scale in scales]
 
 
-def _check_output_size(output_size: int | Sequence[int]) -> tuple[int, int]:
+def _check_output_size(output_size: int | Sequence[int]) -> list[int]:
     sides = list(output_size) if isinstance(output_size, Sequence) else [output_size, output_size]
     if len(sides) != 2:
         raise bad("output_size", f"expected one number or (height, width), found {output_size!r}")
-    return _whole("output_size", sides[0], least=1), _whole("output_size", sides[1], least=1)
+    return [_whole("output_size", side, least=1) for side in sides]
 
 
 def _whole(where: str, value: object, least: int) -> int:

@@ -1,0 +1,77 @@
+"""RoI Align on CUDA tensors: the bundled kernel, compiled for their device, launched on torch's current stream."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from importlib.resources import files
+
+import torch
+from torch import Tensor
+
+from roialign_cli.errors import KernelError
+from roialign_cli.ops import cuda_call, nvrtc
+from roialign_cli.ops.request import Request
+
+ENTRY = "roi_align"
+
+
+@functools.cache
+def source() -> str:
+    """The kernel's source, as shipped."""
+    return files(__package__).joinpath("roi_align.cu").read_text(encoding="utf-8")
+
+
+def run(request: Request, out: Tensor | None) -> Tensor:
+    """The pooled features [K, C, PH, PW] of a request on CUDA tensors, in `out` where one is given.
+
+    Does not wait for the device. Rows without meaning (see `validate` of `roi_align`) give NaN.
+    Raises KernelError: the kernel cannot be built, loaded or launched here.
+    """
+    device = request.maps[0].device
+    if out is None:
+        out = torch.empty(request.shape, dtype=request.maps[0].dtype, device=device)
+    if out.numel() == 0:
+        return out
+    request = replace(
+        request,
+        maps=tuple(channels_last(m) for m in request.maps),
+        rois=request.rois.to(device, non_blocking=True),
+        levels=None if request.levels is None else request.levels.to(device, non_blocking=True),
+    )
+    with torch.cuda.device(device):
+        launch = cuda_call.plan(request, out, _processors(device))
+        kernel = nvrtc.load(source(), ENTRY, launch.defines, capability(device))
+        stream = torch.cuda.current_stream(device).cuda_stream
+        nvrtc.launch(kernel, launch.grid, launch.threads, launch.shared, stream, launch.call)
+    return out
+
+
+def channels_last(features: Tensor) -> Tensor:
+    """The map itself where a cell's channels are neighbours in memory, else a copy of which that is true."""
+    if features.stride(1) == 1 or features.shape[1] == 1:
+        return features
+    return features.contiguous(memory_format=torch.channels_last)
+
+
+def capability(device: torch.device) -> int:
+    """The compute capability of a device, 90 for 9.0."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@functools.cache
+def obstacle(device: torch.device, dtype: torch.dtype, mode: str) -> KernelError | None:
+    """Why the kernel cannot run on a device, or None: builds and loads it, once per process."""
+    vector = cuda_call.LOAD_BYTES // dtype.itemsize
+    try:
+        with torch.cuda.device(device):
+            nvrtc.load(source(), ENTRY, cuda_call.specialise(dtype, mode, vector), capability(device))
+    except KernelError as error:
+        return error
+    return None
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,0 +1,170 @@
+"""CUDA C++ source -> machine code for the device at hand -> a launch: NVRTC through `cuda.core`, with a cache on disk.
+
+It knows nothing of RoIs. No compiler and no CUDA toolkit is needed: NVRTC is a library that comes with torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from roialign_cli.errors import KernelError
+
+CACHE_BYTES = 64 << 20
+Defines = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Binary:
+    """Machine code (CUBIN), or PTX for a device newer than NVRTC knows; `seconds` is what it took to get."""
+
+    code: bytes
+    kind: str
+    architecture: str
+    cached: bool
+    seconds: float
+
+
+def version() -> str:
+    """The version of NVRTC, such as 13.2. Raises KernelError where there is none."""
+    _, major, minor = _nvrtc().nvrtcVersion()
+    return f"{major}.{minor}"
+
+
+def architectures() -> list[int]:
+    """The compute capabilities that NVRTC compiles machine code for, such as 90, ascending."""
+    return sorted(_nvrtc().nvrtcGetSupportedArchs()[1])
+
+
+def target(capability: int, known: list[int]) -> tuple[str, str]:
+    """Kind and architecture to compile to for a device: machine code, or PTX if it is newer than all that are known."""
+    if capability in known:
+        return "cubin", f"sm_{capability}"
+    if capability > known[-1]:
+        return "ptx", f"compute_{known[-1]}"
+    # Machine code runs on later devices of the same generation: 8.0 on 8.6, not 7.5 on 8.0.
+    same = [arch for arch in known if arch // 10 == capability // 10 and arch < capability]
+    if same:
+        return "cubin", f"sm_{same[-1]}"
+    message = f"NVRTC {version()}: expected a device of compute capability {known[0] / 10} or later"
+    raise KernelError("kernel-unavailable", f"{message}, found {capability / 10}", "use kernel torchvision")
+
+
+def cache_folder() -> Path | None:
+    """Where machine code is kept between runs; None if there is no such place."""
+    place = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(place) if place else Path.home() / ".cache") / "roialign" / "cuda"
+    except RuntimeError:  # no home folder
+        return None
+
+
+def compile_source(source: str, defines: Defines, capability: int) -> Binary:
+    """Compile for a compute capability such as 90, or take it from the cache.
+
+    Several processes may do so at once. A cache that cannot be read or written is done without.
+
+    Raises:
+        KernelError: NVRTC is missing, or refuses; then with its log, the architecture and the options.
+    """
+    started = time.perf_counter()
+    kind, architecture = target(capability, architectures())
+    from cuda.core import Program, ProgramOptions
+
+    options = ProgramOptions(arch=architecture, std="c++17", define_macro=list(defines))
+    cache, key = _open_cache(), b""
+    if cache is not None:
+        from cuda.core.utils import make_program_cache_key
+
+        key = make_program_cache_key(code=source, code_type="c++", options=options, target_type=kind)
+        code = _cached(cache, key)
+        if code is not None:
+            return Binary(code, kind, architecture, True, time.perf_counter() - started)
+    try:
+        code = bytes(Program(source, "c++", options).compile(kind).code)
+    except Exception as error:  # cuda.core's own tree, which differs from version to version
+        given = " ".join([f"-arch={architecture}", "-std=c++17", *(f"-D{name}={value}" for name, value in defines)])
+        message = f"NVRTC {version()}: expected the kernel to compile with {given}, found: {str(error).strip()}"
+        raise KernelError("kernel-compile", message, "use kernel torchvision, and report this") from error
+    if cache is not None:
+        try:
+            cache[key] = code
+        except OSError:
+            pass  # read-only or full: the next run compiles again
+    return Binary(code, kind, architecture, False, time.perf_counter() - started)
+
+
+@functools.cache
+def load(source: str, entry: str, defines: Defines, capability: int) -> Any:
+    """The kernel `entry` (a cuda.core Kernel), ready to launch on every device of that compute capability.
+
+    Needs a driver and a device that is current, which torch sees to. Raises KernelError.
+    """
+    from cuda.core import ObjectCode
+
+    binary = compile_source(source, defines, capability)
+    read = ObjectCode.from_cubin if binary.kind == "cubin" else ObjectCode.from_ptx
+    try:
+        return read(binary.code).get_kernel(entry)
+    except Exception as error:
+        message = f"the driver: expected to load {entry} for {binary.architecture}, found: {str(error).strip()}"
+        raise KernelError("kernel-load", message, "use kernel torchvision, or update the driver") from error
+
+
+def launch(
+    kernel: Any, grid: tuple[int, int, int], threads: int, shared: int, stream: int, argument: npt.NDArray[np.void]
+) -> None:
+    """Launch on a stream (its address) of the current device; does not wait.
+
+    argument: the kernel's one parameter, a record that it takes by value; `shared` is in bytes. (`cuda.core.launch`
+    takes no records, so this goes to the driver by its bindings.) Raises KernelError.
+    """
+    from cuda.bindings import driver
+
+    pointers = np.array([argument.ctypes.data], np.uint64)
+    (result,) = driver.cuLaunchKernel(
+        driver.CUfunction(int(kernel.handle)), *grid, threads, 1, 1, shared, driver.CUstream(stream),
+        pointers.ctypes.data, 0,
+    )  # fmt: skip
+    if result != driver.CUresult.CUDA_SUCCESS:
+        found = f"{result.name}, for grid {grid}, {threads} threads, {shared} bytes"
+        raise KernelError("kernel-launch", f"the driver: expected the kernel to start, found {found}")
+
+
+def _nvrtc() -> Any:
+    """NVRTC's bindings, the library loaded."""
+    try:
+        import cuda.core  # noqa: F401 - compiling needs it
+        from cuda.bindings import nvrtc
+
+        nvrtc.nvrtcVersion()
+    except Exception as error:  # the bindings raise their own errors for a library they cannot find
+        message = f"NVRTC: expected the packages cuda-core and nvidia-cuda-nvrtc, found: {str(error).strip()}"
+        raise KernelError("kernel-unavailable", message, "install a torch built for CUDA") from error
+    return nvrtc
+
+
+def _open_cache() -> Any:
+    folder = cache_folder()
+    try:
+        from cuda.core.utils import FileStreamProgramCache
+
+        return FileStreamProgramCache(folder, max_size_bytes=CACHE_BYTES) if folder else None
+    except (ImportError, OSError):
+        return None
+
+
+def _cached(cache: Any, key: bytes) -> bytes | None:
+    try:
+        code: bytes | None = cache.get(key)
+    except OSError:
+        return None
+    return code
