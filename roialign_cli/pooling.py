@@ -49,6 +49,7 @@ def pool(
         mode=settings.mode,
         levels=levels,
         kernel=settings.kernel,
+        validate=False,  # the boxes were checked when they were read
         out=out,
     )
     if settings.reduce == "mean":

@@ -45,15 +45,15 @@ def architectures() -> list[int]:
 
 
 def target(capability: int, known: list[int]) -> tuple[str, str]:
-    """Kind and architecture to compile to for a device: machine code, or PTX if it is newer than all that are known."""
-    if capability in known:
-        return "cubin", f"sm_{capability}"
-    if capability > known[-1]:
-        return "ptx", f"compute_{known[-1]}"
-    # Machine code runs on later devices of the same generation: 8.0 on 8.6, not 7.5 on 8.0.
-    same = [arch for arch in known if arch // 10 == capability // 10 and arch < capability]
+    """Kind and architecture to compile to for a device: machine code, or PTX if it is newer than all that are known.
+
+    Machine code runs on later devices of the same generation: 8.0 on 8.6, not 7.5 on 8.0.
+    """
+    same = [arch for arch in known if arch // 10 == capability // 10 and arch <= capability]
     if same:
         return "cubin", f"sm_{same[-1]}"
+    if capability > known[-1]:
+        return "ptx", f"compute_{known[-1]}"
     message = f"NVRTC {version()}: expected a device of compute capability {known[0] / 10} or later"
     raise KernelError("kernel-unavailable", f"{message}, found {capability / 10}", "use kernel torchvision")
 
@@ -79,7 +79,7 @@ def compile_source(source: str, defines: Defines, capability: int) -> Binary:
     kind, architecture = target(capability, architectures())
     from cuda.core import Program, ProgramOptions
 
-    options = ProgramOptions(arch=architecture, std="c++17", define_macro=list(defines))
+    options = ProgramOptions(arch=architecture, std="c++17", define_macro=list(defines) or None)
     cache, key = _open_cache(), b""
     if cache is not None:
         from cuda.core.utils import make_program_cache_key
