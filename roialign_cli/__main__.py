@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 from roialign_cli.cli import app
 from roialign_cli.errors import RoialignError
@@ -13,6 +14,7 @@ def main() -> None:
     """Run the command line; `--debug`, anywhere on it, lets tracebacks through."""
     debug = "--debug" in sys.argv[1:]
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)  # noqa: T201
     try:
         app(arguments, prog_name="roialign")
     except RoialignError as error:

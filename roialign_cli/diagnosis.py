@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import time
+import warnings
 from dataclasses import dataclass
 
 import torch
 
-from roialign_cli.ops import choose, cpu_kernels, roi_align
+from roialign_cli.errors import KernelError
+from roialign_cli.ops import choose, cpu_kernels, cuda, cuda_call, nvrtc, roi_align
 from roialign_cli.ops.request import Mode
 from roialign_cli.version import __version__
 
-PACKAGES = ("torch", "torchvision", "numba", "numpy", "h5py", "pillow", "msgspec")
+PACKAGES = ("torch", "torchvision", "numba", "numpy", "h5py", "pillow", "msgspec", "cuda-core")
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, torch.float16: 1e-3}
 
 
@@ -34,25 +36,58 @@ def environment() -> dict[str, str]:
     started = time.perf_counter()
     roi_align(torch.zeros(1, 1, 1, 1), torch.zeros(1, 5), 1, kernel="cpu")
     first_call = time.perf_counter() - started
-    if torch.cuda.is_available():
-        cuda = f"{torch.cuda.device_count()} devices, the first {torch.cuda.get_device_name(0)}; kernel torchvision"
-    else:
-        cuda = "none: " + (
-            "torch is built without it" if torch.version.cuda is None else "no driver or no device found"
-        )
+    cuda_facts = _cuda_facts()  # first, or what it times has been compiled already
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the line `cuda kernel` gives the reason
+        auto = choose("auto", _device(), "avg")
     return {
         "roialign": __version__,
         "python": f"{platform.python_version()} on {platform.platform()}",
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
+        **{name: _version(name) for name in PACKAGES},
         "cpu threads": str(torch.get_num_threads()),
-        "cuda": cuda,
-        "kernel auto": choose("auto", torch.device("cuda" if torch.cuda.is_available() else "cpu"), "avg"),
         "cpu kernel": f"ready {first_call:.2f} s after the first call; machine code in {cpu_kernels.cache_folder()}",
+        **cuda_facts,
+        "kernel auto": auto,
     }
 
 
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _cuda_facts() -> dict[str, str]:
+    """The device, its driver and how our kernel came to it; one line where there is none."""
+    if torch.version.cuda is None:
+        return {"cuda": "none: torch is built without it"}
+    if not torch.cuda.is_available():
+        return {"cuda": "none: no driver or no device found"}
+    device = _device()
+    facts = {
+        "cuda": f"{torch.cuda.device_count()} devices, the first {torch.cuda.get_device_name(device)}",
+        "cuda driver": nvrtc.driver_version(),
+    }
+    try:
+        facts["nvrtc"] = nvrtc.version()
+        defines = cuda_call.specialise(torch.float32, "avg", cuda_call.LOAD_BYTES // 4)
+        binary = nvrtc.compile_source(cuda.source(), defines, cuda.capability(device))
+    except KernelError as error:
+        return {**facts, "cuda kernel": f"none: {error.message}"}
+    how = "taken from the cache" if binary.cached else "compiled"
+    facts["cuda kernel"] = f"{binary.kind} for {binary.architecture}, {how} in {binary.seconds:.3f} s"
+    facts["cuda kernel cache"] = str(nvrtc.cache_folder() or "none: no home folder")
+    obstacle = cuda.obstacle(device, torch.float32, "avg")
+    return facts if obstacle is None else {**facts, "cuda kernel": f"none: {obstacle.message}"}
+
+
 def check_kernels() -> list[KernelCheck]:
-    """Every kernel, mode and type that runs on the CPU, on boxes inside, across and outside a non-square map."""
+    """Every kernel, mode and type that runs here, on boxes inside, across and outside a non-square map."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 35, 13, 21, generator=generator, dtype=torch.float64)
     corner = torch.rand(24, 2, generator=generator, dtype=torch.float64) * 60 - 15
@@ -61,10 +96,15 @@ def check_kernels() -> list[KernelCheck]:
     rois = torch.cat([batch, corner, corner + size], dim=1)
 
     def pooled(kernel: str, mode: Mode, dtype: torch.dtype) -> torch.Tensor:
-        return roi_align(features.to(dtype), rois, (3, 5), spatial_scale=0.5, mode=mode, kernel=kernel).double()
+        maps = features.to(device if kernel == "cuda" else "cpu", dtype)
+        return roi_align(maps, rois, (3, 5), spatial_scale=0.5, mode=mode, kernel=kernel).double().cpu()
 
     modes: tuple[Mode, ...] = ("avg", "max", "exact")
-    cases = [("cpu", mode, dtype) for mode in modes for dtype in TOLERANCES]
+    device = _device()
+    ours = ["cpu"]
+    if device.type == "cuda" and cuda.obstacle(device, torch.float32, "avg") is None:
+        ours.append("cuda")
+    cases = [(kernel, mode, dtype) for kernel in ours for mode in modes for dtype in TOLERANCES]
     cases.append(("torchvision", "avg", torch.float32))
     checks = []
     for kernel, mode, dtype in cases:

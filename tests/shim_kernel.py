@@ -25,7 +25,17 @@ class Shim:
     """Compiled variants of the kernel and the program that launches them, built in a folder."""
 
     def __init__(self, folder: Path, sanitizer: str, variants: Sequence[cuda_call.Defines]) -> None:
-        flags = ["-std=c++20", "-O1", "-g1", "-pthread", "-Wall", "-Wno-unknown-pragmas", "-Wno-parentheses", "-Werror", *SANITIZERS[sanitizer]]
+        flags = [
+            "-std=c++20",
+            "-O1",
+            "-g1",
+            "-pthread",
+            "-Wall",
+            "-Wno-unknown-pragmas",
+            "-Wno-parentheses",
+            "-Werror",
+            *SANITIZERS[sanitizer],
+        ]
         self.folder, self.launches = folder, 0
         names = {variant: _name(variant) for variant in variants}
         listing = folder / "kernels.h"
@@ -65,7 +75,10 @@ class Shim:
             cases += [struct.pack("<q", launch.call.nbytes), launch.call.tobytes()]
             arrays = [call.rois, call.levels if call.levels is not None else torch.empty(0)]
             cases.append(struct.pack("<q", len(call.maps)))
-            for array in (*map(_storage, call.maps), *(a.contiguous().view(torch.uint8).numpy().tobytes() for a in arrays)):
+            for array in (
+                *map(_storage, call.maps),
+                *(a.contiguous().view(torch.uint8).numpy().tobytes() for a in arrays),
+            ):
                 cases += [struct.pack("<q", len(array)), array]
             cases.append(struct.pack("<q", out.nbytes))
             outs.append(out)

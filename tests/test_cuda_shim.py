@@ -11,7 +11,6 @@ import torch
 from conftest import LAUNCHES, layouts, make_rois, relative_error
 from shim_kernel import Shim
 
-from roialign_cli import roi_align
 from roialign_cli.ops import KERNELS, cuda_call, request
 from roialign_cli.ops.request import Request
 
@@ -38,7 +37,9 @@ def features(channels: int, dtype: torch.dtype = torch.float32, size: tuple[int,
     return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(channels)).to(dtype)
 
 
-def make(maps: torch.Tensor | list[torch.Tensor], rois: torch.Tensor, size: tuple[int, int], **settings: object) -> Request:
+def make(
+    maps: torch.Tensor | list[torch.Tensor], rois: torch.Tensor, size: tuple[int, int], **settings: object
+) -> Request:
     several = maps if isinstance(maps, list) else [maps]
     given = {"levels": None, "scales": [0.5] * len(several), "sampling_ratio": 0, "aligned": True, "mode": "avg"}
     return request.make(several, rois, output_size=size, **{**given, **settings})
@@ -48,7 +49,10 @@ def check(shim: Shim, calls: list[Request]) -> None:
     """Every call against the reference, which sees the maps as rounded to their type."""
     for call, found in zip(calls, shim.run(calls), strict=True):
         expected = KERNELS["reference"](call, None)
-        error, what = relative_error(found, expected), f"{call.mode} {found.dtype} {call.output_size} {call.maps[0].stride()}"
+        error, what = (
+            relative_error(found, expected),
+            f"{call.mode} {found.dtype} {call.output_size} {call.maps[0].stride()}",
+        )
         assert error < TOLERANCE[found.dtype], f"{what}: {error}"
 
 
@@ -63,8 +67,15 @@ def test_equals_the_reference(shim: Shim, dtype: torch.dtype) -> None:
     ]
     widest = WIDTHS[dtype][0]
     channels = (1, 2 * widest, 6 * widest) if dtype != torch.bfloat16 else (2, 2 * widest, 6 * widest)
-    check(shim, [make(features(c, dtype), rois.to(t), (3, 6), **s) for c in channels for s in settings for t in (
-        [torch.float32] if s["aligned"] else [torch.float64])])
+    check(
+        shim,
+        [
+            make(features(c, dtype), rois.to(t), (3, 6), **s)
+            for c in channels
+            for s in settings
+            for t in ([torch.float32] if s["aligned"] else [torch.float64])
+        ],
+    )
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -90,7 +101,9 @@ def test_work_cut_in_many_ways(shim: Shim, mode: str) -> None:
     assert {cuda_call.plan(call, torch.empty(call.shape), 1).grid[2] > 1 for call in calls[::2]} == {True}
     for processors in (1, 200):
         for call, found in zip(calls, shim.run(calls, processors), strict=True):
-            expected = KERNELS["cpu"](make([m.double() for m in call.maps], call.rois, call.output_size, mode=mode, sampling_ratio=1), None)
+            expected = KERNELS["cpu"](
+                make([m.double() for m in call.maps], call.rois, call.output_size, mode=mode, sampling_ratio=1), None
+            )
             assert relative_error(found, expected) < 1e-5
 
 
@@ -148,7 +161,9 @@ def test_rows_without_meaning_give_nan_and_read_nothing(shim: Shim, mode: str) -
 def test_nan_stays_in_its_channel_and_ones_stay_ones(shim: Shim) -> None:
     maps = torch.ones(1, 8, 8, 8, dtype=torch.float16)
     maps[0, 3, 2, 2] = float("nan")
-    for found in shim.run([make(maps, torch.tensor([[0.0, 0, 0, 16, 16]]), (4, 4), mode=mode, sampling_ratio=2) for mode in MODES]):
+    for found in shim.run(
+        [make(maps, torch.tensor([[0.0, 0, 0, 16, 16]]), (4, 4), mode=mode, sampling_ratio=2) for mode in MODES]
+    ):
         bad = found[0].isnan()
         assert bad[3, 1, 1]
         assert not bad[3, 3, 3]
@@ -177,5 +192,3 @@ def conformance_count(request: pytest.FixtureRequest, shim: Shim) -> object:
     """How many launches were compared, in the summary of the run."""
     yield
     request.config.stash[LAUNCHES] = shim.launches
-
-

@@ -20,8 +20,12 @@ LEVELS = torch.arange(len(ROIS)) % 2
 class Head(torch.nn.Module):
     """Pooling from a pyramid, with arithmetic around it."""
 
-    def forward(self, first: torch.Tensor, second: torch.Tensor, rois: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
-        pooled = roi_align([first * 2, second], rois, (3, 5), spatial_scale=[0.5, 0.25], levels=levels, sampling_ratio=2)
+    def forward(
+        self, first: torch.Tensor, second: torch.Tensor, rois: torch.Tensor, levels: torch.Tensor
+    ) -> torch.Tensor:
+        pooled = roi_align(
+            [first * 2, second], rois, (3, 5), spatial_scale=[0.5, 0.25], levels=levels, sampling_ratio=2
+        )
         return pooled.relu().mean(dim=(2, 3))
 
 
@@ -32,7 +36,9 @@ def nodes(graph: torch.fx.GraphModule) -> list[str]:
 def test_the_registration_is_sound() -> None:
     arguments = (MAPS, ROIS, LEVELS, [3, 5], [0.5, 0.25], 2, True, "avg", "auto", True)
     torch.library.opcheck(torch.ops.roialign.roi_align.default, arguments)
-    torch.library.opcheck(torch.ops.roialign.roi_align.default, (MAPS[:1], ROIS, None, *arguments[3:4], [0.5], *arguments[5:]))
+    torch.library.opcheck(
+        torch.ops.roialign.roi_align.default, (MAPS[:1], ROIS, None, *arguments[3:4], [0.5], *arguments[5:])
+    )
 
 
 def test_compile_sees_one_node() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 
@@ -42,13 +43,19 @@ def choose(kernel: str, device: torch.device, mode: str, dtype: torch.dtype = to
             return "cuda"
         if kernel == "cuda" or mode != "avg":
             raise obstacle
-        warnings.warn(f"kernel torchvision serves {device}: {obstacle.message}", RuntimeWarning, stacklevel=3)
+        _warn(f"kernel torchvision serves {device}: {obstacle.message}")
     if kernel == "auto":
         kernel = "torchvision"
     if kernel == "torchvision" and mode != "avg":
         message = f"kernel torchvision, on {device}: expected mode avg, found {mode}"
         raise KernelError("kernel-mode", message, "use kernel auto")
     return kernel
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Warn once per process, whoever asks first."""
+    warnings.warn(message, RuntimeWarning, stacklevel=4)
 
 
 def roi_align(
@@ -97,7 +104,9 @@ def roi_align(
         validate,
     )  # fmt: skip
     if out is None:
-        pooled: Tensor = _registered(*arguments)
+        # Plain tensors, eagerly, go straight: torch's dispatcher takes longer than a small call does.
+        traced = torch.compiler.is_compiling() or any(type(m) is not Tensor for m in form.maps)
+        pooled: Tensor = _registered(*arguments) if traced else _run(*arguments)
         return pooled
     shape = (form.rois.shape[0], form.maps[0].shape[1], *form.output_size)
     device, dtype = form.maps[0].device, form.maps[0].dtype
@@ -146,5 +155,11 @@ def _registered(
 
 
 @_registered.register_fake
-def _(maps: Sequence[Tensor], rois: Tensor, levels: Tensor | None, output_size: Sequence[int], *_: object) -> Tensor:
+def _shape_only(
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,  # noqa: ARG001 - called by name
+    output_size: Sequence[int],
+    *_: object,
+) -> Tensor:
     return maps[0].new_empty((rois.shape[0], maps[0].shape[1], *output_size))

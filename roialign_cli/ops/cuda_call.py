@@ -147,7 +147,9 @@ def _vector(maps: tuple[Tensor, ...]) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def cut(rois: int, channels: int, ph: int, pw: int, vector: int, size: int, processors: int, max_threads: int) -> Blocks:
+def cut(
+    rois: int, channels: int, ph: int, pw: int, vector: int, size: int, processors: int, max_threads: int
+) -> Blocks:
     """Blocks whose tile fits, and enough of them to keep every multiprocessor busy, where the work allows."""
     vectors = channels // vector
     lanes = min(WARP, 1 << (vectors - 1).bit_length())

@@ -5,6 +5,7 @@ It knows nothing of RoIs. No compiler and no CUDA toolkit is needed: NVRTC is a 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -37,6 +38,14 @@ def version() -> str:
     """The version of NVRTC, such as 13.2. Raises KernelError where there is none."""
     _, major, minor = _nvrtc().nvrtcVersion()
     return f"{major}.{minor}"
+
+
+def driver_version() -> str:
+    """The newest CUDA that the driver serves, such as 13.0."""
+    from cuda.bindings import driver
+
+    _, number = driver.cuDriverGetVersion()
+    return f"CUDA {number // 1000}.{number % 1000 // 10}"
 
 
 def architectures() -> list[int]:
@@ -85,7 +94,9 @@ def compile_source(source: str, defines: Defines, capability: int) -> Binary:
         from cuda.core.utils import make_program_cache_key
 
         key = make_program_cache_key(code=source, code_type="c++", options=options, target_type=kind)
-        code = _cached(cache, key)
+        code = None
+        with contextlib.suppress(OSError):
+            code = cache.get(key)
         if code is not None:
             return Binary(code, kind, architecture, True, time.perf_counter() - started)
     try:
@@ -95,10 +106,8 @@ def compile_source(source: str, defines: Defines, capability: int) -> Binary:
         message = f"NVRTC {version()}: expected the kernel to compile with {given}, found: {str(error).strip()}"
         raise KernelError("kernel-compile", message, "use kernel torchvision, and report this") from error
     if cache is not None:
-        try:
+        with contextlib.suppress(OSError):  # read-only or full: the next run compiles again
             cache[key] = code
-        except OSError:
-            pass  # read-only or full: the next run compiles again
     return Binary(code, kind, architecture, False, time.perf_counter() - started)
 
 
@@ -160,11 +169,3 @@ def _open_cache() -> Any:
         return FileStreamProgramCache(folder, max_size_bytes=CACHE_BYTES) if folder else None
     except (ImportError, OSError):
         return None
-
-
-def _cached(cache: Any, key: bytes) -> bytes | None:
-    try:
-        code: bytes | None = cache.get(key)
-    except OSError:
-        return None
-    return code

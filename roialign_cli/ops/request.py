@@ -118,7 +118,7 @@ def check_values(request: Request) -> None:
     """Check every row of rois and levels, or raise OperatorInputError naming the first bad one."""
     table, levels = request.table
     batch, count = request.maps[0].shape[0], len(request.maps)
-    _first_bad_row(table, ~np.isfinite(table).all(axis=1), "expected finite numbers")
+    _first_bad_row(table, np.asarray(~np.isfinite(table).all(axis=1)), "expected finite numbers")
     index = table[:, 0]
     wrong: npt.NDArray[np.bool_] = (index != np.floor(index)) | (index < 0) | (index >= batch)
     _first_bad_row(table, wrong, f"expected a whole batch index from 0 to {batch - 1}")
@@ -167,7 +167,9 @@ def _check_rois(rois: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
         if not boxes:
             return features.new_empty((0, 5), dtype=torch.float64)
         exact = torch.float32 if all(b.dtype == torch.float32 for b in boxes) else torch.float64
-        numbered = [torch.cat([b.new_full((b.shape[0], 1), i, dtype=exact), b.to(exact)], dim=1) for i, b in enumerate(boxes)]
+        numbered = [
+            torch.cat([b.new_full((b.shape[0], 1), i, dtype=exact), b.to(exact)], dim=1) for i, b in enumerate(boxes)
+        ]
         return torch.cat(numbered)
     if rois.dim() != 2 or rois.shape[1] != 5:
         raise bad("rois", f"expected shape [K, 5] (batch index, x1, y1, x2, y2), found {list(rois.shape)}")

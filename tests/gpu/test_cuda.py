@@ -111,7 +111,9 @@ def test_every_layout(device: torch.device, mode: str) -> None:
 
 def test_maps_of_photographs_have_lists_longer_than_their_room(device: torch.device) -> None:
     maps = features(3, size=(1500, 2600))
-    rois = torch.tensor([[0, 0, 0, 2600, 1500], [1, 30, 40, 900.5, 1200], [1, -500, -500, 9000, 9000], [0, 5, 5, 60, 90]])
+    rois = torch.tensor(
+        [[0, 0, 0, 2600, 1500], [1, 30, 40, 900.5, 1200], [1, -500, -500, 9000, 9000], [0, 5, 5, 60, 90]]
+    )
     for mode in MODES:
         expected = roi_align(maps, rois, (2, 3), mode=mode)
         assert relative_error(roi_align(maps.to(device), rois, (2, 3), mode=mode).cpu(), expected) < 1e-5
@@ -139,7 +141,14 @@ def test_the_same_bits_every_time(device: torch.device) -> None:
 
 def test_unvalidated_calls_do_not_wait_and_bad_rows_give_nan(device: torch.device) -> None:
     good, nan = [1.0, 2, 3, 14, 15], float("nan")
-    bad = [[2.0, 0, 0, 5, 5], [-1, 0, 0, 5, 5], [0.5, 0, 0, 5, 5], [0, nan, 0, 5, 5], [0, 6, 0, 5, 5], [1e30, 0, 0, 5, 5]]
+    bad = [
+        [2.0, 0, 0, 5, 5],
+        [-1, 0, 0, 5, 5],
+        [0.5, 0, 0, 5, 5],
+        [0, nan, 0, 5, 5],
+        [0, 6, 0, 5, 5],
+        [1e30, 0, 0, 5, 5],
+    ]
     rois = torch.tensor([row for pair in zip([good] * len(bad), bad, strict=True) for row in pair], device=device)
     maps = features(8).to(device, memory_format=torch.channels_last)
     roi_align(maps, rois, 3, validate=False)  # compiled, loaded
