@@ -2,14 +2,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-slow lint bench bench-gpu clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/roialign extract sample_data/images sample_data/boxes.json -c quickstart -o demo/features.h5
 	$(BIN)/roialign inspect demo/features.h5
 
 test: $(VENV)/dev.stamp
-	$(BIN)/pytest
+	$(BIN)/pytest -m "not slow"
+
+test-slow: $(VENV)/dev.stamp
+	$(BIN)/pytest -m slow
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
@@ -18,6 +21,9 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/cpu.py --json benchmarks/results/cpu.json
+
+bench-gpu: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json
 
 $(VENV)/demo.stamp: pyproject.toml
 	$(PYTHON) -m venv $(VENV)

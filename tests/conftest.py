@@ -66,7 +66,7 @@ def layouts(maps: torch.Tensor) -> dict[str, torch.Tensor]:
     wide = torch.zeros(n, 2 * c, h + 3, 2 * w, dtype=maps.dtype)
     wide[:, ::2, 1 : h + 1, ::2] = maps
     return {
-        "NCHW": maps,
+        "NCHW": maps.contiguous(),
         "channels-last": maps.contiguous(memory_format=torch.channels_last),
         "sliced": wide[:, ::2, 1 : h + 1, ::2],
         "transposed": maps.transpose(2, 3).contiguous().transpose(2, 3),

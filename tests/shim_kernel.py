@@ -6,7 +6,6 @@ import struct
 import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -66,7 +65,6 @@ class Shim:
         """The pooled features of each call."""
         cases, outs = [struct.pack("<q", len(calls))], []
         for call in calls:
-            call = replace(call, maps=tuple(cuda.channels_last(m) for m in call.maps))
             out = torch.empty(call.shape, dtype=call.maps[0].dtype)
             launch = cuda_call.plan(call, out, processors, THREADS)
             name = _name(launch.defines).encode()

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 MODES = ("avg", "max", "exact")
-WIDTHS = {torch.float32: (4, 1), torch.float64: (2, 1), torch.float16: (8, 1), torch.bfloat16: (8, 2)}
+WIDTHS = {torch.float32: (4, 1), torch.float64: (2, 1), torch.float16: (8, 1), torch.bfloat16: (8, 2, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,9 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
 
 
 def features(channels: int, dtype: torch.dtype = torch.float32, size: tuple[int, int] = (11, 19)) -> torch.Tensor:
-    return torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(channels)).to(dtype)
+    """Random maps, channels-last."""
+    maps = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(channels)).to(dtype)
+    return maps.contiguous(memory_format=torch.channels_last)
 
 
 def make(
@@ -66,16 +68,11 @@ def test_equals_the_reference(shim: Shim, dtype: torch.dtype) -> None:
         if mode != "exact" or ratio == 0
     ]
     widest = WIDTHS[dtype][0]
-    channels = (1, 2 * widest, 6 * widest) if dtype != torch.bfloat16 else (2, 2 * widest, 6 * widest)
-    check(
-        shim,
-        [
-            make(features(c, dtype), rois.to(t), (3, 6), **s)
-            for c in channels
-            for s in settings
-            for t in ([torch.float32] if s["aligned"] else [torch.float64])
-        ],
-    )
+    maps = [features(17, dtype).contiguous(), *(features(c, dtype) for c in (2 * widest, 6 * widest))]
+    if dtype == torch.bfloat16:
+        maps.append(features(2, dtype))
+    calls = [make(m, rois.double() if s["aligned"] else rois, (3, 6), **s) for m in maps for s in settings]
+    check(shim, calls)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -129,7 +126,10 @@ def test_a_pyramid_in_one_launch(shim: Shim, mode: str) -> None:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("side", [1e6, 1e12, 1e30, 3e38])
 def test_huge_boxes_end_soon(shim: Shim, mode: str, side: float) -> None:
-    maps, roi = torch.ones(1, 4, 9, 9), torch.tensor([[0.0, -side, -side, side, side]])
+    maps, roi = (
+        torch.ones(1, 4, 9, 9).contiguous(memory_format=torch.channels_last),
+        torch.tensor([[0.0, -side, -side, side, side]]),
+    )
     call = make(maps, roi, (3, 3), mode=mode)
     (found,) = shim.run([call])
     assert relative_error(found, KERNELS["cpu"](call, None)) < 1e-5
@@ -159,7 +159,7 @@ def test_rows_without_meaning_give_nan_and_read_nothing(shim: Shim, mode: str) -
 
 
 def test_nan_stays_in_its_channel_and_ones_stay_ones(shim: Shim) -> None:
-    maps = torch.ones(1, 8, 8, 8, dtype=torch.float16)
+    maps = torch.ones(1, 8, 8, 8, dtype=torch.float16).contiguous(memory_format=torch.channels_last)
     maps[0, 3, 2, 2] = float("nan")
     for found in shim.run(
         [make(maps, torch.tensor([[0.0, 0, 0, 16, 16]]), (4, 4), mode=mode, sampling_ratio=2) for mode in MODES]

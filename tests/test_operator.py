@@ -67,6 +67,12 @@ def test_equals_torchvision(ratio: int, aligned: bool, output_size: tuple[int, i
         assert relative_error(found, expected) < 2e-5
 
 
+def test_torchvision_behind_our_arguments_does_not_narrow_coordinates() -> None:
+    maps, rois = features(8, torch.float16, size=(80, 90)), make_rois(20, batch=2, width=1440, height=1280)[3:]
+    expected = roi_align(maps.double(), rois, 3, spatial_scale=1 / 16)
+    assert relative_error(roi_align(maps, rois, 3, spatial_scale=1 / 16, kernel="torchvision"), expected) < 1e-3
+
+
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_equals_onnxruntime(ratio: int) -> None:
     """Averages; its maximum is over weighted corners, which it says itself is wrong."""

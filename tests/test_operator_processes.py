@@ -82,6 +82,7 @@ def run_copy(package: Path, home: Path) -> list[str]:
     return [hits, folder]
 
 
+@pytest.mark.slow
 def test_compiled_once_kept_on_disk_and_not_missed_where_it_cannot_be(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "roialign_cli", tmp_path / "roialign_cli", ignore=shutil.ignore_patterns("__pycache__"))
     assert run_copy(tmp_path, tmp_path)[0] == "0"

@@ -35,7 +35,7 @@ def run(request: Request, out: Tensor | None) -> Tensor:
         return out
     request = replace(
         request,
-        maps=tuple(channels_last(m) for m in request.maps),
+        maps=tuple(m.contiguous(memory_format=torch.channels_last) if gathers(m, request) else m for m in request.maps),
         rois=request.rois.to(device, non_blocking=True),
         levels=None if request.levels is None else request.levels.to(device, non_blocking=True),
     )
@@ -47,11 +47,17 @@ def run(request: Request, out: Tensor | None) -> Tensor:
     return out
 
 
-def channels_last(features: Tensor) -> Tensor:
-    """The map itself where a cell's channels are neighbours in memory, else a copy of which that is true."""
-    if features.stride(1) == 1 or features.shape[1] == 1:
-        return features
-    return features.contiguous(memory_format=torch.channels_last)
+def gathers(features: Tensor, request: Request) -> bool:
+    """Whether a map is better copied channels-last first: it is not, and its RoIs read more cells than it has.
+
+    Threads hold channels, so a map of another layout is gathered value by value, about as slow as copying it whole.
+    """
+    n, channels, height, width = features.shape
+    if features.stride(1) == 1 or channels == 1:
+        return False
+    ph, pw = request.output_size
+    samples = 2 * (request.sampling_ratio or 2)  # cells on either side of each
+    return len(request.rois) / len(request.maps) * ph * pw * samples**2 > n * height * width
 
 
 def capability(device: torch.device) -> int:
@@ -69,6 +75,9 @@ def obstacle(device: torch.device, dtype: torch.dtype, mode: str) -> KernelError
             nvrtc.load(source(), ENTRY, cuda_call.specialise(dtype, mode, vector), capability(device))
     except KernelError as error:
         return error
+    except (AssertionError, RuntimeError) as error:  # of torch, where it finds no driver or no such device
+        message = f"kernel cuda: expected a device that torch can use, found: {str(error).strip()}"
+        return KernelError("kernel-unavailable", message, "use the cpu")
     return None
 
 

@@ -31,7 +31,7 @@ MAX_BINS = 128  # of both axes of a block
 BUSY_THREADS = 128  # what a block should have, however few the channels
 
 # The two records of roi_align.cu, field by field.
-_LEVEL = [(name, np.int64) for name in ("address", "height", "width", "stride_n", "stride_y", "stride_x")]
+_LEVEL = [(name, np.int64) for name in ("address", "height", "width", "stride_n", "stride_c", "stride_y", "stride_x")]
 LEVEL = np.dtype([*_LEVEL, ("scale", np.float64)])
 CALL = np.dtype([
     ("level", LEVEL, MAX_LEVELS),
@@ -88,7 +88,7 @@ def specialise(dtype: torch.dtype, mode: str, vector: int, *, overflow: bool = F
 
 
 def plan(request: Request, out: Tensor, processors: int, max_threads: int = MAX_THREADS) -> Launch:
-    """The launch that pools a request whose maps are channels-last into `out`, contiguous [K, C, PH, PW].
+    """The launch that pools a request into `out`, contiguous [K, C, PH, PW].
 
     K, C, PH and PW are at least 1. `processors` is the number of multiprocessors to keep busy.
 
@@ -110,8 +110,7 @@ def plan(request: Request, out: Tensor, processors: int, max_threads: int = MAX_
 
     call = np.zeros((), CALL)
     for i, (m, scale) in enumerate(zip(maps, request.scales, strict=True)):
-        n, _, row, cell = (stride * size for stride in m.stride())
-        call["level"][i] = (m.data_ptr(), *m.shape[2:], n, row, cell, scale)
+        call["level"][i] = (m.data_ptr(), *m.shape[2:], *(stride * size for stride in m.stride()), scale)
     fields = {
         "rois": request.rois.data_ptr(),
         "levels": 0 if request.levels is None else request.levels.data_ptr(),
@@ -137,6 +136,8 @@ def plan(request: Request, out: Tensor, processors: int, max_threads: int = MAX_
 def _vector(maps: tuple[Tensor, ...]) -> int:
     """Channels per load: as many as 16 bytes hold and as divide every address that a thread reads at."""
     size = maps[0].element_size()
+    if any(m.stride(1) != 1 for m in maps):
+        return 1
     aligned = [maps[0].shape[1] * size]
     for m in maps:
         aligned += [m.data_ptr(), *(m.stride(axis) * size for axis in (0, 2, 3) if m.shape[axis] > 1)]

@@ -5,7 +5,7 @@
 //     -DELEMENT=float|double|float16|bfloat16  -DMODE=AVG|MAX|EXACT  -DVECTOR=<channels per load, a power of two>
 //     -DLONG_LISTS=0|1  whether lists of weights may be longer than the shared memory set aside for them
 //
-// Maps are channels-last. A block owns one RoI, a chunk of `lanes * VECTOR` channels and `rows` x `columns` of its bins.
+// Maps have any strides; channels-last is what it is made for, and needed for VECTOR > 1. A block owns one RoI, a chunk of `lanes * VECTOR` channels and `rows` x `columns` of its bins.
 // It first writes the weights of both axes to shared memory: the mean over samples and the integral are separable, so
 // per axis and bin one short list of (cell, weight) is all there is to know. Then each group of `lanes` threads takes
 // strips of bins: a thread sums its own channels down each column of cells, keeps the last two columns in registers
@@ -19,10 +19,10 @@ typedef long long i64;
 
 constexpr int MAX_LEVELS = 16;
 
-// All fields are eight bytes wide; ops/cuda_call.py holds the same two records. Strides are in bytes, channels contiguous.
+// All fields are eight bytes wide; ops/cuda_call.py holds the same two records. Strides are in bytes.
 struct Level {
     const char *address;
-    i64 height, width, stride_n, stride_y, stride_x;
+    i64 height, width, stride_n, stride_c, stride_y, stride_x;
     double scale;
 };
 
@@ -356,7 +356,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) ENTRY(const __grid_constant
         const int lane = thread % lanes, channel = lane * VECTOR;
         const int strip = call.strip, strips = (my_columns + strip - 1) / strip;
         const char *const origin =
-            level.address + (i64)roi[0] * level.stride_n + (i64)(first_channel + channel) * (int)sizeof(Element);
+            level.address + (i64)roi[0] * level.stride_n + (first_channel + channel) * level.stride_c;
         if (channel < my_channels) {
             for (int job = thread / lanes; job < my_rows * strips; job += threads / lanes) {
                 const int p = job / strips, begin = job % strips * strip, end = min(begin + strip, my_columns);

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import sys
 import warnings
 
 import numpy as np
@@ -16,7 +17,7 @@ import torchvision
 from conftest import layouts, make_rois, relative_error
 
 from roialign_cli import roi_align
-from roialign_cli.errors import OperatorInputError
+from roialign_cli.errors import KernelError, OperatorInputError
 from roialign_cli.ops import choose, cuda, nvrtc
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -64,6 +65,24 @@ def test_auto_takes_the_kernel_without_a_warning(device: torch.device) -> None:
         warnings.simplefilter("error")
         for mode in MODES:
             assert choose("auto", device, mode) == "cuda"
+
+
+def test_where_it_cannot_be_built_torchvision_serves_and_the_reason_is_told(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps, rois = features(8).to(device), make_rois(9, batch=2, width=19, height=11).to(device)
+    expected = roi_align(maps, rois, 4)
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    for cached in (cuda.obstacle, nvrtc.load):
+        cached.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="expected the packages cuda-core"):
+            found = roi_align(maps, rois, 4)
+        assert relative_error(found.cpu(), expected.cpu()) < 2e-5
+        with pytest.raises(KernelError, match="expected the packages cuda-core"):
+            roi_align(maps, rois, 4, kernel="cuda")
+    finally:
+        cuda.obstacle.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
