@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from roialign_cli.backbones import Backbone
+from roialign_cli.backbones.base import Levels
 from roialign_cli.config import Settings
 from roialign_cli.inputs.images import ImageError
 from roialign_cli.loading import Decoded, load_batches
 from roialign_cli.planning import Batch, make_batches, row_range
-from roialign_cli.pooling import assign_levels, pool, scale_boxes
+from roialign_cli.pooling import assign_levels, cells_read, pool, scale_boxes
 from roialign_cli.preprocessing import prepare, resized
 from roialign_cli.store.layout import Layout
 from roialign_cli.store.reader import FeatureFile
@@ -109,38 +110,48 @@ class Filling:
             elif not self.done[image]:
                 self._writer.failed(image, result.message)
                 self._settle(image)
+        backbone, settings = self.job.backbone, self.job.settings
         rows = self._rows(images, batch.size)
-        if len(rows.image):
-            preprocessing, precision = self.job.backbone.preprocessing, getattr(torch, self.job.settings.precision)
+        todo = ~self.done[rows.image]
+        if todo.any():
+            precision = getattr(torch, settings.precision)
+            levels = [self._levels(layer, rows) for layer in backbone.layers]
             with torch.inference_mode():
-                inputs = prepare(pixels, preprocessing, self.job.device)
+                inputs = prepare(pixels, backbone.preprocessing, self.job.device)
+                size = (inputs.shape[2], inputs.shape[3])
+                reads = [
+                    cells_read(rows.rois, of_rows, layer, size, settings)
+                    for layer, of_rows in zip(backbone.layers, levels, strict=True)
+                ]
                 with torch.autocast(self.job.device.type, precision, enabled=precision != torch.float32):
-                    maps = self.job.backbone(inputs)
-                for layer, levels in zip(self.job.backbone.layers, maps, strict=True):
-                    self._pool_layer(layer, levels, rows)
+                    maps = backbone(inputs, reads)
+                rest = Rows(rows.rois[todo], rows.number[todo], rows.image[todo])
+                for layer, of_layer, of_rows in zip(backbone.layers, maps, levels, strict=True):
+                    self._pool_layer(layer, of_layer, rest, None if of_rows is None else of_rows[todo])
         for image in images:
             if not self.done[image]:
                 self._finish(image)
 
     def _rows(self, images: list[int], size: tuple[int, int]) -> Rows:
-        """The boxes of those images of a batch that are not done; the batch index counts all of its images."""
+        """The boxes of the images of a batch."""
         table = self.job.plan.table
-        place = np.array([n for n, image in enumerate(images) if not self.done[image]], np.int64)
-        todo = np.array(images, np.int64)[place]
-        number = np.concatenate([np.arange(0), *(np.arange(*row_range(table.offset, image)) for image in todo)])
+        number = np.concatenate([np.arange(0), *(np.arange(*row_range(table.offset, image)) for image in images)])
         boxes = scale_boxes(table.boxes[number], size, resized(size, self.job.backbone.preprocessing.resize))
-        batch_index = torch.from_numpy(np.repeat(place, self._counts[todo])).to(boxes.dtype)
+        counts = self._counts[images]
+        batch_index = torch.from_numpy(np.repeat(np.arange(len(images)), counts)).to(boxes.dtype)
         rois = torch.cat([batch_index[:, None], boxes], dim=1)
-        return Rows(rois, number, np.repeat(todo, self._counts[todo]))
+        return Rows(rois, number, np.repeat(np.array(images, np.int64), counts))
 
-    def _pool_layer(self, layer: Layer, maps: tuple[Tensor, ...], rows: Rows) -> None:
+    def _levels(self, layer: Layer, rows: Rows) -> Tensor | None:
+        """The level of each row on a layer, or None if it has but one map."""
+        if len(layer.strides) == 1:
+            return None
+        boxes, settings = rows.rois[:, 1:].to(torch.float32), self.job.settings
+        return assign_levels(boxes, layer.strides, settings.canonical_level, settings.canonical_size)
+
+    def _pool_layer(self, layer: Layer, maps: Levels, rows: Rows, levels: Tensor | None) -> None:
         """Pool the rows of a batch on one layer, block by block, and hand them to the writer."""
         settings, rois = self.job.settings, rows.rois
-        levels = None
-        if len(maps) > 1:
-            levels = assign_levels(
-                rois[:, 1:].to(torch.float32), layer.strides, settings.canonical_level, settings.canonical_size
-            )
         dataset = features_path(layer.name, len(self.job.layout.layers))
         step = max(1, BLOCK_BYTES // (4 * layer.channels * settings.output_size[0] * settings.output_size[1]))
         for begin in range(0, len(rois), step):
@@ -158,13 +169,14 @@ class Filling:
                 )
 
     def _pool_block(
-        self, maps: tuple[Tensor, ...], layer: Layer, rois: Tensor, levels: Tensor | None
+        self, maps: Levels, layer: Layer, rois: Tensor, levels: Tensor | None
     ) -> tuple[npt.NDArray[Any], Callable[[], None]]:
         """Rows as they are stored, and what to call when they have been written: their memory is used again."""
         settings = self.job.settings
         shape = (len(rois), layer.channels, *settings.output_size)
         elements = int(np.prod(shape))
-        ours = maps[0].device.type == "cpu" and maps[0].dtype == torch.float32 and settings.reduce == "none"
+        first = next(features for features in maps if features is not None)
+        ours = first.device.type == "cpu" and first.dtype == torch.float32 and settings.reduce == "none"
         block = self._blocks.get() if ours and elements <= BLOCK_BYTES // 4 else None
         out = block[:elements].view(shape) if block is not None else None
         pooled = pool(maps, layer, rois, levels, settings, out).float().cpu()

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from roialign_cli import config, ops
+from roialign_cli import config, memory, ops
 from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError
@@ -86,7 +86,7 @@ def run_job(
 ) -> Summary:
     """Fill the output of a job, or what is missing of it."""
     started = time.monotonic()
-    with locked(job.output):
+    with locked(job.output), memory.kept():
         status = open_output(job.output, job.plan, job.layout, overwrite=overwrite)
         finished_before = bool((status == DONE).all())
         filling = Filling(job, status == DONE, on_progress)

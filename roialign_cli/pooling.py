@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from roialign_cli.backbones.base import Levels
 from roialign_cli.config import Settings
 from roialign_cli.ops import roi_align
 from roialign_cli.structures import Floats, Layer
@@ -32,18 +33,43 @@ def scale_boxes(boxes: Floats, size: tuple[int, int], resized: tuple[int, int]) 
     return torch.from_numpy(boxes.astype(np.float64) * np.array([x, y, x, y]))
 
 
+def cells_read(
+    rois: Tensor, levels: Tensor | None, layer: Layer, size: tuple[int, int], settings: Settings
+) -> dict[int, Tensor]:
+    """Per level that RoIs [K, 5] are on: the rectangles of cells [k, 5] that they read, at most.
+
+    Each as image, first row, first column, last row, last column; `size` is the network input's (height, width).
+    """
+    found = {}
+    for level, stride in enumerate(layer.strides):
+        on = rois if levels is None else rois[levels == level]
+        if len(on) == 0:
+            continue
+        cells = on.new_tensor([-(-side // stride) for side in size]).repeat(2)
+        low = on[:, [2, 1]] / stride - (0.5 if settings.aligned else 0.0)
+        high = torch.maximum(on[:, [4, 3]] / stride, low + 1)  # a RoI is at least one cell, not aligned
+        edges = torch.cat([low.floor(), high.floor() + 1], dim=1)  # interpolation reads the next cell, too
+        edges = torch.minimum(edges.clamp_min(0), cells - 1)
+        found[level] = torch.cat([on[:, :1], edges], dim=1).to(torch.int64)
+    return found
+
+
 def pool(
-    maps: tuple[Tensor, ...], layer: Layer, rois: Tensor, levels: Tensor | None, settings: Settings, out: Tensor | None
+    maps: Levels, layer: Layer, rois: Tensor, levels: Tensor | None, settings: Settings, out: Tensor | None
 ) -> Tensor:
     """Region features of one layer [K, C, PH, PW], or [K, C] with --reduce, in the maps' type.
 
-    rois [K, 5] in pixels of the network input; `out` receives unreduced features, if given.
+    Maps that are None must not be the level of any RoI. rois [K, 5] in pixels of the network input; `out` receives
+    unreduced features, if given.
     """
+    there = [(i, features) for i, features in enumerate(maps) if features is not None]
+    if levels is not None:
+        levels = torch.searchsorted(torch.tensor([i for i, _ in there]), levels)
     pooled = roi_align(
-        list(maps),
+        [features for _, features in there],
         rois,
         settings.output_size,
-        spatial_scale=[1 / stride for stride in layer.strides],
+        spatial_scale=[1 / layer.strides[i] for i, _ in there],
         sampling_ratio=settings.sampling_ratio,
         aligned=settings.aligned,
         mode=settings.mode,

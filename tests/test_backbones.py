@@ -67,9 +67,8 @@ def test_the_detection_backbone_keeps_its_own_preprocessing() -> None:
 
 def test_nothing_after_the_tapped_layer_is_kept() -> None:
     names = dict(load("resnet18", layers=("layer2",), weights="random").model.named_modules())
-    assert "layer2" in names
-    assert "layer3" not in names
-    assert "fc" not in names
+    assert "model.layer2" in names
+    assert not any("layer3" in name or "fc" in name for name in names)
 
 
 @pytest.mark.parametrize("form", ["plain", "wrapped", "data-parallel", "safetensors", "other head"])
@@ -89,7 +88,7 @@ def test_weights_from_a_file(tmp_path: Path, form: str) -> None:
     images = torch.rand(1, 3, 64, 96)
     with torch.inference_mode():
         expected = torch.nn.Sequential(*list(model.children())[:-2])(images)
-        assert relative_error(backbone(images)[0][0], expected) < 1e-6
+        assert relative_error(backbone(images)[0][0], expected) < 1e-5  # batch norm is folded
     assert len(backbone.weights_sha256) == 64
 
 

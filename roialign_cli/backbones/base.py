@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from roialign_cli.backbones.optimize import OnDemand
 from roialign_cli.config import Settings, parse_resize
 from roialign_cli.errors import BackboneError
 from roialign_cli.structures import Layer, Preprocessing
 
-Maps = tuple[tuple[Tensor, ...], ...]  # one entry per layer, in it one map [N, C, H, W] per level
+Levels = tuple[Tensor | None, ...]  # one map [N, C, H, W] per level; None: not asked for
+Maps = tuple[Levels, ...]  # one entry per layer
+# Per layer, of each level that is read at all: rectangles [k, 5] of cells (image, first row, column, last row, column).
+Reads = Sequence[Mapping[int, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -27,13 +31,23 @@ class Backbone:
     weights: str
     weights_sha256: str
 
-    def __call__(self, images: Tensor) -> Maps:
-        """The maps of every layer, levels finest first."""
-        outputs: Mapping[str, Tensor] | Tensor = self.model(images)
-        if isinstance(outputs, Tensor):
-            return ((outputs,),)
-        maps = iter(outputs.values())
-        return tuple(tuple(next(maps) for _ in layer.strides) for layer in self.layers)
+    def __call__(self, images: Tensor, reads: Reads | None = None) -> Maps:
+        """The maps of every layer, levels finest first; of each no more than is read, if `reads` says what is."""
+        if not isinstance(self.model, OnDemand):
+            return ((self.model(images),),)
+        names = iter(self.model.names)
+        grouped = [[(next(names), level) for level in range(len(layer.strides))] for layer in self.layers]
+        if reads is None:
+            maps = self.model(images)
+        else:
+            wanted = {
+                name: of[level]
+                for group, of in zip(grouped, reads, strict=True)
+                for name, level in group
+                if level in of
+            }
+            maps = self.model(images, wanted)
+        return tuple(tuple(maps.get(name) for name, _ in group) for group in grouped)
 
 
 def chosen_resize(settings: Settings, own: tuple[int, int | None] | None) -> tuple[int, int | None] | None:

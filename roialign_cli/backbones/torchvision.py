@@ -15,6 +15,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from roialign_cli.backbones.base import Backbone, chosen_resize, measure, measure_maps
+from roialign_cli.backbones.optimize import OnDemand, fold
 from roialign_cli.backbones.weights import Weights, find_weights, fit, state_sha256
 from roialign_cli.config import Settings, nearest
 from roialign_cli.errors import BackboneError
@@ -105,7 +106,7 @@ def _classifier(settings: Settings, whole: nn.Module, weights: Weights, entry: A
     transform = entry.transforms()
     return Backbone(
         name=settings.backbone,
-        model=model,
+        model=OnDemand(fold(model)),
         layers=tuple(Layer(name, channels, (stride,)) for name, (channels, stride) in found.items()),
         preprocessing=Preprocessing(tuple(transform.mean), tuple(transform.std), chosen_resize(settings, None)),
         weights=weights.name,
@@ -175,7 +176,7 @@ def _pyramid(settings: Settings, whole: Any, weights: Weights) -> Backbone:
     resize = chosen_resize(settings, (transform.min_size[0], transform.max_size))
     return Backbone(
         name=settings.backbone,
-        model=model,
+        model=OnDemand(fold(model)),
         layers=tuple(tapped),
         preprocessing=Preprocessing(
             tuple(transform.image_mean), tuple(transform.image_std), resize, antialias=False, multiple=32
