@@ -99,38 +99,55 @@ class Filling:
                 self._compute(batch, decoded)
 
     def _compute(self, batch: Batch, decoded: list[Decoded]) -> None:
-        """One batch, images done before included: the same computation gives the same bits."""
-        pixels, images = [], []
+        """One batch; images whose size was stated wrongly are computed by themselves."""
+        groups: dict[tuple[int, int], tuple[list[int], list[npt.NDArray[np.uint8]]]] = {}
         for image, result in zip(batch.images, decoded, strict=True):
-            if not isinstance(result, ImageError):
-                pixels.append(result)
-                images.append(image)
-            elif self.job.settings.on_error == "stop":
-                raise result.of(self.job.plan.table.names[image])
-            elif not self.done[image]:
-                self._writer.failed(image, result.message)
-                self._settle(image)
+            if isinstance(result, ImageError):
+                self._fail(image, result)
+                continue
+            size = (result.shape[0], result.shape[1])
+            if size != batch.size and self.job.settings.clip:
+                found = f"expected (height, width) {batch.size}, to which boxes were clipped, found {size}"
+                self._fail(image, ImageError("image-size", found))
+                continue
+            self.job.plan.sizes[image] = size
+            images, pixels = groups.setdefault(size, ([], []))
+            images.append(image)
+            pixels.append(result)
+        for size, (images, pixels) in groups.items():
+            self._compute_group(images, pixels, size)
+            for image in images:
+                if not self.done[image]:
+                    self._finish(image)
+
+    def _fail(self, image: int, error: ImageError) -> None:
+        if self.job.settings.on_error == "stop":
+            raise error.of(self.job.plan.table.names[image])
+        if not self.done[image]:
+            self._writer.failed(image, error.message)
+            self._settle(image)
+
+    def _compute_group(self, images: list[int], pixels: list[npt.NDArray[np.uint8]], size: tuple[int, int]) -> None:
+        """Images of one size, done before or not: the same computation gives the same bits."""
         backbone, settings = self.job.backbone, self.job.settings
-        rows = self._rows(images, batch.size)
+        rows = self._rows(images, size)
         todo = ~self.done[rows.image]
-        if todo.any():
-            precision = getattr(torch, settings.precision)
-            levels = [self._levels(layer, rows) for layer in backbone.layers]
-            with torch.inference_mode():
-                inputs = prepare(pixels, backbone.preprocessing, self.job.device)
-                size = (inputs.shape[2], inputs.shape[3])
-                reads = [
-                    cells_read(rows.rois, of_rows, layer, size, settings)
-                    for layer, of_rows in zip(backbone.layers, levels, strict=True)
-                ]
-                with torch.autocast(self.job.device.type, precision, enabled=precision != torch.float32):
-                    maps = backbone(inputs, reads)
-                rest = Rows(rows.rois[todo], rows.number[todo], rows.image[todo])
-                for layer, of_layer, of_rows in zip(backbone.layers, maps, levels, strict=True):
-                    self._pool_layer(layer, of_layer, rest, None if of_rows is None else of_rows[todo])
-        for image in images:
-            if not self.done[image]:
-                self._finish(image)
+        if not todo.any():
+            return
+        precision = getattr(torch, settings.precision)
+        levels = [self._levels(layer, rows) for layer in backbone.layers]
+        with torch.inference_mode():
+            inputs = prepare(pixels, backbone.preprocessing, self.job.device)
+            size = (inputs.shape[2], inputs.shape[3])
+            reads = [
+                cells_read(rows.rois, of_rows, layer, size, settings)
+                for layer, of_rows in zip(backbone.layers, levels, strict=True)
+            ]
+            with torch.autocast(self.job.device.type, precision, enabled=precision != torch.float32):
+                maps = backbone(inputs, reads)
+            rest = Rows(rows.rois[todo], rows.number[todo], rows.image[todo])
+            for layer, of_layer, of_rows in zip(backbone.layers, maps, levels, strict=True):
+                self._pool_layer(layer, of_layer, rest, None if of_rows is None else of_rows[todo])
 
     def _rows(self, images: list[int], size: tuple[int, int]) -> Rows:
         """The boxes of the images of a batch."""

@@ -23,18 +23,13 @@ Decoded = npt.NDArray[np.uint8] | ImageError
 def load_batches(
     folder: Path, plan: Plan, batches: Iterable[Batch], workers: int
 ) -> Iterator[tuple[Batch, list[Decoded]]]:
-    """Each batch with its images [H, W, 3] uint8 of the planned size, or why one has none; workers 0: one per core."""
+    """Each batch with its images [H, W, 3] uint8, or why one has none; workers 0: one per core."""
 
     def load(image: int) -> Decoded:
         try:
-            pixels = decode(folder / plan.table.names[image])
+            return decode(folder / plan.table.names[image])
         except ImageError as error:
             return error
-        planned = tuple(plan.sizes[image].tolist())
-        if pixels.shape[:2] != planned:
-            found = f"expected (height, width) {planned} as its header says, found {pixels.shape[:2]}"
-            return ImageError("image-size", found)
-        return pixels
 
     pool = ThreadPoolExecutor(workers or os.cpu_count() or 1, thread_name_prefix="decode")
     waiting: deque[tuple[Batch, list[Future[Decoded]]]] = deque()

@@ -14,7 +14,7 @@ import numpy as np
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes import read_boxes
-from roialign_cli.inputs.images import ImageError, list_images, read_size
+from roialign_cli.inputs.images import NOT_THERE, ImageError, list_images, read_size
 from roialign_cli.store.layout import check_space
 from roialign_cli.structures import BoxTable, Integers, Plan
 
@@ -35,7 +35,9 @@ def plan_run(folder: Path, boxes: Path, output: Path, settings: Settings) -> Pla
 
 
 def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str) -> Plan:
-    """Look every image up, read its size from its header, check the boxes against it.
+    """Look every image up, learn its size from the box file or its header, check the boxes against it.
+
+    A size that the box file states is taken for true until the image is decoded; with clip, it matters, so headers are read.
 
     Images that are missing or unreadable become `problems`; with on_error `stop` the first is raised. A box file none
     of whose images is there is an error in any case.
@@ -45,17 +47,13 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str) -> Pl
     if missing and (on_error == "stop" or len(missing) == len(table.names)):
         raise _missing(folder, missing, listed, len(table.names))
 
-    def look(name: str) -> tuple[tuple[int, int], str]:
-        try:
-            return read_size(folder / name), ""
-        except ImageError as error:
-            if on_error == "stop":
-                raise error.of(name) from None
-            return (0, 0), error.message
-
-    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        found = list(pool.map(look, table.names, chunksize=64))
-    sizes = np.array([size for size, _ in found], np.int64).reshape(-1, 2)
+    if table.sizes is not None and not clip:  # stated by the box file: no need to open every image
+        absent = set(missing)
+        problems = {i: NOT_THERE for i, name in enumerate(table.names) if name in absent}
+        sizes = table.sizes.copy()
+        sizes[list(problems)] = 0
+    else:
+        sizes, problems = _read_sizes(folder, table.names, on_error)
     known = np.repeat(sizes, np.diff(table.offset), axis=0)[:, ::-1]  # (width, height) of each row's image
     boxes = table.boxes
     readable = known.min(axis=1, initial=1) > 0
@@ -66,11 +64,28 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str) -> Pl
     return Plan(
         table=replace(table, boxes=boxes),
         sizes=sizes,
-        problems={i: problem for i, (_, problem) in enumerate(found) if problem},
+        problems=problems,
         unused_images=len(listed - set(table.names)),
         outside_boxes=int(outside.sum()),
         empty_boxes=int((boxes[:, 2:] <= boxes[:, :2]).any(axis=1).sum()),
     )
+
+
+def _read_sizes(folder: Path, names: tuple[str, ...], on_error: str) -> tuple[Integers, dict[int, str]]:
+    """(height, width) of every image [M, 2] from its header, zeros for those that have a problem; and the problems."""
+
+    def look(name: str) -> tuple[tuple[int, int], str]:
+        try:
+            return read_size(folder / name), ""
+        except ImageError as error:
+            if on_error == "stop":
+                raise error.of(name) from None
+            return (0, 0), error.message
+
+    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
+        found = list(pool.map(look, names, chunksize=64))
+    sizes = np.array([size for size, _ in found], np.int64).reshape(-1, 2)
+    return sizes, {i: problem for i, (_, problem) in enumerate(found) if problem}
 
 
 def _missing(folder: Path, missing: list[str], listed: set[str], total: int) -> InputError:

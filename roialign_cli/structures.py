@@ -16,6 +16,7 @@ class BoxTable:
     """What a box file says: rows offset[i]:offset[i+1] belong to image names[i].
 
     boxes [N, 4] float32. labels and ids are int64 or strings, scores float32; each [N], or None where the file has none.
+    sizes [M, 2] (height, width) of the images, where the file states all of them.
     """
 
     names: tuple[str, ...]
@@ -24,6 +25,7 @@ class BoxTable:
     labels: npt.NDArray[np.generic] | None = None
     scores: Floats | None = None
     ids: npt.NDArray[np.generic] | None = None
+    sizes: Integers | None = None
     sha256: str = ""
 
 

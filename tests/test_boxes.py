@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +159,75 @@ def test_anything_is_a_table_or_the_error(tmp_path: Path, content: bytes) -> Non
     assert (table.boxes[:, 2:] >= table.boxes[:, :2]).all()
     assert table.offset[-1] == len(table.boxes)
     assert len(table.offset) == len(table.names) + 1
+
+
+def test_stated_sizes_are_read_if_all_are_stated(tmp_path: Path) -> None:
+    assert read_boxes(written(tmp_path, coco())).sizes is None
+    images = [
+        {"id": 7, "file_name": "b", "width": 9, "height": 8},
+        {"id": 3, "file_name": "a", "width": 5, "height": 6},
+    ]
+    assert read_boxes(written(tmp_path, coco(images=images))).sizes.tolist() == [[8, 9], [6, 5]]
+
+
+@pytest.mark.parametrize("part_bytes", [1, 7, 60, 300])
+def test_annotations_are_cut_into_parts_at_any_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int
+) -> None:
+    """Where text looks like the end of an object, too."""
+    content = coco()
+    content["annotations"] = [
+        {
+            "id": f"}}, {{ [{i}",
+            "note": {"a": {"b": "}],"}, "c": [{}, {}]},
+            "image_id": (3, 7)[i % 2],
+            "bbox": [i, 0, 1, 2],
+        }
+        for i in range(20)
+    ]
+    whole = read_boxes(written(tmp_path, content))
+    monkeypatch.setattr("roialign_cli.inputs.boxes.coco.PART_BYTES", part_bytes)
+    parts = read_boxes(written(tmp_path, content))
+    for name in ("boxes", "offset", "ids"):
+        assert np.array_equal(getattr(parts, name), getattr(whole, name))
+    assert len(parts.boxes) == 20
+    content["annotations"][17]["bbox"] = "here"
+    with pytest.raises(InputError, match=r"annotations\[17\]"):
+        read_boxes(written(tmp_path, content))
+
+
+MILLIONS = """
+import json, re, sys, time
+from pathlib import Path
+from roialign_cli import planning
+from roialign_cli.inputs.boxes import read_boxes
+started = time.perf_counter()
+plan = planning.make_plan(Path(sys.argv[2]), read_boxes(Path(sys.argv[1])), clip=False, on_error="skip")
+batches = sum(1 for _ in planning.make_batches(plan, 0, 2 << 20))
+peak = int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
+print(json.dumps([plan.images, plan.rows, len(plan.problems), batches, time.perf_counter() - started, peak]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory as Linux does")
+def test_millions_of_boxes_are_planned_in_little_memory(tmp_path: Path) -> None:
+    images, boxes = 200_000, 2_000_000
+    (tmp_path / "images").mkdir()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "instances.json"
+    with path.open("w") as file:
+        file.write('{"images":[')
+        for i in range(images):
+            (tmp_path / "images" / f"{i:06}.jpg").touch()
+            comma = "," if i else ""
+            file.write(f'{comma}{{"id":{i},"file_name":"{i:06}.jpg","width":640,"height":480}}')
+        file.write('],"annotations":[{"image_id":0,"bbox":[1,2,3,4]}')
+        for owner in rng.integers(0, images, boxes - 1).tolist():
+            file.write(f',{{"image_id":{owner},"bbox":[{owner % 500},7,90,80]}}')
+        file.write("]}")
+    command = [sys.executable, "-c", MILLIONS, path, tmp_path / "images"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    *counts, _, peak = json.loads(done.stdout)
+    assert counts[:3] == [images, boxes, 0]
+    assert peak < 300

@@ -335,3 +335,31 @@ def test_dry_run_writes_nothing(tmp_path: Path, roialign: Run) -> None:
     assert (plan["images"], plan["boxes"], plan["bytes"]) == (5, 19, 19 * 32 * 49 * 4)
     assert plan["free_bytes"] > 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_stated_wrongly_do_not_matter(tmp_path: Path, photos: tuple[Path, Path]) -> None:
+    """A COCO file's width and height spare opening every image; the image itself has the last word."""
+    folder, boxes = photos
+    table = json.loads(boxes.read_text())
+
+    def coco(width: int, height: int) -> Path:
+        images = [{"id": i, "file_name": n, "width": width, "height": height} for i, n in enumerate(table)]
+        annotations = [
+            {"image_id": i, "bbox": [x1, y1, x2 - x1, y2 - y1]}
+            for i, rows in enumerate(table.values())
+            for x1, y1, x2, y2 in rows
+        ]
+        path = tmp_path / f"{width}.json"
+        path.write_text(json.dumps({"images": images, "annotations": annotations}))
+        return path
+
+    right, wrong = tmp_path / "right.h5", tmp_path / "wrong.h5"
+    settings = {"backbone": "gabor", "sampling_ratio": 2}
+    extract(folder, boxes, right, **settings)
+    assert extract(folder, coco(96, 64), wrong, **settings).done == 12
+    with FeatureFile(right) as expected, FeatureFile(wrong) as found:
+        for name in expected.names:
+            assert len(expected[name].boxes) == 0 or found[name].size == expected[name].size
+            assert np.allclose(found[name].features, expected[name].features, atol=1e-4)
+    summary = extract(folder, coco(96, 64), tmp_path / "clipped.h5", clip=True, **settings)
+    assert (summary.done, summary.failed) == (12, 0)  # clipping reads the headers

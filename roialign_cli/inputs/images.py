@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 from roialign_cli.errors import InputError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".mpo"})
+NOT_THERE = "expected an image file, found nothing there"
 TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
 
 
@@ -74,7 +75,7 @@ def quiet_decoding() -> Iterator[None]:
 def _open(path: Path) -> Iterator[Image.Image]:
     """Open an image; whatever goes wrong with it becomes an ImageError."""
     if not path.is_file():
-        raise ImageError("image-missing", "expected an image file, found nothing there")
+        raise ImageError("image-missing", NOT_THERE)
     try:
         with Image.open(path) as image:
             yield image

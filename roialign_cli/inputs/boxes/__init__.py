@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -40,15 +41,7 @@ def read_boxes(path: Path, boxes_format: BoxesFormat = "auto") -> BoxTable:
     table = READERS[found if boxes_format == "auto" else boxes_format](str(path), keys)
     _check_names(str(path), table)
     _check_values(str(path), table, found if boxes_format == "auto" else boxes_format)
-    return BoxTable(
-        table.names,
-        table.offset,
-        table.boxes,
-        table.labels,
-        table.scores,
-        table.ids,
-        hashlib.sha256(content).hexdigest(),
-    )
+    return replace(table, sha256=hashlib.sha256(content).hexdigest())
 
 
 def _top_level(path: Path, content: bytes) -> dict[str, Any]:

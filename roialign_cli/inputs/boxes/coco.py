@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
+from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes.common import Column, as_boxes, bad, column, offsets
-from roialign_cli.structures import BoxTable, Floats
+from roialign_cli.structures import BoxTable, Floats, Integers
 
+Places = npt.NDArray[np.int32]
+PART_BYTES = 1 << 20
+OBJECT_END = re.compile(rb"\}\s*,")
 Number = float | str  # a string only where NaN or Infinity stood, marked by a leading NUL
 
 
-class Image(msgspec.Struct):
+class Image(msgspec.Struct, gc=False):
     """One entry of `images`."""
 
     id: int | str
     file_name: str
+    width: int | None = None
+    height: int | None = None
 
 
-class Annotation(msgspec.Struct):
+class Annotation(msgspec.Struct, gc=False):
     """One entry of `annotations`; segmentations and the like are skipped, not decoded."""
 
     image_id: int | str
@@ -43,38 +52,143 @@ def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
     for key in ("images", "annotations"):
         if key not in keys:
             raise bad(path, f"expected COCO instances with {key!r}, found only {', '.join(list(keys)[:5])}")
-    images: list[Image] = _decode(path, keys, "images", list[Image])
-    annotations: list[Annotation] = _decode(path, keys, "annotations", list[Annotation])
+    names, sizes, place = _images(path, keys)
     categories: list[Category] = _decode(path, keys, "categories", list[Category]) if "categories" in keys else []
-
-    place = {image.id: i for i, image in enumerate(images)}
-    if len(place) < len(images) or len({image.file_name for image in images}) < len(images):
-        raise bad(f"{path}: images", "expected every id and file_name once, found one twice")
-    for i, annotation in enumerate(annotations):
-        if annotation.image_id not in place:
-            raise bad(
-                f"{path}: annotations[{i}]", f"expected the id of an image, found image_id {annotation.image_id!r}"
-            )
-    owner = np.array([place[annotation.image_id] for annotation in annotations], np.int64)
-    order = np.argsort(owner, kind="stable")
-    ordered = [annotations[i] for i in order]
-    xywh = [_numbers(path, int(i), annotations[i]) for i in order]
+    parts, count = [_columns(path, 0, [], place)], 0
+    for some in _in_parts(path, keys["annotations"]):
+        parts.append(_columns(path, count, some, place))
+        count += len(some)
+    del place  # what is large goes as soon as it has served: millions of boxes shall fit in little memory
+    owner = np.concatenate([part.owner for part in parts])
+    offset = offsets(np.bincount(owner, minlength=len(names)).tolist())
+    row = np.empty(count, np.int32)
+    row[np.argsort(owner, kind="stable")] = np.arange(count, dtype=np.int32)
+    del owner
+    category = _ordered([part.category for part in parts], row)
+    scores = _ordered([part.score for part in parts], row)
     return BoxTable(
-        names=tuple(image.file_name for image in images),
-        offset=offsets(np.bincount(owner, minlength=len(images)).tolist()),
-        boxes=as_boxes([(x, y, x + width, y + height) for x, y, width, height in xywh]),
-        labels=_labels(path, ordered, {category.id: category.name for category in categories}),
-        scores=_scores(ordered),
-        ids=column([a.id for a in ordered if a.id is not None]) if all(a.id is not None for a in ordered) else None,
+        names=names,
+        offset=offset,
+        labels=None if category is None else _labels(path, category, {c.id: c.name for c in categories}),
+        scores=None if scores is None or not count else scores.astype(np.float32),
+        ids=_ordered([part.id for part in parts], row),
+        boxes=_gather([part.boxes for part in parts], row),
+        sizes=sizes,
     )
+
+
+def _images(
+    path: str, keys: Mapping[str, msgspec.Raw]
+) -> tuple[tuple[str, ...], Integers | None, dict[int | str, int]]:
+    """Names; (height, width) of each if all are stated; and the place of each id."""
+    images: list[Image] = _decode(path, keys, "images", list[Image])
+    names = tuple(image.file_name for image in images)
+    place = {image.id: i for i, image in enumerate(images)}
+    if len(place) < len(images) or len(set(names)) < len(images):
+        raise bad(f"{path}: images", "expected every id and file_name once, found one twice")
+    sizes = np.array([(image.height or 0, image.width or 0) for image in images], np.int64).reshape(-1, 2)
+    return names, sizes if (sizes > 0).all() else None, place
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Annotations as arrays, so that millions of them fit in memory: [n] each, None where some have no value."""
+
+    owner: Places
+    boxes: Floats
+    category: Column | None
+    score: Column | None
+    id: Column | None
+
+
+def _columns(path: str, first: int, annotations: list[Annotation], place: Mapping[int | str, int]) -> Columns:
+    """Annotations first, first + 1, ... of the file."""
+    owner = [place.get(annotation.image_id, -1) for annotation in annotations]
+    if -1 in owner:
+        i = owner.index(-1)
+        found = f"expected the id of an image, found image_id {annotations[i].image_id!r}"
+        raise bad(f"{path}: annotations[{first + i}]", found)
+    try:
+        xywh = np.array([annotation.bbox for annotation in annotations], np.float64).reshape(-1, 4)
+    except ValueError:
+        xywh = np.array([_numbers(path, first + i, annotation) for i, annotation in enumerate(annotations)])
+    return Columns(
+        owner=np.array(owner, np.int32),
+        boxes=as_boxes(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)),
+        category=_column([annotation.category_id for annotation in annotations]),
+        score=_column([annotation.score for annotation in annotations]),
+        id=_column([annotation.id for annotation in annotations]),
+    )
+
+
+def _column(values: list[Any]) -> Column | None:
+    if None in values:
+        return None
+    return np.array(values) if values and isinstance(values[0], float) else column(values)
+
+
+def _ordered(parts: list[Column | None], row: Places) -> Column | None:
+    """The parts as one column, in the order of the rows; None if one has none. Numbers among strings become strings."""
+    there = [part for part in parts if part is not None]
+    if len(there) < len(parts):
+        return None
+    if len({part.dtype.kind for part in there if len(part)}) > 1:
+        there = [part.astype(np.str_) for part in there]
+    joined: Column = _gather(there, row)
+    return joined
+
+
+def _gather(parts: list[Any], row: Places) -> Any:
+    """result[row[i]] = the i-th entry of the parts, without ever holding them all twice."""
+    filled = [part for part in parts if len(part)] or parts[:1]
+    result = np.empty((len(row), *filled[0].shape[1:]), np.result_type(*filled))
+    begin = 0
+    for part in filled:
+        result[row[begin : begin + len(part)]] = part
+        begin += len(part)
+    return result
+
+
+def _in_parts(path: str, raw: msgspec.Raw) -> Iterator[list[Annotation]]:
+    """The annotations, some thousands at a time: all at once they would take ten times the memory of the file.
+
+    Cut where an object seems to end. In a string or inside another object that is a mistake, but then the part is no
+    JSON, and the next such place is tried.
+    """
+    text, decoder = memoryview(raw), msgspec.json.Decoder(list[Annotation])
+    first = 0  # annotations in the parts before
+    begin = 0
+    while begin < len(text):
+        search = begin + PART_BYTES
+        while True:
+            cut = OBJECT_END.search(text, search)
+            part = text[begin:] if cut is None else b"".join((text[begin : cut.start() + 1], b"]"))
+            try:
+                found = decoder.decode(part if begin == 0 else b"".join((b"[", part)))
+                break
+            except msgspec.ValidationError as error:
+                raise _misfit(path, "annotations", error, first) from None
+            except msgspec.DecodeError:
+                if cut is None:
+                    raise
+                search = cut.end()
+        yield found
+        first += len(found)
+        begin = len(text) if cut is None else cut.end()
 
 
 def _decode(path: str, keys: Mapping[str, msgspec.Raw], key: str, kind: Any) -> Any:
     try:
         return msgspec.json.decode(keys[key], type=kind)
     except msgspec.ValidationError as error:
-        reason, _, place = str(error).partition(" - at `$")
-        raise bad(f"{path}: {key}{place.rstrip('`')}", reason.replace(" | str", "")) from None
+        raise _misfit(path, key, error, 0) from None
+
+
+def _misfit(path: str, key: str, error: msgspec.ValidationError, first: int) -> InputError:
+    """The error of an entry of another form than expected, `first` entries into the list."""
+    reason, _, place = str(error).partition(" - at `$")
+    place = re.sub(r"^\[(\d+)\]", lambda match: f"[{int(match[1]) + first}]", place.rstrip("`"))
+    return bad(f"{path}: {key}{place}", reason.replace(" | str", ""))
 
 
 def _numbers(path: str, index: int, annotation: Annotation) -> list[float]:
@@ -84,17 +198,12 @@ def _numbers(path: str, index: int, annotation: Annotation) -> list[float]:
     return [float(value[1:]) if isinstance(value, str) else value for value in annotation.bbox]
 
 
-def _labels(path: str, ordered: list[Annotation], names: dict[int, str]) -> Column | None:
-    if any(annotation.category_id is None for annotation in ordered):
-        return None
-    ids = [annotation.category_id for annotation in ordered if annotation.category_id is not None]
-    unknown = [number for number in ids if number not in names]
-    if names and unknown:
+def _labels(path: str, category: Column, names: dict[int, str]) -> Column:
+    """Category names, or their numbers where the file names none."""
+    if not names:
+        return category
+    used, which = np.unique(category, return_inverse=True)
+    unknown = [int(number) for number in used if int(number) not in names]
+    if unknown:
         raise bad(f"{path}: annotations", f"expected a category_id listed in categories, found {unknown[0]}")
-    return column([names[number] for number in ids] if names else ids)
-
-
-def _scores(ordered: list[Annotation]) -> Floats | None:
-    if not ordered or any(annotation.score is None for annotation in ordered):
-        return None
-    return np.array([annotation.score for annotation in ordered], np.float32)
+    return column([names[int(number)] for number in used])[which] if len(used) else np.array([], np.str_)

@@ -30,7 +30,7 @@ def offsets(counts: Sequence[int]) -> npt.NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
 
 
-def as_boxes(rows: Sequence[Sequence[float]]) -> npt.NDArray[np.float32]:
+def as_boxes(rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Rows of four numbers as [N, 4] float32."""
     with np.errstate(over="ignore"):  # what overflows becomes infinite and is named by the check that follows
         return np.array(rows, np.float64).reshape(-1, 4).astype(np.float32)
