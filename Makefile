@@ -21,6 +21,7 @@ lint: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/cpu.py --json benchmarks/results/cpu.json
+	$(BIN)/python benchmarks/pipeline.py --json benchmarks/results/pipeline.json
 
 bench-gpu: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/gpu.py --json benchmarks/results/gpu.json

@@ -63,7 +63,7 @@ def extract(
 
 def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings) -> Job:
     """Load the backbone and check everything that is left to check before the first image."""
-    device = _device(settings.device)
+    device = find_device(settings.device)
     ops.choose(settings.kernel, device, settings.mode)
     backbone = load_backbone(settings)
     bins = settings.output_size if settings.reduce == "none" else ()
@@ -95,7 +95,8 @@ def run_job(
     return _summarise(job, filling, finished_before, time.monotonic() - started)
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """The device of a setting; ConfigError if it is not here."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SAMPLE_BOXES, SAMPLE_IMAGES, Run
+from PIL import Image
 from typer.main import get_command
 
 from roialign_cli.cli import app
@@ -159,3 +160,22 @@ def test_doctor_and_backbones(roialign: Run) -> None:
     described = json.loads(roialign("backbones", "resnet18", "--json").stdout)
     assert described["layers"]["layer3"] == {"channels": 256, "stride": 16}
     assert roialign("backbones", "resnet19").returncode == 4
+
+
+@pytest.mark.slow
+def test_bench_measures_every_stage_and_draws(roialign: Run, tmp_path: Path) -> None:
+    quick = ("--backbone", "gabor", "--images", "2", "--boxes", "5", "--runs", "1")
+    done = roialign("bench", *quick, "--json", "--plot", tmp_path / "speed.png")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert [row["ours"] > 0 for row in result["operator_ms"]] == [True, True]
+    speed = result["seconds_per_image"]
+    assert list(speed["stages"]) == ["decode", "resize", "backbone", "RoI Align", "write"]
+    assert all(seconds > 0 for seconds in speed["stages"].values())
+    assert speed["whole"] > 0
+    assert speed["script"] is None
+    with Image.open(tmp_path / "speed.png") as picture:
+        assert picture.size == (1050, 450)
+    wrong = roialign("bench", *quick, "--plot", tmp_path / "speed.h5")
+    assert wrong.returncode == 6
+    assert "error[plot]" in wrong.stderr

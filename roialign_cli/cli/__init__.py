@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from roialign_cli.cli.backbones import backbones
+from roialign_cli.cli.bench import bench
 from roialign_cli.cli.doctor import doctor
 from roialign_cli.cli.extract import extract
 from roialign_cli.cli.inspect import inspect
@@ -22,7 +23,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (extract, inspect, verify, backbones, doctor):
+for command in (extract, inspect, verify, backbones, bench, doctor):
     app.command()(command)
 
 
