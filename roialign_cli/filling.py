@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import queue
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from roialign_cli import memory
 from roialign_cli.backbones import Backbone
 from roialign_cli.backbones.base import Levels
 from roialign_cli.config import Settings
@@ -28,7 +30,7 @@ from roialign_cli.store.schema import features_path
 from roialign_cli.store.writer import FeatureWriter
 from roialign_cli.structures import Integers, Layer, Plan, Progress
 
-BATCH_PIXELS = 2 << 20  # image pixels per batch, where the batch size is ours to choose
+BATCH_PIXELS = 2 << 20  # of the network's input per batch, where the batch size is ours to choose
 BLOCK_BYTES = 64 << 20  # features computed and handed to the writer at a time
 BLOCKS = 3  # such blocks in memory
 FLOAT16_MAX = 65504.0
@@ -67,6 +69,7 @@ class Filling:
         self.saturated = 0
         self._on_progress = on_progress
         self._counts = np.diff(job.plan.table.offset)
+        self._size = (0, 0)  # of the images computed last
         self._images, self._boxes = int(done.sum()), int(self._counts[done].sum())
         self._blocks: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
 
@@ -87,11 +90,11 @@ class Filling:
                 if not self.done[image]:
                     writer.failed(image, problem)
                     self._settle(image)
-            batches = (
-                batch
-                for batch in make_batches(plan, settings.batch_size, BATCH_PIXELS)
-                if not self.done[list(batch.images)].all()
+            resize = self.job.backbone.preprocessing.resize
+            planned = make_batches(
+                plan, settings.batch_size, BATCH_PIXELS, lambda size: math.prod(resized(size, resize))
             )
+            batches = (batch for batch in planned if not self.done[list(batch.images)].all())
             for batch, decoded in load_batches(self.job.folder, plan, batches, settings.workers):
                 if should_stop():
                     self.interrupted = True
@@ -134,13 +137,16 @@ class Filling:
         todo = ~self.done[rows.image]
         if not todo.any():
             return
+        if size != self._size:
+            memory.release()
+            self._size = size
         precision = getattr(torch, settings.precision)
         levels = [self._levels(layer, rows) for layer in backbone.layers]
         with torch.inference_mode():
             inputs = prepare(pixels, backbone.preprocessing, self.job.device)
-            size = (inputs.shape[2], inputs.shape[3])
+            shape = (inputs.shape[2], inputs.shape[3])
             reads = [
-                cells_read(rows.rois, of_rows, layer, size, settings)
+                cells_read(rows.rois, of_rows, layer, shape, settings)
                 for layer, of_rows in zip(backbone.layers, levels, strict=True)
             ]
             with torch.autocast(self.job.device.type, precision, enabled=precision != torch.float32):

@@ -6,6 +6,7 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 # Of glibc's malloc.h, mallopt(3), with the defaults that are restored.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4
@@ -21,15 +22,27 @@ def kept() -> Iterator[None]:
     activations then cost a page fault every 4 KB, about a fifth of its time (measured, ResNet-50 with a pyramid at
     800 x 1088).
     """
-    library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if library is None or not hasattr(library, "mallopt") or not hasattr(library, "gnu_get_libc_version"):
-        yield
-        return
     for option, value in KEPT.items():
-        library.mallopt(option, value)
+        _glibc("mallopt", option, value)
     try:
         yield
     finally:
         for option, value in DEFAULTS.items():
-            library.mallopt(option, value)
-        library.malloc_trim(0)
+            _glibc("mallopt", option, value)
+        release()
+
+
+def release() -> None:
+    """Give back what is kept and free: blocks of one size of image seldom fit the next."""
+    _glibc("malloc_trim", 0)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if library is not None and hasattr(library, "gnu_get_libc_version") else None
+
+
+def _glibc(function: str, *arguments: int) -> None:
+    if (library := _library()) is not None:
+        getattr(library, function)(*arguments)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,15 @@ from roialign_cli.inputs.images import NOT_THERE, ImageError, list_images, read_
 from roialign_cli.store.layout import check_space
 from roialign_cli.structures import BoxTable, Integers, Plan
 
+Size = tuple[int, int]
+
 
 @dataclass(frozen=True)
 class Batch:
     """Images of one size, by their place in the plan, in ascending order."""
 
     images: tuple[int, ...]
-    size: tuple[int, int]
+    size: Size
 
 
 def plan_run(folder: Path, boxes: Path, output: Path, settings: Settings) -> Plan:
@@ -99,19 +102,19 @@ def _missing(folder: Path, missing: list[str], listed: set[str], total: int) -> 
     return InputError("image-missing", f'{folder}: {count} "{missing[0]}"', hint)
 
 
-def make_batches(plan: Plan, batch_size: int, pixels: int) -> Iterator[Batch]:
+def make_batches(plan: Plan, batch_size: int, pixels: int, cost: Callable[[Size], int] = math.prod) -> Iterator[Batch]:
     """Batches of equal-sized images that have boxes, in order of size's first image.
 
     The batches depend on the plan alone, not on what a former run has done, so that a resumed run repeats the very
-    computation. batch_size 0: as many as `pixels` allows, from 1 to 8.
+    computation. batch_size 0: as many as `pixels` allows, from 1 to 8, where an image of a size costs cost(size).
     """
     counts = np.diff(plan.table.offset)
-    groups: dict[tuple[int, int], list[int]] = {}
+    groups: dict[Size, list[int]] = {}
     for i, (height, width) in enumerate(plan.sizes.tolist()):
         if counts[i] and i not in plan.problems:
             groups.setdefault((height, width), []).append(i)
     for size, images in groups.items():
-        step = batch_size or max(1, min(8, pixels // (size[0] * size[1])))
+        step = batch_size or max(1, min(8, pixels // cost(size)))
         for begin in range(0, len(images), step):
             yield Batch(tuple(images[begin : begin + step]), size)
 
