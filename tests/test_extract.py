@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import h5py
@@ -11,7 +12,7 @@ import pytest
 import torch
 import torchvision
 from conftest import SAMPLE_BOXES, SAMPLE_IMAGES, Run, relative_error
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.transforms.functional import normalize, to_tensor
@@ -363,3 +364,25 @@ def test_sizes_stated_wrongly_do_not_matter(tmp_path: Path, photos: tuple[Path, 
             assert np.allclose(found[name].features, expected[name].features, atol=1e-4)
     summary = extract(folder, coco(96, 64), tmp_path / "clipped.h5", clip=True, **settings)
     assert (summary.done, summary.failed) == (12, 0)  # clipping reads the headers
+
+
+def test_a_png_turned_by_a_late_exif_chunk_is_upright(tmp_path: Path) -> None:
+    """Its header says one size, its decoded image another: the image has the last word."""
+    folder = tmp_path / "images"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "plain.png")
+    plain = (tmp_path / "plain.png").read_bytes()
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    chunk = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    end = plain.index(b"IEND") - 4
+    late = len(chunk[4:]).to_bytes(4, "big") + chunk + zlib.crc32(chunk).to_bytes(4, "big")
+    (folder / "turned.png").write_bytes(plain[:end] + late + plain[end:])
+    Image.fromarray(np.rot90(pixels, -1)).save(folder / "upright.png")
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps({name: [[1, 2, 30, 50]] for name in ("turned.png", "upright.png")}))
+    assert extract(folder, boxes, tmp_path / "f.h5", backbone="gabor").done == 2
+    with FeatureFile(tmp_path / "f.h5") as file:
+        assert file["turned.png"].size == (60, 40)
+        assert np.allclose(file["turned.png"].features, file["upright.png"].features, atol=1e-5)
