@@ -150,6 +150,7 @@ def test_the_demo(tmp_path: Path, roialign: Run) -> None:
     assert json.loads(roialign("verify", output, "--json").stdout)["done"] == 5
 
 
+@pytest.mark.slow
 def test_doctor_and_backbones(roialign: Run) -> None:
     report = roialign("doctor", "--json")
     assert report.returncode == 0, report.stderr
