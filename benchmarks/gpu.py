@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import statistics
 import tempfile
 import time
@@ -131,8 +132,6 @@ def copy_gbs(device: torch.device) -> float:
 
 def compile_seconds(capability: int) -> dict[str, float]:
     """First call and cached start of each type's kernel, in a cache of its own."""
-    import os
-
     result = {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder

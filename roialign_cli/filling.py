@@ -22,7 +22,7 @@ from roialign_cli.config import Settings
 from roialign_cli.inputs.images import ImageError
 from roialign_cli.loading import Decoded, load_batches
 from roialign_cli.planning import Batch, make_batches, row_range
-from roialign_cli.pooling import assign_levels, cells_read, pool, scale_boxes
+from roialign_cli.pooling import cells_read, levels_of, pool, scale_boxes
 from roialign_cli.preprocessing import prepare, resized
 from roialign_cli.store.layout import Layout
 from roialign_cli.store.reader import FeatureFile
@@ -140,8 +140,7 @@ class Filling:
         if size != self._size:
             memory.release()
             self._size = size
-        precision = getattr(torch, settings.precision)
-        levels = [self._levels(layer, rows) for layer in backbone.layers]
+        levels = [levels_of(rows.rois, layer, settings) for layer in backbone.layers]
         with torch.inference_mode():
             inputs = prepare(pixels, backbone.preprocessing, self.job.device)
             shape = (inputs.shape[2], inputs.shape[3])
@@ -149,8 +148,7 @@ class Filling:
                 cells_read(rows.rois, of_rows, layer, shape, settings)
                 for layer, of_rows in zip(backbone.layers, levels, strict=True)
             ]
-            with torch.autocast(self.job.device.type, precision, enabled=precision != torch.float32):
-                maps = backbone(inputs, reads)
+            maps = backbone(inputs, settings.precision, reads)
             rest = Rows(rows.rois[todo], rows.number[todo], rows.image[todo])
             for layer, of_layer, of_rows in zip(backbone.layers, maps, levels, strict=True):
                 self._pool_layer(layer, of_layer, rest, None if of_rows is None else of_rows[todo])
@@ -164,13 +162,6 @@ class Filling:
         batch_index = torch.from_numpy(np.repeat(np.arange(len(images)), counts)).to(boxes.dtype)
         rois = torch.cat([batch_index[:, None], boxes], dim=1)
         return Rows(rois, number, np.repeat(np.array(images, np.int64), counts))
-
-    def _levels(self, layer: Layer, rows: Rows) -> Tensor | None:
-        """The level of each row on a layer, or None if it has but one map."""
-        if len(layer.strides) == 1:
-            return None
-        boxes, settings = rows.rois[:, 1:].to(torch.float32), self.job.settings
-        return assign_levels(boxes, layer.strides, settings.canonical_level, settings.canonical_size)
 
     def _pool_layer(self, layer: Layer, maps: Levels, rows: Rows, levels: Tensor | None) -> None:
         """Pool the rows of a batch on one layer, block by block, and hand them to the writer."""

@@ -27,6 +27,13 @@ def assign_levels(boxes: Tensor, strides: tuple[int, ...], canonical_level: int,
     return k.clamp(finest, coarsest).to(torch.int64) - finest
 
 
+def levels_of(rois: Tensor, layer: Layer, settings: Settings) -> Tensor | None:
+    """The level [K] of each RoI [K, 5] on a layer, or None if it has but one map."""
+    if len(layer.strides) == 1:
+        return None
+    return assign_levels(rois[:, 1:].float(), layer.strides, settings.canonical_level, settings.canonical_size)
+
+
 def scale_boxes(boxes: Floats, size: tuple[int, int], resized: tuple[int, int]) -> Tensor:
     """Boxes [L, 4] of an image of `size`, in pixels of its resized copy; float64."""
     y, x = (new / old for new, old in zip(resized, size, strict=True))

@@ -30,7 +30,7 @@ from roialign_cli.inputs.images import decode
 from roialign_cli.ops import roi_align
 from roialign_cli.pipeline import prepare_job, run_job
 from roialign_cli.planning import plan_run, row_range
-from roialign_cli.pooling import assign_levels, pool, scale_boxes
+from roialign_cli.pooling import levels_of, pool, scale_boxes
 from roialign_cli.preprocessing import prepare, resized
 
 Action = Callable[[], object]
@@ -133,12 +133,7 @@ def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
     settings, backbone, plan = job.settings, job.backbone, job.plan
     paths = [job.folder / name for name in plan.table.names]
     pixels = [decode(path) for path in paths]
-    precision = getattr(torch, settings.precision)
     backbone.model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def forward(inputs: Tensor) -> Any:
-        with torch.inference_mode(), torch.autocast(job.device.type, precision, enabled=precision != torch.float32):
-            return backbone(inputs)
 
     def resize() -> Tensor:
         with torch.inference_mode():
@@ -149,13 +144,9 @@ def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
     size = (pixels[0].shape[0], pixels[0].shape[1])
     boxes = scale_boxes(plan.table.boxes[first:stop], size, resized(size, backbone.preprocessing.resize))
     rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
-    maps = forward(inputs[:1])
-    levels = [
-        assign_levels(boxes.float(), layer.strides, settings.canonical_level, settings.canonical_size)
-        if len(layer.strides) > 1
-        else None
-        for layer in backbone.layers
-    ]
+    with torch.inference_mode():
+        maps = backbone(inputs[:1], settings.precision)
+    levels = [levels_of(rois, layer, settings) for layer in backbone.layers]
 
     def pool_all() -> list[Tensor]:
         with torch.inference_mode():
@@ -177,8 +168,9 @@ def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
             os.fsync(file.fileno())
 
     def backbone_all() -> None:
-        for i in range(len(inputs)):
-            forward(inputs[i : i + 1])
+        with torch.inference_mode():
+            for i in range(len(inputs)):
+                backbone(inputs[i : i + 1], settings.precision)
 
     return dict(
         zip(STAGES, (lambda: [decode(path) for path in paths], resize, backbone_all, pool_all, write), strict=True)

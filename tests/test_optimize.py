@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import operator
+import platform
+import re
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_rois, relative_error
-from torch import nn
+from torch import fx, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from roialign_cli import config, memory
@@ -102,7 +105,7 @@ def test_maps_computed_on_demand_pool_to_the_same(count: int, largest: float, *,
     reads = cells_read(rois, levels, layer, (224, 320), settings)
     assert set(reads) == set(levels.tolist())
     with torch.inference_mode():
-        whole, part = backbone(images), backbone(images, [reads])
+        whole, part = backbone(images), backbone(images, reads=[reads])
         assert [maps is not None for maps in part[0]] == [level in reads for level in range(4)]
         expected = pool(whole[0], layer, rois, levels, settings, None)
         found = pool(part[0], layer, rois, levels, settings, None)
@@ -118,9 +121,9 @@ def test_what_no_roi_reads_is_not_computed() -> None:
         if isinstance(module, nn.Conv2d):
             module.register_forward_hook(lambda *_, name=name: called.append(name))
     with torch.inference_mode():
-        backbone(images, [{3: torch.tensor([[0, 0, 0, 1, 1]])}])
+        backbone(images, reads=[{3: torch.tensor([[0, 0, 0, 1, 1]])}])
         few, called = len(called), []
-        (maps,) = backbone(images, [{0: torch.tensor([[1, 20, 20, 25, 30]])}])
+        (maps,) = backbone(images, reads=[{0: torch.tensor([[1, 20, 20, 25, 30]])}])
     assert few == 53 + 2  # the body, and of the pyramid one lateral and one output convolution
     assert maps[1:] == (None, None, None)
     assert maps[0][0].abs().max() == 0
@@ -134,7 +137,37 @@ def test_sums_after_convolutions_are_in_place_and_no_others() -> None:
     assert sum(node.target is operator.iadd for node in nodes) == 16 + 3  # residual blocks, and the way down
 
 
-def test_kept_memory_is_given_back() -> None:
+def resident() -> float:
+    """Megabytes in memory."""
+    found = re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text())
+    return int(found[1]) / 1e3
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
+def test_memory_is_kept_and_then_given_back() -> None:
+    before = resident()
     with memory.kept():
-        torch.ones(1 << 20)
-    torch.ones(1 << 24)
+        torch.ones(64 << 20)  # 268 MB, freed at once
+        assert resident() > before + 200
+        memory.release()
+        assert resident() < before + 100
+        torch.ones(64 << 20)
+    assert resident() < before + 100
+    torch.ones(64 << 20)
+    assert resident() < before + 100
+
+
+def test_two_batch_norms_in_a_row_are_both_folded() -> None:
+    model = lively(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4))).eval()
+    whole = nn.Sequential(model)  # once traced through, once as a container that is not
+
+    class Leaf(fx.Tracer):
+        def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+            return m is model
+
+    images = torch.randn(1, 3, 8, 9)
+    with torch.inference_mode():
+        for graph in (fx.symbolic_trace(whole), fx.GraphModule(whole, Leaf().trace(whole))):
+            folded = fold(graph)
+            assert relative_error(folded(images), model(images)) < 1e-5
+            assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) < 2

@@ -31,23 +31,24 @@ class Backbone:
     weights: str
     weights_sha256: str
 
-    def __call__(self, images: Tensor, reads: Reads | None = None) -> Maps:
-        """The maps of every layer, levels finest first; of each no more than is read, if `reads` says what is."""
-        if not isinstance(self.model, OnDemand):
-            return ((self.model(images),),)
-        names = iter(self.model.names)
-        grouped = [[(next(names), level) for level in range(len(layer.strides))] for layer in self.layers]
-        if reads is None:
-            maps = self.model(images)
-        else:
-            wanted = {
-                name: of[level]
-                for group, of in zip(grouped, reads, strict=True)
-                for name, level in group
-                if level in of
-            }
+    def __call__(self, images: Tensor, precision: str = "float32", reads: Reads | None = None) -> Maps:
+        """The maps of every layer, levels finest first; of each no more than is read, if `reads` says what is.
+
+        `precision` names the type that convolutions and products are computed in.
+        """
+        kind = getattr(torch, precision)
+        with torch.autocast(images.device.type, kind, enabled=kind != torch.float32):
+            if not isinstance(self.model, OnDemand):
+                return ((self.model(images),),)
+            names = iter(self.model.names)
+            grouped = [[next(names) for _ in layer.strides] for layer in self.layers]
+            wanted = None
+            if reads is not None:
+                wanted = {
+                    group[level]: cells for group, of in zip(grouped, reads, strict=True) for level, cells in of.items()
+                }
             maps = self.model(images, wanted)
-        return tuple(tuple(maps.get(name) for name, _ in group) for group in grouped)
+        return tuple(tuple(maps.get(name) for name in group) for group in grouped)
 
 
 def chosen_resize(settings: Settings, own: tuple[int, int | None] | None) -> tuple[int, int | None] | None:

@@ -35,7 +35,9 @@ def fold(model: nn.Module) -> fx.GraphModule:
         source = node.args[0] if norm is not None else None
         if norm is None or not _is_convolution(source, modules) or calls.count(source.target) > 1:
             continue
-        folded.set_submodule(str(source.target), fuse_conv_bn_eval(modules[str(source.target)], norm))
+        fused = fuse_conv_bn_eval(modules[str(source.target)], norm)
+        modules[str(source.target)] = fused  # another batch norm may follow
+        folded.set_submodule(str(source.target), fused)
         node.replace_all_uses_with(source)
         graph.erase_node(node)
     for name in {str(node.target) for node in graph.nodes if node.op == "call_module"}:
@@ -121,9 +123,10 @@ class OnDemand(nn.Module):
         """The graph that gives these maps, or what the convolution at their end takes."""
         if names not in self._parts:
             graph = copy.deepcopy(self.model.graph)
-            (output,) = (node for node in graph.nodes if node.op == "output")
             maps = _outputs(graph)
-            output.args = ({name: maps[name].args[0] if name in self._tails else maps[name] for name in names},)
+            graph.output_node().args = (
+                {name: maps[name].args[0] if name in self._tails else maps[name] for name in names},
+            )
             part = fx.GraphModule(self.model, graph)
             # Sums in place count as side effects elsewhere; here what they add to is only theirs.
             part.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
@@ -133,8 +136,7 @@ class OnDemand(nn.Module):
 
 
 def _outputs(graph: fx.Graph) -> dict[str, fx.Node]:
-    (output,) = (node for node in graph.nodes if node.op == "output")
-    maps: Any = output.args[0]
+    maps: Any = graph.output_node().args[0]
     return dict(maps)
 
 

@@ -100,38 +100,23 @@ def roi_align(
     """
     form = request.check_form(features, rois, output_size, spatial_scale, sampling_ratio, mode, levels)
     arguments = (
-        form.maps, form.rois, levels, form.output_size, form.scales, form.sampling_ratio, bool(aligned), mode, kernel,
-        validate,
+        form.maps, form.rois, levels, form.output_size, form.scales, form.sampling_ratio, bool(aligned), mode,
     )  # fmt: skip
-    if out is None:
-        # Plain tensors, eagerly, go straight: torch's dispatcher takes longer than a small call does.
-        traced = torch.compiler.is_compiling() or any(type(m) is not Tensor for m in form.maps)
-        pooled: Tensor = _registered(*arguments) if traced else _run(*arguments)
+    # Plain tensors, eagerly, go straight: torch's dispatcher takes longer than a small call does.
+    if out is None and (torch.compiler.is_compiling() or any(type(m) is not Tensor for m in form.maps)):
+        pooled: Tensor = _registered(*arguments, kernel, validate)
         return pooled
-    shape = (form.rois.shape[0], form.maps[0].shape[1], *form.output_size)
-    device, dtype = form.maps[0].device, form.maps[0].dtype
-    if not (out.shape == shape and out.dtype == dtype and out.device == device and out.is_contiguous()):
+    return _pool(request.make(*arguments), kernel, validate, out)
+
+
+def _pool(call: Request, kernel: str, validate: bool, out: Tensor | None) -> Tensor:
+    device, dtype = call.maps[0].device, call.maps[0].dtype
+    if out is not None and not (
+        out.shape == call.shape and out.dtype == dtype and out.device == device and out.is_contiguous()
+    ):
         found = f"{list(out.shape)} {out.dtype} on {out.device}, strides {out.stride()}"
-        raise request.bad("out", f"expected contiguous {list(shape)} {dtype} on {device}, found {found}")
-    return _run(*arguments, out)
-
-
-def _run(
-    maps: Sequence[Tensor],
-    rois: Tensor,
-    levels: Tensor | None,
-    output_size: Sequence[int],
-    scales: Sequence[float],
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-    kernel: str,
-    validate: bool,
-    out: Tensor | None = None,
-) -> Tensor:
-    call = request.make(maps, rois, levels, output_size, scales, sampling_ratio, aligned, mode)
-    device, dtype = maps[0].device, maps[0].dtype
-    name = choose(kernel, device, mode, dtype)
+        raise request.bad("out", f"expected contiguous {list(call.shape)} {dtype} on {device}, found {found}")
+    name = choose(kernel, device, call.mode, dtype)
     if validate or name != "cuda":
         request.check_values(call)
     result = KERNELS[name](call, out)
@@ -151,7 +136,8 @@ def _registered(
     kernel: str,
     validate: bool,
 ) -> Tensor:
-    return _run(maps, rois, levels, output_size, scales, sampling_ratio, aligned, mode, kernel, validate)
+    call = request.make(maps, rois, levels, output_size, scales, sampling_ratio, aligned, mode)
+    return _pool(call, kernel, validate, None)
 
 
 @_registered.register_fake

@@ -5,12 +5,13 @@
 //     -DELEMENT=float|double|float16|bfloat16  -DMODE=AVG|MAX|EXACT  -DVECTOR=<channels per load, a power of two>
 //     -DLONG_LISTS=0|1  whether lists of weights may be longer than the shared memory set aside for them
 //
-// Maps have any strides; channels-last is what it is made for, and needed for VECTOR > 1. A block owns one RoI, a chunk of `lanes * VECTOR` channels and `rows` x `columns` of its bins.
-// It first writes the weights of both axes to shared memory: the mean over samples and the integral are separable, so
-// per axis and bin one short list of (cell, weight) is all there is to know. Then each group of `lanes` threads takes
-// strips of bins: a thread sums its own channels down each column of cells, keeps the last two columns in registers
-// (neighbouring bins share no more than two), and so loads a cell once per row of bins. The results go through a tile
-// in shared memory, because [K, C, PH, PW] wants runs of bins where threads hold runs of channels.
+// Maps have any strides; channels-last is what it is made for, and needed for VECTOR > 1. A block owns one RoI, a chunk
+// of `lanes * VECTOR` channels and `rows` x `columns` of its bins. It first writes the weights of both axes to shared
+// memory: the mean over samples and the integral are separable, so per axis and bin one short list of (cell, weight) is
+// all there is to know. Then each group of `lanes` threads takes strips of bins: a thread sums its own channels down
+// each column of cells, keeps the last two columns in registers (neighbouring bins share no more than two), and so loads
+// a cell once per row of bins. The results go through a tile in shared memory, because [K, C, PH, PW] wants runs of bins
+// where threads hold runs of channels.
 //
 // No atomics, and every sum has one order: the same call gives the same bits. The tests compile this file with a C++
 // compiler too; what only a device understands is kept together below.

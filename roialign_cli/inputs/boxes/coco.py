@@ -206,4 +206,4 @@ def _labels(path: str, category: Column, names: dict[int, str]) -> Column:
     unknown = [int(number) for number in used if int(number) not in names]
     if unknown:
         raise bad(f"{path}: annotations", f"expected a category_id listed in categories, found {unknown[0]}")
-    return column([names[int(number)] for number in used])[which] if len(used) else np.array([], np.str_)
+    return column([names[int(number)] for number in used])[which]
