@@ -39,6 +39,7 @@ class Settings:
     kernel: Literal["auto", "cpu", "cuda", "torchvision"] = "auto"
     batch_size: int = 0  # 0: by image size
     workers: int = 0  # 0: by number of cores
+    processes: int = 0  # 0: one per device
     boxes_format: BoxesFormat = "auto"
     on_error: Literal["skip", "stop"] = "skip"
 
@@ -154,7 +155,14 @@ def _validate(values: dict[str, object]) -> Settings:
         name = place.rstrip("`").split("[")[0]
         found = f", found {values[name]!r}" if name in values else ""
         raise ConfigError("config-value", f"{name or 'settings'}: {reason}{found}") from None
-    least = {"sampling_ratio": 0, "batch_size": 0, "workers": 0, "canonical_level": 0, "canonical_size": 1}
+    least = {
+        "sampling_ratio": 0,
+        "batch_size": 0,
+        "workers": 0,
+        "processes": 0,
+        "canonical_level": 0,
+        "canonical_size": 1,
+    }
     for name, low in least.items():
         if getattr(settings, name) < low:
             raise ConfigError("config-value", f"{name}: expected at least {low}, found {getattr(settings, name)}")

@@ -15,6 +15,9 @@ class RoialignError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
+        return type(self), (self.reference, self.message, self.hint)  # errors travel between processes
+
 
 class ConfigError(RoialignError):
     """Wrong usage or configuration."""

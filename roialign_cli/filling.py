@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import queue
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -34,11 +37,12 @@ BATCH_PIXELS = 2 << 20  # of the network's input per batch, where the batch size
 BLOCK_BYTES = 64 << 20  # features computed and handed to the writer at a time
 BLOCKS = 3  # such blocks in memory
 FLOAT16_MAX = 65504.0
+STORED = {"float32": torch.float32, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a run needs, checked: nothing has been written yet."""
+    """Everything a run needs, checked: nothing has been written yet. One process for each of `devices`."""
 
     folder: Path
     output: Path
@@ -46,7 +50,7 @@ class Job:
     plan: Plan
     backbone: Backbone
     layout: Layout
-    device: torch.device
+    devices: tuple[torch.device, ...]
     free_bytes: int
 
 
@@ -59,47 +63,81 @@ class Rows:
     image: Integers
 
 
-class Filling:
-    """One pass over the images not yet done."""
+class Tally:
+    """Which images are settled, done or failed; told as progress."""
 
     def __init__(self, job: Job, done: npt.NDArray[np.bool_], on_progress: Callable[[Progress], None]) -> None:
+        self.settled = done.copy()
+        self._job = job
+        self._on_progress = on_progress
+        self._counts = np.diff(job.plan.table.offset)
+        self._images, self._boxes = int(done.sum()), int(self._counts[done].sum())
+
+    def settle(self, image: int) -> None:
+        """An image is done or failed; saying so twice changes nothing."""
+        if self.settled[image]:
+            return
+        self.settled[image] = True
+        self._images += 1
+        self._boxes += int(self._counts[image])
+        plan, stored = self._job.plan, self._job.layout.feature_bytes(self._boxes)
+        self._on_progress(Progress(self._images, plan.images, self._boxes, plan.rows, stored))
+
+
+def batches_left(job: Job, done: npt.NDArray[np.bool_]) -> Iterator[Batch]:
+    """The batches of the plan in which an image is not yet done; batches are computed whole, whoever computes them."""
+    resize = job.backbone.preprocessing.resize
+    planned = make_batches(
+        job.plan, job.settings.batch_size, BATCH_PIXELS, lambda size: math.prod(resized(size, resize))
+    )
+    return (batch for batch in planned if not done[list(batch.images)].all())
+
+
+class Filling:
+    """Computes batches on one device and writes their rows, which nobody else writes; done images are left alone."""
+
+    def __init__(
+        self, job: Job, device: torch.device, done: npt.NDArray[np.bool_], settle: Callable[[int], None]
+    ) -> None:
         self.job = job
         self.done = done
         self.interrupted = False
         self.saturated = 0
-        self._on_progress = on_progress
+        self._device = device
+        self._settle = settle
         self._counts = np.diff(job.plan.table.offset)
         self._size = (0, 0)  # of the images computed last
-        self._images, self._boxes = int(done.sum()), int(self._counts[done].sum())
         self._blocks: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
-
-    def fill(self, should_stop: Callable[[], bool]) -> None:
-        """Ledger the images known to fail, then compute batch after batch."""
-        plan, settings = self.job.plan, self.job.settings
-        self.job.backbone.model.to(self.job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         for _ in range(BLOCKS):
-            self._blocks.put(torch.from_numpy(np.empty(BLOCK_BYTES // 4, np.float32)))
-        with FeatureFile(self.job.output) as file:
-            places = file.places
-        with FeatureWriter(self.job.output, places) as writer:
-            self._writer = writer
+            self._blocks.put(torch.from_numpy(np.empty(BLOCK_BYTES, np.uint8)))
+        job.backbone.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def settle_known(self) -> None:
+        """Images without boxes are done, images known to be unreadable go to the ledger."""
+        with self._writing():
             for image in np.flatnonzero(~self.done & (self._counts == 0)).tolist():
-                if image not in plan.problems:
+                if image not in self.job.plan.problems:
                     self._finish(image)
-            for image, problem in plan.problems.items():
+            for image, problem in self.job.plan.problems.items():
                 if not self.done[image]:
-                    writer.failed(image, problem)
+                    self._writer.failed(image, problem)
                     self._settle(image)
-            resize = self.job.backbone.preprocessing.resize
-            planned = make_batches(
-                plan, settings.batch_size, BATCH_PIXELS, lambda size: math.prod(resized(size, resize))
-            )
-            batches = (batch for batch in planned if not self.done[list(batch.images)].all())
-            for batch, decoded in load_batches(self.job.folder, plan, batches, settings.workers):
+
+    def fill(self, batches: Iterable[Batch], should_stop: Callable[[], bool]) -> None:
+        """Compute batch after batch; at the end all of it is on the disk."""
+        with self._writing():
+            for batch, decoded in load_batches(self.job.folder, self.job.plan, batches, self.job.settings.workers):
                 if should_stop():
                     self.interrupted = True
                     return
                 self._compute(batch, decoded)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with FeatureFile(self.job.output) as file:
+            places = file.places
+        with FeatureWriter(self.job.output, places) as self._writer:
+            yield
 
     def _compute(self, batch: Batch, decoded: list[Decoded]) -> None:
         """One batch; images whose size was stated wrongly are computed by themselves."""
@@ -118,7 +156,7 @@ class Filling:
             images.append(image)
             pixels.append(result)
         for size, (images, pixels) in groups.items():
-            self._compute_group(images, pixels, size)
+            self._compute_as_fits(images, pixels, size)
             for image in images:
                 if not self.done[image]:
                     self._finish(image)
@@ -129,6 +167,26 @@ class Filling:
         if not self.done[image]:
             self._writer.failed(image, error.message)
             self._settle(image)
+
+    def _compute_as_fits(self, images: list[int], pixels: list[npt.NDArray[np.uint8]], size: tuple[int, int]) -> None:
+        """The same, in halves where memory does not suffice for the whole; an image that does not fit alone fails."""
+        try:
+            self._compute_group(images, pixels, size)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _out_of_memory(error):
+                raise
+        else:
+            return
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        if len(images) == 1:
+            self._fail(images[0], ImageError("image-memory", f"not enough memory on {self._device} to compute it"))
+            self.done[images[0]] = True
+            return
+        middle = len(images) // 2
+        _warn(f"{self._device} is out of memory: batches of {len(images)} images of {size[1]} x {size[0]} are halved")
+        self._compute_as_fits(images[:middle], pixels[:middle], size)
+        self._compute_as_fits(images[middle:], pixels[middle:], size)
 
     def _compute_group(self, images: list[int], pixels: list[npt.NDArray[np.uint8]], size: tuple[int, int]) -> None:
         """Images of one size, done before or not: the same computation gives the same bits."""
@@ -142,7 +200,7 @@ class Filling:
             self._size = size
         levels = [levels_of(rows.rois, layer, settings) for layer in backbone.layers]
         with torch.inference_mode():
-            inputs = prepare(pixels, backbone.preprocessing, self.job.device)
+            inputs = prepare(pixels, backbone.preprocessing, self._device)
             shape = (inputs.shape[2], inputs.shape[3])
             reads = [
                 cells_read(rows.rois, of_rows, layer, shape, settings)
@@ -150,6 +208,8 @@ class Filling:
             ]
             maps = backbone(inputs, settings.precision, reads)
             rest = Rows(rows.rois[todo], rows.number[todo], rows.image[todo])
+            for image in images:
+                self._writer.begin(image)
             for layer, of_layer, of_rows in zip(backbone.layers, maps, levels, strict=True):
                 self._pool_layer(layer, of_layer, rest, None if of_rows is None else of_rows[todo])
 
@@ -167,7 +227,8 @@ class Filling:
         """Pool the rows of a batch on one layer, block by block, and hand them to the writer."""
         settings, rois = self.job.settings, rows.rois
         dataset = features_path(layer.name, len(self.job.layout.layers))
-        step = max(1, BLOCK_BYTES // (4 * layer.channels * settings.output_size[0] * settings.output_size[1]))
+        kept = math.prod(self.job.layout.layers[layer.name]) * STORED[settings.dtype].itemsize
+        step = max(1, BLOCK_BYTES // kept)
         for begin in range(0, len(rois), step):
             part = slice(begin, begin + step)
             part_levels = levels[part] if levels is not None else None
@@ -186,20 +247,15 @@ class Filling:
         self, maps: Levels, layer: Layer, rois: Tensor, levels: Tensor | None
     ) -> tuple[npt.NDArray[Any], Callable[[], None]]:
         """Rows as they are stored, and what to call when they have been written: their memory is used again."""
-        settings = self.job.settings
-        shape = (len(rois), layer.channels, *settings.output_size)
-        elements = int(np.prod(shape))
-        first = next(features for features in maps if features is not None)
-        ours = first.device.type == "cpu" and first.dtype == torch.float32 and settings.reduce == "none"
-        block = self._blocks.get() if ours and elements <= BLOCK_BYTES // 4 else None
-        out = block[:elements].view(shape) if block is not None else None
-        pooled = pool(maps, layer, rois, levels, settings, out).float().cpu()
-        if settings.dtype == "float16":
-            self.saturated += int((pooled.abs() > FLOAT16_MAX).sum())
-            pooled = pooled.clamp(-FLOAT16_MAX, FLOAT16_MAX).half()
-            if block is not None:
-                self._blocks.put(block)
-            return pooled.numpy(), lambda: None
+        dtype = STORED[self.job.settings.dtype]
+        shape = (len(rois), *self.job.layout.layers[layer.name])
+        size = math.prod(shape) * dtype.itemsize
+        block = self._blocks.get() if self._device.type == "cpu" and size <= BLOCK_BYTES else None
+        out = block[:size].view(dtype).view(shape) if block is not None else None
+        pooled = pool(maps, layer, rois, levels, self.job.settings, dtype, out).cpu()
+        if dtype == torch.float16 and (cut := int(pooled.isinf().sum())):
+            self.saturated += cut
+            pooled.clamp_(-FLOAT16_MAX, FLOAT16_MAX)
         return pooled.numpy(), (lambda: self._blocks.put(block)) if block is not None else (lambda: None)
 
     def _finish(self, image: int) -> None:
@@ -212,9 +268,13 @@ class Filling:
         self._writer.done(image)
         self._settle(image)
 
-    def _settle(self, image: int) -> None:
-        plan = self.job.plan
-        self._images += 1
-        self._boxes += int(self._counts[image])
-        total = self.job.layout.feature_bytes(self._boxes)
-        self._on_progress(Progress(self._images, plan.images, self._boxes, plan.rows, total))
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether torch's device or host allocator has given up; the latter has no exception of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+@cache
+def _warn(message: str) -> None:
+    """Warn once per process."""
+    warnings.warn(message, RuntimeWarning, stacklevel=2)

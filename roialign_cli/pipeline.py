@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -11,15 +12,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from roialign_cli import config, memory, ops
 from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError
-from roialign_cli.filling import Filling, Job
+from roialign_cli.filling import Filling, Job, Tally, batches_left
 from roialign_cli.inputs.images import quiet_decoding
 from roialign_cli.planning import plan_run
+from roialign_cli.processes import fill_in_processes
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.store.output import locked, open_output
 from roialign_cli.store.reader import FeatureFile
@@ -63,8 +67,8 @@ def extract(
 
 def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings) -> Job:
     """Load the backbone and check everything that is left to check before the first image."""
-    device = find_device(settings.device)
-    ops.choose(settings.kernel, device, settings.mode)
+    devices = find_devices(settings.device, settings.processes)
+    ops.choose(settings.kernel, devices[0], settings.mode)
     backbone = load_backbone(settings)
     bins = settings.output_size if settings.reduce == "none" else ()
     layout = Layout(
@@ -74,7 +78,7 @@ def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings) -> J
         attributes=_provenance(settings, plan.table.sha256, backbone),
     )  # fmt: skip
     free = check_space(output, 0 if output.exists() else layout.feature_bytes(plan.rows))
-    return Job(folder, output, settings, plan, backbone, layout, device, free)
+    return Job(folder, output, settings, plan, backbone, layout, devices, free)
 
 
 def run_job(
@@ -89,27 +93,63 @@ def run_job(
     with locked(job.output), memory.kept():
         status = open_output(job.output, job.plan, job.layout, overwrite=overwrite)
         finished_before = bool((status == DONE).all())
-        filling = Filling(job, status == DONE, on_progress)
+        interrupted, saturated = False, 0
         if not finished_before:
-            filling.fill(should_stop)
-    return _summarise(job, filling, finished_before, time.monotonic() - started)
+            interrupted, saturated = _fill(job, status == DONE, on_progress, should_stop)
+    return _summarise(job, interrupted, saturated, finished_before, time.monotonic() - started)
+
+
+def _fill(
+    job: Job,
+    done: npt.NDArray[np.bool_],
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> tuple[bool, int]:
+    """Fill what is not done, in this process or in several; whether it ended early, and how many values were cut."""
+    tally = Tally(job, done, on_progress)
+    filling = Filling(job, job.devices[0] if len(job.devices) == 1 else torch.device("cpu"), done, tally.settle)
+    filling.settle_known()
+    if len(job.devices) > 1:
+        return fill_in_processes(job, tally, should_stop)
+    filling.fill(batches_left(job, done), should_stop)
+    return filling.interrupted, filling.saturated
+
+
+def find_devices(names: str, processes: int = 0) -> tuple[torch.device, ...]:
+    """A device for each process: of `auto`, `cpu`, `cuda:all` or `cuda:0,2`, in turn. 0: as many processes as devices.
+
+    Raises ConfigError: a device is not here, or there are fewer processes than devices.
+    """
+    kind, _, numbers = names.partition(":")
+    if kind == "cuda" and numbers == "all":
+        listed = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cuda"]
+    else:
+        listed = [f"{kind}:{number}" if number else kind for number in numbers.split(",")]
+    devices = tuple(find_device(name) for name in listed)
+    if len(set(devices)) < len(devices):
+        raise ConfigError("device-unknown", f"device: expected each device once, found {names!r}")
+    if 0 < processes < len(devices):
+        message = f"processes: expected at least one for each of {len(devices)} devices, found {processes}"
+        raise ConfigError("config-value", message)
+    return tuple(itertools.islice(itertools.cycle(devices), processes or len(devices)))
 
 
 def find_device(name: str) -> torch.device:
-    """The device of a setting; ConfigError if it is not here."""
+    """One device of a setting; ConfigError if it is not here."""
+    expected = "expected auto, cpu, cuda, cuda:all or cuda:0,2"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError("device-unknown", f"device: expected auto, cpu or cuda[:N], found {name!r}") from None
+        raise ConfigError("device-unknown", f"device: {expected}, found {name!r}") from None
     if device.type not in ("cpu", "cuda") or (
         device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     ):
         found = (
             f"{torch.cuda.device_count()} CUDA devices are here" if device.type == "cuda" else "it is of another kind"
         )
-        raise ConfigError("device-unknown", f"device: expected auto, cpu or cuda[:N], found {name!r}: {found}")
+        raise ConfigError("device-unknown", f"device: {expected}, found {name!r}: {found}")
     return device
 
 
@@ -129,7 +169,7 @@ def _provenance(settings: Settings, boxes_sha256: str, backbone: Backbone) -> di
     }
 
 
-def _summarise(job: Job, filling: Filling, finished_before: bool, seconds: float) -> Summary:
+def _summarise(job: Job, interrupted: bool, saturated: int, finished_before: bool, seconds: float) -> Summary:
     plan = job.plan
     with FeatureFile(job.output) as file:
         status, failures = file.status, file.errors
@@ -145,11 +185,11 @@ def _summarise(job: Job, filling: Filling, finished_before: bool, seconds: float
         outside_boxes=plan.outside_boxes,
         empty_boxes=plan.empty_boxes,
         unused_images=plan.unused_images,
-        saturated_values=filling.saturated,
+        saturated_values=saturated,
         bytes=job.layout.feature_bytes(plan.rows),
         seconds=round(seconds, 3),
         finished=pending == 0,
-        interrupted=filling.interrupted,
+        interrupted=interrupted,
         already_finished=finished_before,
         features={layer: (plan.rows, *shape) for layer, shape in job.layout.layers.items()},
         failures=failures,

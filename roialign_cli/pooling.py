@@ -62,17 +62,22 @@ def cells_read(
 
 
 def pool(
-    maps: Levels, layer: Layer, rois: Tensor, levels: Tensor | None, settings: Settings, out: Tensor | None
+    maps: Levels,
+    layer: Layer,
+    rois: Tensor,
+    levels: Tensor | None,
+    settings: Settings,
+    dtype: torch.dtype,
+    out: Tensor | None,
 ) -> Tensor:
-    """Region features of one layer [K, C, PH, PW], or [K, C] with --reduce, in the maps' type.
+    """Region features of one layer [K, C, PH, PW], or [K, C] with --reduce, of type `dtype`; in `out` if given.
 
-    Maps that are None must not be the level of any RoI. rois [K, 5] in pixels of the network input; `out` receives
-    unreduced features, if given.
+    Maps that are None must not be the level of any RoI. rois [K, 5] in pixels of the network input.
     """
     there = [(i, features) for i, features in enumerate(maps) if features is not None]
     if levels is not None:
         levels = torch.searchsorted(torch.tensor([i for i, _ in there]), levels)
-    pooled = roi_align(
+    return roi_align(
         [features for _, features in there],
         rois,
         settings.output_size,
@@ -81,12 +86,9 @@ def pool(
         aligned=settings.aligned,
         mode=settings.mode,
         levels=levels,
+        reduce=settings.reduce,
+        dtype=dtype,
         kernel=settings.kernel,
         validate=False,  # the boxes were checked when they were read
         out=out,
     )
-    if settings.reduce == "mean":
-        return pooled.float().mean(dim=(2, 3))
-    if settings.reduce == "max":
-        return pooled.amax(dim=(2, 3))
-    return pooled

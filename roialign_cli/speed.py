@@ -133,11 +133,11 @@ def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
     settings, backbone, plan = job.settings, job.backbone, job.plan
     paths = [job.folder / name for name in plan.table.names]
     pixels = [decode(path) for path in paths]
-    backbone.model.to(job.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone.model.to(job.devices[0], memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def resize() -> Tensor:
         with torch.inference_mode():
-            return torch.cat([prepare([image], backbone.preprocessing, job.device) for image in pixels])
+            return torch.cat([prepare([image], backbone.preprocessing, job.devices[0]) for image in pixels])
 
     inputs = resize()
     first, stop = row_range(plan.table.offset, 0)
@@ -152,12 +152,12 @@ def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
         with torch.inference_mode():
             for _ in pixels:
                 pooled = [
-                    pool(of_layer, layer, rois, of_rows, settings, None)
+                    pool(of_layer, layer, rois, of_rows, settings, torch.float32, None)
                     for of_layer, layer, of_rows in zip(maps, backbone.layers, levels, strict=True)
                 ]
         return pooled
 
-    blocks = [values.float().cpu().numpy() for values in pool_all()]
+    blocks = [values.cpu().numpy() for values in pool_all()]
 
     def write() -> None:
         with (folder / "written").open("wb") as file:
@@ -187,7 +187,7 @@ def pipeline_speed(settings: Settings, images: int, boxes: int, runs: int) -> Pi
         if settings.backbone == "fasterrcnn_resnet50_fpn":
             from torchvision.models import get_model
 
-            model = get_model(settings.backbone, weights=None, weights_backbone=None).eval().to(job.device)
-            actions["script"] = lambda: script(data, table, folder / "script.h5", model, job.device)
-        seconds = {key: value / images for key, value in median_seconds(actions, runs, job.device).items()}
+            model = get_model(settings.backbone, weights=None, weights_backbone=None).eval().to(job.devices[0])
+            actions["script"] = lambda: script(data, table, folder / "script.h5", model, job.devices[0])
+        seconds = {key: value / images for key, value in median_seconds(actions, runs, job.devices[0]).items()}
     return PipelineSpeed({stage: seconds[stage] for stage in STAGES}, seconds["whole"], seconds.get("script"))

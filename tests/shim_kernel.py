@@ -65,7 +65,7 @@ class Shim:
         """The pooled features of each call."""
         cases, outs = [struct.pack("<q", len(calls))], []
         for call in calls:
-            out = torch.empty(call.shape, dtype=call.maps[0].dtype)
+            out = torch.empty(call.shape, dtype=call.dtype)
             launch = cuda_call.plan(call, out, processors, THREADS)
             name = _name(launch.defines).encode()
             cases += [struct.pack("<q", len(name)), name]

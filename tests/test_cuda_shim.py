@@ -20,6 +20,8 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 1e-3, tor
 MODES = ("avg", "max", "exact")
 WIDTHS = {torch.float32: (4, 1), torch.float64: (2, 1), torch.float16: (8, 1), torch.bfloat16: (8, 2, 1)}
 
+OTHER_TYPE = [(torch.bfloat16, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.float32)]
+
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
@@ -30,6 +32,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
         for width in widths
     ]
     variants += [cuda_call.specialise(torch.float32, mode, 4, overflow=True) for mode in MODES]
+    variants += [cuda_call.specialise(dtype, "avg", WIDTHS[dtype][0], written=written) for dtype, written in OTHER_TYPE]
     return Shim(tmp_path_factory.mktemp("shim"), "address", variants)
 
 
@@ -85,6 +88,38 @@ def test_every_layout_and_output_size(shim: Shim, mode: str) -> None:
         for maps in layouts(features(channels)).values()
     ]
     check(shim, calls)
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+def test_reduced_before_it_is_stored(shim: Shim, reduce: str) -> None:
+    rois = make_rois(6, batch=2, width=38, height=22)
+    rois[2] = torch.tensor([0, -60, -60, 90, 90])
+    rois[4] = torch.tensor([7.0, 0, 0, 5, 5])
+    calls = [
+        make(features(channels), rois, size, mode=mode, sampling_ratio=2, reduce=reduce)
+        for mode in MODES
+        for channels, size in ((3, (1, 1)), (8, (7, 7)), (136, (14, 13)))
+    ]
+    assert all(map(cuda_call.reduces, calls))
+    for call, found in zip(calls, shim.run(calls), strict=True):
+        assert found[4].isnan().all()
+        sane = request.make(
+            call.maps, rois[[0, 1, 2, 3, 5]], None, call.output_size, call.scales, 2, True, call.mode, reduce
+        )
+        assert relative_error(found[[0, 1, 2, 3, 5]], KERNELS["reference"](sane, None)) < 1e-5
+    assert not cuda_call.reduces(make(features(8), rois, (90, 90), reduce=reduce))
+
+
+def test_written_in_another_type_than_the_maps(shim: Shim) -> None:
+    rois = make_rois(5, batch=2, width=38, height=22)
+    rois[2] = torch.tensor([0, -60, -60, 90, 90])
+    calls = [
+        make(features(2 * WIDTHS[dtype][0], dtype), rois, (3, 6), dtype=written, reduce=reduce)
+        for dtype, written in OTHER_TYPE
+        for reduce in ("none", "mean")
+    ]
+    for call, found in zip(calls, shim.run(calls), strict=True):
+        assert relative_error(found, KERNELS["reference"](call, None)) < TOLERANCE[call.dtype]
 
 
 @pytest.mark.parametrize("mode", MODES)

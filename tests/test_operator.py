@@ -245,3 +245,29 @@ def test_runs_under_inference_mode_and_refuses_gradients() -> None:
         roi_align(maps, rois, 2)
     with pytest.raises(ValueError, match="inference_mode"):
         roi_align(maps, rois, 2)
+
+
+@pytest.mark.parametrize("reduce", ["mean", "max"])
+@pytest.mark.parametrize("mode", ["avg", "max", "exact"])
+def test_reduced_equals_reducing_afterwards(reduce: str, mode: str) -> None:
+    for channels, output in ((1, (1, 1)), (21, (7, 7)), (300, (3, 16))):
+        for maps in layouts(features(channels)).values():
+            rois = make_rois(40, batch=2, width=38, height=22)
+            settings = {"spatial_scale": 0.5, "mode": mode, "sampling_ratio": 0 if mode == "exact" else 2}
+            whole = roi_align(maps, rois, output, **settings)
+            expected = whole.mean((2, 3)) if reduce == "mean" else whole.amax((2, 3))
+            assert relative_error(roi_align(maps, rois, output, reduce=reduce, **settings), expected) < 1e-5
+    for kernel in ("torchvision", "reference")[mode != "avg" :]:
+        found = roi_align(maps, rois[:4], output, reduce=reduce, kernel=kernel, **settings)
+        assert relative_error(found, expected[:4]) < 2e-5
+
+
+@pytest.mark.parametrize("stored", TOLERANCE, ids=str)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_the_result_in_any_type(stored: torch.dtype, dtype: torch.dtype) -> None:
+    maps = features(37, stored)
+    rois = make_rois(20, batch=2, width=19, height=11)[[0, 1, 5, 6, 7]]
+    found = roi_align(maps, rois, (4, 5), dtype=dtype)
+    assert found.dtype == dtype
+    expected = roi_align(maps.double(), rois, (4, 5), kernel="reference")
+    assert relative_error(found, expected) < max(TOLERANCE[dtype], 1e-12 if stored == torch.float64 else 1e-5)

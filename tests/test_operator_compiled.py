@@ -34,7 +34,7 @@ def nodes(graph: torch.fx.GraphModule) -> list[str]:
 
 
 def test_the_registration_is_sound() -> None:
-    arguments = (MAPS, ROIS, LEVELS, [3, 5], [0.5, 0.25], 2, True, "avg", "auto", True)
+    arguments = (MAPS, ROIS, LEVELS, [3, 5], [0.5, 0.25], 2, True, "avg", "none", None, "auto", True)
     torch.library.opcheck(torch.ops.roialign.roi_align.default, arguments)
     torch.library.opcheck(
         torch.ops.roialign.roi_align.default, (MAPS[:1], ROIS, None, *arguments[3:4], [0.5], *arguments[5:])

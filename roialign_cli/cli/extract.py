@@ -64,7 +64,12 @@ def extract(
         str | None, _option("auto, cpu, cuda or torchvision.", default=DEFAULTS.kernel, panel=Pooling)
     ] = None,
     dtype: Annotated[str | None, _option("As stored: float32 or float16.", default=DEFAULTS.dtype, panel=Run)] = None,
-    device: Annotated[str | None, _option("auto, cpu or cuda[:N].", default=DEFAULTS.device, panel=Run)] = None,
+    device: Annotated[
+        str | None, _option("auto, cpu, cuda, cuda:all or cuda:0,2.", default=DEFAULTS.device, panel=Run)
+    ] = None,
+    processes: Annotated[
+        int | None, _option("Processes that share the work.", default="one per device", panel=Run)
+    ] = None,
     batch_size: Annotated[int | None, _option("Images of one size at a time.", default="by size", panel=Run)] = None,
     workers: Annotated[int | None, _option("Decoding threads.", default="one per core", panel=Run)] = None,
     boxes_format: Annotated[
@@ -87,7 +92,7 @@ def extract(
         "backbone": backbone, "weights": weights, "layers": layers, "resize": resize, "precision": precision,
         "output_size": output_size, "sampling_ratio": sampling_ratio, "aligned": aligned, "mode": mode,
         "reduce": reduce, "clip": clip, "kernel": kernel, "dtype": dtype, "device": device, "batch_size": batch_size,
-        "workers": workers, "boxes_format": boxes_format, "on_error": on_error,
+        "workers": workers, "processes": processes, "boxes_format": boxes_format, "on_error": on_error,
     }  # fmt: skip
     settings = load(config, given)  # a wrong option is told before torch is loaded
     from roialign_cli.cli.console import print_json

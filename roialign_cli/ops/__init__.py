@@ -11,7 +11,7 @@ from torch import Tensor
 
 from roialign_cli.errors import KernelError
 from roialign_cli.ops import cpu, cuda, reference, request, torchvision
-from roialign_cli.ops.request import Mode, Request
+from roialign_cli.ops.request import Mode, Reduce, Request
 
 __all__ = ["choose", "roi_align"]
 
@@ -68,6 +68,8 @@ def roi_align(
     aligned: bool = True,
     mode: Mode = "avg",
     levels: Tensor | None = None,
+    reduce: Reduce = "none",
+    dtype: torch.dtype | None = None,
     kernel: str = "auto",
     validate: bool = True,
     out: Tensor | None = None,
@@ -86,21 +88,24 @@ def roi_align(
         aligned: shift by half a cell so that pixel centres meet cell centres (detectron2's `aligned`).
         mode: `avg`; `max` over interpolated samples; `exact`, the integral mean: avg with infinitely many samples.
         levels: [K] integers, the map each RoI is pooled from; needed with several maps.
+        reduce: `mean` or `max` over the bins of each RoI, which are then never stored.
+        dtype: type of the result, the features' own by default; sums are rounded once.
         kernel: `auto`, `cpu`, `cuda`, `torchvision` or `reference`.
         validate: check every row of `rois` and `levels`, for which CUDA tensors are waited for, once. False spares the
             wait where the bundled CUDA kernel runs: there a row without meaning gives NaN. Others check always.
-        out: a contiguous [K, C, PH, PW] of the features' type to write into.
+        out: a contiguous tensor of the result's shape and type to write into.
 
     Returns:
-        [K, C, PH, PW] of the features' type; sums are float32 (float64 for float64).
+        [K, C, PH, PW], or [K, C] with `reduce`; sums are float32 (float64 for float64).
 
     Raises:
         OperatorInputError: an argument without meaning; names the row.
         KernelError: the kernel cannot run on this device or in this mode.
     """
-    form = request.check_form(features, rois, output_size, spatial_scale, sampling_ratio, mode, levels)
+    form = request.check_form(features, rois, output_size, spatial_scale, sampling_ratio, mode, levels, reduce, dtype)
     arguments = (
         form.maps, form.rois, levels, form.output_size, form.scales, form.sampling_ratio, bool(aligned), mode,
+        reduce, dtype,
     )  # fmt: skip
     # Plain tensors, eagerly, go straight: torch's dispatcher takes longer than a small call does.
     if out is None and (torch.compiler.is_compiling() or any(type(m) is not Tensor for m in form.maps)):
@@ -110,13 +115,13 @@ def roi_align(
 
 
 def _pool(call: Request, kernel: str, validate: bool, out: Tensor | None) -> Tensor:
-    device, dtype = call.maps[0].device, call.maps[0].dtype
+    device, dtype = call.maps[0].device, call.dtype
     if out is not None and not (
         out.shape == call.shape and out.dtype == dtype and out.device == device and out.is_contiguous()
     ):
         found = f"{list(out.shape)} {out.dtype} on {out.device}, strides {out.stride()}"
         raise request.bad("out", f"expected contiguous {list(call.shape)} {dtype} on {device}, found {found}")
-    name = choose(kernel, device, call.mode, dtype)
+    name = choose(kernel, device, call.mode, call.maps[0].dtype)
     if validate or name != "cuda":
         request.check_values(call)
     result = KERNELS[name](call, out)
@@ -133,10 +138,12 @@ def _registered(
     sampling_ratio: int,
     aligned: bool,
     mode: str,
+    reduce: str,
+    dtype: torch.dtype | None,
     kernel: str,
     validate: bool,
 ) -> Tensor:
-    call = request.make(maps, rois, levels, output_size, scales, sampling_ratio, aligned, mode)
+    call = request.make(maps, rois, levels, output_size, scales, sampling_ratio, aligned, mode, reduce, dtype)
     return _pool(call, kernel, validate, None)
 
 
@@ -144,8 +151,15 @@ def _registered(
 def _shape_only(
     maps: Sequence[Tensor],
     rois: Tensor,
-    levels: Tensor | None,  # noqa: ARG001 - called by name
+    levels: Tensor | None,
     output_size: Sequence[int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    mode: str,
+    reduce: str,
+    dtype: torch.dtype | None,
     *_: object,
 ) -> Tensor:
-    return maps[0].new_empty((rois.shape[0], maps[0].shape[1], *output_size))
+    call = request.make(maps, rois, levels, output_size, scales, sampling_ratio, aligned, mode, reduce, dtype)
+    return maps[0].new_empty(call.shape, dtype=call.dtype)

@@ -19,6 +19,7 @@ from roialign_cli.ops.threads import run_all
 Indices = npt.NDArray[np.int64]
 
 MODES = {"avg": kernels.AVG, "max": kernels.MAX, "exact": kernels.EXACT}
+REDUCTIONS = {"none": kernels.NONE, "mean": kernels.MEAN, "max": kernels.LARGEST}
 # How the kernel sees each type: NumPy has no bfloat16, and float16 bits are told apart from it by sign.
 STORED: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
@@ -33,7 +34,7 @@ SMALL = 1 << 15  # output elements below which threads cost more than they bring
 
 
 def run(request: Request, out: Tensor | None) -> Tensor:
-    """The pooled features [K, C, PH, PW] of a request on CPU tensors, in `out` where one is given."""
+    """The pooled features of a request on CPU tensors, in `out` where one is given."""
     if out is None:
         out = _empty(request)
     if out.numel() == 0:
@@ -42,26 +43,25 @@ def run(request: Request, out: Tensor | None) -> Tensor:
     order = np.lexsort((rois[:, 1], rois[:, 2], rois[:, 0], levels))  # neighbours share cache lines
     if all(m.stride(1) == 1 or m.shape[1] == 1 for m in request.maps):
         maps = np.array([_describe(m) for m in request.maps], np.int64)
-        _pool(request, out, order, maps, 0, request.shape[1])
+        _pool(request, out, order, maps, 0, request.maps[0].shape[1])
     else:
         _pool_by_slabs(request, out, order)
     return out
 
 
 def _empty(request: Request) -> Tensor:
-    """A new output of the features' type, in memory that is already there when the threads write to it.
+    """A new output, in memory that is already there when the threads write to it.
 
     NumPy asks the system for huge pages where torch does not; and threads that meet new pages together wait for each
     other in the kernel (241 MB: 24 ms touched by one thread, 47 by two, measured), so one thread goes ahead.
     """
-    dtype = request.maps[0].dtype
-    stored = STORED[dtype]
-    size = math.prod(request.shape) * stored.itemsize
+    written = STORED[request.dtype]
+    size = math.prod(request.shape) * written.itemsize
     buffer = np.empty(size + kernels.LINE, np.uint8)
     if size > STREAM_BYTES:
         buffer[::PAGE] = 0
     start = -buffer.ctypes.data % kernels.LINE
-    return torch.from_numpy(buffer[start : start + size].view(stored).reshape(request.shape)).view(dtype)
+    return torch.from_numpy(buffer[start : start + size].view(written).reshape(request.shape)).view(request.dtype)
 
 
 def _describe(features: Tensor) -> list[int]:
@@ -72,8 +72,9 @@ def _describe(features: Tensor) -> list[int]:
 
 def _pool(request: Request, out: Tensor, order: Indices, maps: Indices, first: int, stop: int) -> None:
     """Pool the RoIs `order` over the channels first..stop that `maps` describes, split over the threads."""
-    stored = np.empty(0, STORED[out.dtype])
-    unit = np.empty(0, np.float64 if out.dtype == torch.float64 else np.float32)
+    dtype = request.maps[0].dtype
+    stored, written = np.empty(0, STORED[dtype]), np.empty(0, STORED[out.dtype])
+    unit = np.empty(0, np.float64 if dtype == torch.float64 else np.float32)
     ph, pw = request.output_size
     rois, levels = request.table
     scales = np.array(request.scales)
@@ -89,7 +90,8 @@ def _pool(request: Request, out: Tensor, order: Indices, maps: Indices, first: i
         shifted[:, 0] += (begin - first) * stored.itemsize
         kernels.pool(
             out.data_ptr(), request.shape[1], begin, end, part, rois, levels, shifted, scales,
-            ph, pw, request.sampling_ratio, request.aligned, MODES[request.mode], stream, stored, unit,
+            ph, pw, request.sampling_ratio, request.aligned, MODES[request.mode], REDUCTIONS[request.reduce], stream,
+            stored, written, unit,
         )  # fmt: skip
 
     parts = np.array_split(order, min(pieces, len(order)))

@@ -7,8 +7,8 @@ Maps are read channels-last through a table of addresses, so one compiled functi
 
     maps[level] = (address, height, width, stride_n, stride_y, stride_x)        strides in bytes, channels contiguous
 
-`stored` and `unit` are empty arrays that carry two element types: of the maps and the output (float32, float64, uint16
-for bfloat16 bits, int16 for float16 bits), and of the weights and sums (float32 or float64). Addresses are plain
+`stored`, `written` and `unit` are empty arrays that carry element types: of the maps and the output (float32, float64,
+uint16 for bfloat16 bits, int16 for float16 bits), and of the weights and sums (float32 or float64). Addresses are plain
 pointers on purpose: Numba's array indexing wraps negative indices, which keeps LLVM from vectorising the loops over
 channels (16 times slower, measured).
 """
@@ -19,6 +19,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 AVG, MAX, EXACT = 0, 1, 2
+NONE, MEAN, LARGEST = 0, 1, 2
 LANES = 16
 LINE = 64  # bytes of a cache line
 BLOCK = 256  # channels at a time: long enough runs, and the tile of a 14x14 output stays in the second-level cache
@@ -64,24 +65,28 @@ def _widen(typing, value, unit):
 
 
 @intrinsic
-def _narrow(typing, value, stored):
-    """A sum as a stored element, rounded to nearest even; NaN stays NaN."""
+def _narrow(typing, value, written):
+    """A sum as an element of the output, rounded to nearest even; NaN stays NaN."""
 
     def codegen(context, builder, signature, arguments):
         element = arguments[0]
         word, short = ir.IntType(32), ir.IntType(16)
-        if stored.dtype == types.uint16:
+        if value == types.float64 and written.dtype != types.float64:
+            element = builder.fptrunc(element, ir.FloatType())
+        if value == types.float32 and written.dtype == types.float64:
+            return builder.fpext(element, ir.DoubleType())
+        if written.dtype == types.uint16:
             bits = builder.bitcast(element, word)
             odd = builder.and_(builder.lshr(bits, ir.Constant(word, 16)), ir.Constant(word, 1))
             rounded = builder.add(builder.add(bits, ir.Constant(word, 0x7FFF)), odd)
             quiet = builder.or_(bits, ir.Constant(word, 0x400000))
             bits = builder.select(builder.fcmp_unordered("uno", element, element), quiet, rounded)
             return builder.trunc(builder.lshr(bits, ir.Constant(word, 16)), short)
-        if stored.dtype == types.int16:
+        if written.dtype == types.int16:
             return builder.bitcast(builder.fptrunc(element, ir.HalfType()), short)
         return element
 
-    return stored.dtype(value, stored), codegen
+    return written.dtype(value, written), codegen
 
 
 @intrinsic
@@ -306,15 +311,32 @@ def _raise_to(out, value, unit, n):
 
 
 @_jit
-def _store(out, tile, bins, n, narrow, staging, stored, unit):
-    """Write a tile [bins, n] of sums as [n, bins] stored elements; overlapping squares take the place of remainders."""
-    width = stored.itemsize
+def _reduce(tile, bins, n, reduce, unit):
+    """The first row of a tile [bins, n] becomes the mean or the maximum over its rows."""
+    o = _pointer(tile, unit)
+    for s in range(1, bins):
+        row = tile + s * n * unit.itemsize
+        if reduce == LARGEST:
+            _raise_to(tile, row, unit, n)
+        else:
+            v = _pointer(row, unit)
+            for c in range(n):
+                o[c] += v[c]
+    if reduce == MEAN:
+        for c in range(n):
+            o[c] /= bins
+
+
+@_jit
+def _store(out, tile, bins, n, narrow, staging, written, unit):
+    """Write a tile [bins, n] of sums as elements [n, bins] of the output; overlapping squares replace remainders."""
+    width = written.itemsize
     source = tile
     if narrow.size:
         source = narrow.ctypes.data
-        t, q = _pointer(tile, unit), _pointer(source, stored)
+        t, q = _pointer(tile, unit), _pointer(source, written)
         for i in range(bins * n):
-            q[i] = _narrow(t[i], stored)
+            q[i] = _narrow(t[i], written)
     if bins >= LANES and n >= LANES:
         for c_start in range(0, n, LANES):
             c = min(c_start, n - LANES)
@@ -323,22 +345,22 @@ def _store(out, tile, bins, n, narrow, staging, stored, unit):
             for s_start in range(0, bins, LANES):
                 s = min(s_start, bins - LANES)
                 square = source + (s * n + c) * width
-                _transpose(_pointer(square, stored), n, _pointer(target + s * width, stored), bins)
+                _transpose(_pointer(square, written), n, _pointer(target + s * width, written), bins)
             if staging.size:
-                _stream(place, target, LANES * bins, stored)
+                _stream(place, target, LANES * bins, written)
     else:
-        q, o = _pointer(source, stored), _pointer(out, stored)
+        q, o = _pointer(source, written), _pointer(out, written)
         for c in range(n):
             for s in range(bins):
                 o[c * bins + s] = q[s * n + c]
 
 
 @_jit
-def _stream(target, source, count, stored):
+def _stream(target, source, count, written):
     """Copy elements past the caches: whole lines streamed, the ends before and after them stored."""
-    width = stored.itemsize
+    width = written.itemsize
     head = min((-target % LINE) // width, count)
-    o, q = _pointer(target, stored), _pointer(source, stored)
+    o, q = _pointer(target, written), _pointer(source, written)
     for i in range(head):
         o[i] = q[i]
     lines = (count - head) * width // LINE
@@ -351,12 +373,14 @@ def _stream(target, source, count, stored):
 
 @_jit
 def pool(
-    out, channels, first, stop, order, rois, levels, maps, scales, ph, pw, ratio, aligned, mode, stream, stored, unit
-):
+    out, channels, first, stop, order, rois, levels, maps, scales, ph, pw, ratio, aligned, mode, reduce, stream,
+    stored, written, unit,
+):  # fmt: skip
     """Pool the RoIs `order` over channels first..stop of their maps into out [K, channels, ph, pw] (its address).
 
-    The maps' channel 0 is output channel `first`. rois [K, 5] float64, levels [K] int64, scales [levels] float64.
-    `stream` writes past the caches: right for outputs too large to be still there when they are read.
+    With `reduce`, into out [K, channels]. The maps' channel 0 is output channel `first`. rois [K, 5] float64, levels [K]
+    int64, scales [levels] float64. `stream` writes past the caches: right for outputs too large to be still there when
+    they are read.
     """
     bins, n_max = ph * pw, min(BLOCK, stop - first)
     side, most_bins = max(maps[:, 1].max(), maps[:, 2].max()), max(ph, pw)
@@ -370,8 +394,11 @@ def pool(
     x_column, x_weight = np.empty(cells, np.int64), np.empty(cells, unit.dtype)
     columns, x_offset = np.empty(cells, np.int64), np.empty(cells, np.int64)
     row, tile = np.empty(cells * n_max, unit.dtype), np.empty(bins * n_max, unit.dtype)
-    narrow = np.empty(bins * n_max if stored.itemsize < unit.itemsize else 0, stored.dtype)
-    staging = np.empty(LANES * bins if stream else 0, stored.dtype)
+    narrow = np.empty(bins * n_max if written.itemsize != unit.itemsize else 0, written.dtype)
+    staging = np.empty(LANES * bins if stream else 0, written.dtype)
+    # The mean over bins of a product of weights is the product of their means: one bin, whose lists are all lists.
+    merge = reduce == MEAN and mode != MAX
+    bins_out = bins if reduce == NONE else 1
     row_at, tile_at, width = row.ctypes.data, tile.ctypes.data, unit.itemsize
     for k in order:
         level = levels[k]
@@ -398,6 +425,12 @@ def pool(
             _adopt_rows(y_ptr[ph], weight64, index, sy, y_weight, y_offset)
             _average_axis(grid_x, pw, width_cells, x_sample, x_at, x_ptr, index, weight64)
             distinct = _adopt_columns(x_ptr[pw], weight64, index, x_weight, x_column, columns)
+        rows, cols = ph, pw
+        if merge:
+            rows, cols = 1, 1
+            y_ptr[1], x_ptr[1] = y_ptr[ph], x_ptr[pw]
+            for e in range(y_ptr[1]):
+                y_weight[e] /= ph * pw
         for c in range(first, stop, BLOCK):
             n = min(BLOCK, stop - c)
             block = source + (c - first) * stored.itemsize
@@ -406,16 +439,19 @@ def pool(
                     tile_at, row_at, block, stored, unit, maps[level], y_sample, y_at, grid_y, x_sample, x_at, grid_x, n
                 )
             else:
-                for e in range(x_ptr[pw]):
+                for e in range(x_ptr[cols]):
                     x_offset[e] = x_column[e] * n * width
-                for p in range(ph):
+                for p in range(rows):
                     for j in range(distinct):
                         cell = block + columns[j] * sx
                         _combine(row_at + j * n * width, cell, stored, y_offset, y_weight, y_ptr[p], y_ptr[p + 1], n)
-                    for q in range(pw):
-                        target = tile_at + (p * pw + q) * n * width
+                    for q in range(cols):
+                        target = tile_at + (p * cols + q) * n * width
                         _combine(target, row_at, unit, x_offset, x_weight, x_ptr[q], x_ptr[q + 1], n)
-            _store(out + (k * channels + c) * bins * stored.itemsize, tile_at, bins, n, narrow, staging, stored, unit)
+            if reduce != NONE:
+                _reduce(tile_at, rows * cols, n, reduce, unit)
+            place = out + (k * channels + c) * bins_out * written.itemsize
+            _store(place, tile_at, bins_out, n, narrow, staging, written, unit)
     _fence()
     return row.size + tile.size  # their last use: Numba frees an array after that, and an address is no use
 

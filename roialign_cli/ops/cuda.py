@@ -11,7 +11,7 @@ from torch import Tensor
 
 from roialign_cli.errors import KernelError
 from roialign_cli.ops import cuda_call, nvrtc
-from roialign_cli.ops.request import Request
+from roialign_cli.ops.request import Request, finish
 
 ENTRY = "roi_align"
 
@@ -23,14 +23,16 @@ def source() -> str:
 
 
 def run(request: Request, out: Tensor | None) -> Tensor:
-    """The pooled features [K, C, PH, PW] of a request on CUDA tensors, in `out` where one is given.
+    """The pooled features of a request on CUDA tensors, in `out` where one is given.
 
     Does not wait for the device. Rows without meaning (see `validate` of `roi_align`) give NaN.
     Raises KernelError: the kernel cannot be built, loaded or launched here.
     """
     device = request.maps[0].device
+    if request.reduce != "none" and not cuda_call.reduces(request):
+        return finish(run(replace(request, reduce="none"), None), request, out)
     if out is None:
-        out = torch.empty(request.shape, dtype=request.maps[0].dtype, device=device)
+        out = torch.empty(request.shape, dtype=request.dtype, device=device)
     if out.numel() == 0:
         return out
     request = replace(

@@ -17,6 +17,7 @@ from roialign_cli.errors import KernelError
 from roialign_cli.ops.nvrtc import Defines
 from roialign_cli.ops.request import Request
 
+REDUCTIONS = {"none": 0, "mean": 1, "max": 2}
 ELEMENTS = {torch.float32: "float", torch.float64: "double", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 MAX_LEVELS = 16
 MAX_THREADS = 256
@@ -37,7 +38,7 @@ CALL = np.dtype([
     ("level", LEVEL, MAX_LEVELS),
     *((name, np.int64) for name in (
         "rois", "levels", "out",
-        "rois_are_double", "level_count", "images", "channels", "ph", "pw", "ratio", "aligned",
+        "rois_are_double", "level_count", "images", "channels", "ph", "pw", "ratio", "aligned", "reduce",
         "lanes", "rows", "columns", "strip",
         "y_capacity", "y_per_cell", "y_per_bin", "x_capacity", "x_per_cell", "x_per_bin",
     )),
@@ -80,15 +81,24 @@ class Launch:
     call: npt.NDArray[np.void]
 
 
-def specialise(dtype: torch.dtype, mode: str, vector: int, *, overflow: bool = False) -> Defines:
-    """The kernel for an element type, a mode and a number of channels per load."""
+def specialise(
+    dtype: torch.dtype, mode: str, vector: int, *, written: torch.dtype | None = None, overflow: bool = False
+) -> Defines:
+    """The kernel for an element type, a mode and a number of channels per load; `written`: the output's type, if another."""
     return (
-        ("ELEMENT", ELEMENTS[dtype]), ("MODE", mode.upper()), ("VECTOR", str(vector)), ("LONG_LISTS", str(int(overflow))),
+        ("ELEMENT", ELEMENTS[dtype]), ("WRITTEN", ELEMENTS[written or dtype]), ("MODE", mode.upper()),
+        ("VECTOR", str(vector)), ("LONG_LISTS", str(int(overflow))),
     )  # fmt: skip
 
 
+def reduces(request: Request) -> bool:
+    """Whether a block can hold all bins of some channels, as it must to reduce them."""
+    ph, pw = request.output_size
+    return ph + pw <= MAX_BINS and _tile_bytes(1, _vector(request.maps), request.dtype.itemsize, ph * pw) <= TILE_BYTES
+
+
 def plan(request: Request, out: Tensor, processors: int, max_threads: int = MAX_THREADS) -> Launch:
-    """The launch that pools a request into `out`, contiguous [K, C, PH, PW].
+    """The launch that pools a request into `out`, contiguous; a request to reduce must be one that `reduces`.
 
     K, C, PH and PW are at least 1. `processors` is the number of multiprocessors to keep busy.
 
@@ -99,8 +109,8 @@ def plan(request: Request, out: Tensor, processors: int, max_threads: int = MAX_
         message = f"kernel cuda: expected at most {MAX_LEVELS} levels, found {len(maps)}"
         raise KernelError("kernel-levels", message, "pool them in several calls")
     size, channels = maps[0].element_size(), maps[0].shape[1]
-    vector = _vector(maps)
-    blocks = cut(len(request.rois), channels, ph, pw, vector, size, processors, max_threads)
+    vector, written, whole = _vector(maps), request.dtype.itemsize, request.reduce != "none"
+    blocks = cut(len(request.rois), channels, ph, pw, vector, written, processors, max_threads, whole)
     if max(blocks.grid[1:]) > MAX_GRID:
         message = f"kernel cuda: expected at most {MAX_GRID} parts of bins or channels, found {blocks.grid[1:]}"
         raise KernelError("kernel-size", message, "use kernel torchvision")
@@ -117,7 +127,7 @@ def plan(request: Request, out: Tensor, processors: int, max_threads: int = MAX_
         "out": out.data_ptr(),
         "rois_are_double": request.rois.dtype == torch.float64,
         "level_count": len(maps), "images": maps[0].shape[0], "channels": channels, "ph": ph, "pw": pw,
-        "ratio": request.sampling_ratio, "aligned": request.aligned,
+        "ratio": request.sampling_ratio, "aligned": request.aligned, "reduce": REDUCTIONS[request.reduce],
         "lanes": blocks.lanes, "rows": blocks.rows, "columns": blocks.columns, "strip": blocks.strip,
         "y_capacity": y.capacity, "y_per_cell": y.per_cell, "y_per_bin": y.per_bin,
         "x_capacity": x.capacity, "x_per_cell": x.per_cell, "x_per_bin": x.per_bin,
@@ -127,9 +137,9 @@ def plan(request: Request, out: Tensor, processors: int, max_threads: int = MAX_
     shared = (
         2 * AXIS_BYTES
         + ENTRY_BYTES * (y.capacity + x.capacity + blocks.rows + blocks.columns)
-        + _tile_bytes(blocks.lanes, vector, size, blocks.rows * blocks.columns)
+        + _tile_bytes(blocks.lanes, vector, written, blocks.rows * blocks.columns)
     )
-    defines = specialise(maps[0].dtype, request.mode, vector, overflow=y.overflow or x.overflow)
+    defines = specialise(maps[0].dtype, request.mode, vector, written=request.dtype, overflow=y.overflow or x.overflow)
     return Launch(defines, blocks.grid, blocks.threads, shared, call)
 
 
@@ -149,20 +159,25 @@ def _vector(maps: tuple[Tensor, ...]) -> int:
 
 @functools.lru_cache(maxsize=256)
 def cut(
-    rois: int, channels: int, ph: int, pw: int, vector: int, size: int, processors: int, max_threads: int
+    rois: int, channels: int, ph: int, pw: int, vector: int, size: int, processors: int, max_threads: int, whole: bool
 ) -> Blocks:
-    """Blocks whose tile fits, and enough of them to keep every multiprocessor busy, where the work allows."""
+    """Blocks whose tile fits, and enough of them to keep every multiprocessor busy, where the work allows.
+
+    `size` is that of an element of the output; `whole`: all bins of a RoI in one block, with fewer channels if need be.
+    """
     vectors = channels // vector
     lanes = min(WARP, 1 << (vectors - 1).bit_length())
-    chunks = -(-vectors // lanes)
 
     def fits(rows: int, columns: int) -> bool:
         return rows + columns <= MAX_BINS and _tile_bytes(lanes, vector, size, rows * columns) <= TILE_BYTES
 
+    while whole and lanes > 1 and not fits(ph, pw):
+        lanes //= 2
+    chunks = -(-vectors // lanes)
     columns = next(n for n in (-(-pw // parts) for parts in range(1, pw + 1)) if fits(1, n))
     rows = next(n for n in (-(-ph // parts) for parts in range(1, ph + 1)) if fits(n, columns))
     column_blocks = -(-pw // columns)
-    while rows > 1 and rois * chunks * -(-ph // rows) * column_blocks < 2 * processors:
+    while not whole and rows > 1 and rois * chunks * -(-ph // rows) * column_blocks < 2 * processors:
         rows = -(-rows // 2)
     strip = columns
     while strip > 1 and lanes * rows * -(-columns // strip) < BUSY_THREADS:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from roialign_cli.ops.request import Request
+from roialign_cli.ops.request import Request, finish
 
 Map = npt.NDArray[np.float64]
 
@@ -87,10 +87,10 @@ def _pieces(low: float, high: float, size: int) -> Iterator[tuple[float, float]]
 
 
 def run(request: Request, out: Tensor | None = None) -> Tensor:
-    """The pooled features [K, C, PH, PW] in float64 on the CPU."""
+    """The pooled features of a request, in float64 on the CPU."""
     maps = [m.detach().to("cpu", torch.float64).numpy() for m in request.maps]
     ph, pw = request.output_size
-    result = np.zeros(request.shape)
+    result = np.zeros(request.bins_shape)
     for k, (row, level) in enumerate(zip(*request.table, strict=True)):
         n, x1, y1, x2, y2 = row
         features = maps[level][int(n)]
@@ -105,4 +105,4 @@ def run(request: Request, out: Tensor | None = None) -> Tensor:
                 samples = [interpolate(features, y, x) for y in y_axis.samples(p) for x in x_axis.samples(q)]
                 if samples:
                     result[k, :, p, q] = np.max(samples, 0) if request.mode == "max" else np.mean(samples, 0)
-    return torch.from_numpy(result) if out is None else out.copy_(torch.from_numpy(result))
+    return finish(torch.from_numpy(result), request, out)

@@ -17,7 +17,9 @@ from torch import Tensor
 from roialign_cli.errors import OperatorInputError
 
 Mode = Literal["avg", "max", "exact"]
+Reduce = Literal["none", "mean", "max"]
 MODES: tuple[Mode, ...] = get_args(Mode)
+REDUCTIONS: tuple[Reduce, ...] = get_args(Reduce)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
@@ -37,11 +39,18 @@ class Request:
     sampling_ratio: int
     aligned: bool
     mode: Mode
+    reduce: Reduce
+    dtype: torch.dtype  # of the result
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """Shape of the result, [K, C, PH, PW]."""
+    def bins_shape(self) -> tuple[int, int, int, int]:
+        """Shape of the pooled features before they are reduced, [K, C, PH, PW]."""
         return (self.rois.shape[0], self.maps[0].shape[1], *self.output_size)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the result: [K, C, PH, PW], or [K, C] if it is reduced."""
+        return self.bins_shape if self.reduce == "none" else self.bins_shape[:2]
 
     @cached_property
     def table(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
@@ -64,6 +73,8 @@ def make(
     sampling_ratio: int,
     aligned: bool,
     mode: str,
+    reduce: str = "none",
+    dtype: torch.dtype | None = None,
 ) -> Request:
     """The request of arguments whose form `check_form` has found good; numbers are in the right types."""
     exact = rois.dtype if rois.dtype in (torch.float32, torch.float64) else torch.float64
@@ -76,7 +87,17 @@ def make(
         sampling_ratio=sampling_ratio,
         aligned=aligned,
         mode=cast("Mode", mode),
+        reduce=cast("Reduce", reduce),
+        dtype=dtype or features[0].dtype,
     )
+
+
+def finish(pooled: Tensor, request: Request, out: Tensor | None) -> Tensor:
+    """Pooled features [K, C, PH, PW] reduced as asked for, in `out` where one is given: for kernels that do not."""
+    if request.reduce != "none":
+        wide = pooled if pooled.dtype == torch.float64 else pooled.float()
+        pooled = wide.mean(dim=(2, 3)) if request.reduce == "mean" else wide.amax(dim=(2, 3))
+    return pooled if out is None else out.copy_(pooled)
 
 
 @dataclass(frozen=True)
@@ -98,12 +119,18 @@ def check_form(
     sampling_ratio: int,
     mode: str,
     levels: Tensor | None,
+    reduce: str,
+    dtype: torch.dtype | None,
 ) -> Form:
     """Check the arguments of `roi_align` (see there) but for the values of tensors, or raise OperatorInputError."""
     maps = _check_maps([features] if isinstance(features, Tensor) else list(features))
     table = _check_rois(rois, maps[0])
     if mode not in MODES:
         raise bad("mode", f"expected one of {', '.join(MODES)}, found {mode!r}")
+    if reduce not in REDUCTIONS:
+        raise bad("reduce", f"expected one of {', '.join(REDUCTIONS)}, found {reduce!r}")
+    if dtype is not None and dtype not in DTYPES:
+        raise bad("dtype", f"expected a floating type, found {dtype}")
     _check_levels(levels, len(maps), table.shape[0])
     return Form(
         maps,

@@ -2,7 +2,7 @@
 //
 // Compiled at run time for the card it meets, once per element type, mode and width of a load:
 //
-//     -DELEMENT=float|double|float16|bfloat16  -DMODE=AVG|MAX|EXACT  -DVECTOR=<channels per load, a power of two>
+//     -DELEMENT=float|double|float16|bfloat16  -DWRITTEN=<the same choice, of the output>  -DMODE=AVG|MAX|EXACT  -DVECTOR=<channels per load, a power of two>
 //     -DLONG_LISTS=0|1  whether lists of weights may be longer than the shared memory set aside for them
 //
 // Maps have any strides; channels-last is what it is made for, and needed for VECTOR > 1. A block owns one RoI, a chunk
@@ -33,6 +33,7 @@ struct Call {
     const i64 *levels;      // [K], or null: all on level 0
     void *out;              // [K, C, PH, PW]
     i64 rois_are_double, level_count, images, channels, ph, pw, ratio, aligned;
+    i64 reduce;                                // a Reduce; if not NONE, a block holds all bins and out is [K, C]
     i64 lanes, rows, columns, strip;           // the shape of a block's work, chosen by the host
     // Shared memory for the lists of weights, in entries; a bin's list begins at the sum of what those before it can take
     i64 y_capacity, y_per_cell, y_per_bin, x_capacity, x_per_cell, x_per_bin;
@@ -91,8 +92,10 @@ __device__ inline void narrow(float value, bfloat16 &stored) {
 }
 
 enum Mode { AVG, MAX, EXACT };
+enum Reduce { NONE, MEAN, LARGEST };
 
 typedef ELEMENT Element;
+typedef WRITTEN Written;
 typedef decltype(widen(Element())) Sum;
 
 struct alignas(sizeof(Element) * VECTOR) Vector {
@@ -287,7 +290,7 @@ __device__ inline void pool_without_lists(const char *origin, const Axis (&axis)
 // A tile's place for bin `bin` of channel `channel`: an odd pitch, and one word of padding for every eight threads'
 // channels, so that neither writing (runs of channels) nor reading (runs of bins) makes threads meet in a bank.
 __device__ inline int tile_index(int channel, int bin, int pitch) {
-    constexpr int PADDING = sizeof(Element) < 4 ? 4 / sizeof(Element) : 1;
+    constexpr int PADDING = sizeof(Written) < 4 ? 4 / sizeof(Written) : 1;
     return channel * pitch + channel / (8 * VECTOR) * PADDING + bin;
 }
 
@@ -312,7 +315,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) ENTRY(const __grid_constant
     Axis(&axis)[2] = *reinterpret_cast<Axis(*)[2]>(shared);  // y, x
     Entry *const y_entries = reinterpret_cast<Entry *>(&axis + 1), *const x_entries = y_entries + call.y_capacity;
     List *const y_lists = reinterpret_cast<List *>(x_entries + call.x_capacity), *const x_lists = y_lists + rows;
-    Element *const tile = reinterpret_cast<Element *>(x_lists + columns);
+    Written *const tile = reinterpret_cast<Written *>(x_lists + columns);
 
     // A row without meaning pools to NaN: nothing is read at a place that only it names.
     double roi[5];
@@ -390,12 +393,30 @@ extern "C" __global__ void __launch_bounds__(256, 2) ENTRY(const __grid_constant
         __syncthreads();
     }
 
-    // The tile, channel by channel: neighbouring threads write neighbouring bins.
     const int bins = my_rows * my_columns;
-    Element *const out = static_cast<Element *>(call.out) + (k * call.channels + first_channel) * call.ph * call.pw +
-                         first_row * call.pw + first_column;
-    Element nan;
+    Written nan;
     narrow((Sum)from_bits(0x7fc00000), nan);
+    if (call.reduce != NONE) {
+        Written *const out = static_cast<Written *>(call.out) + k * call.channels + first_channel;
+        for (int channel = thread; channel < my_channels; channel += threads) {
+            if (!valid) {
+                out[channel] = nan;
+                continue;
+            }
+            Sum total = widen(tile[tile_index(channel, 0, pitch)]);
+            for (int bin = 1; bin < bins; ++bin) {
+                const Sum value = widen(tile[tile_index(channel, bin, pitch)]);
+                if (call.reduce == MEAN) total += value;
+                else if (value > total || value != value) total = value;
+            }
+            narrow(call.reduce == MEAN ? total / bins : total, out[channel]);
+        }
+        return;
+    }
+
+    // The tile, channel by channel: neighbouring threads write neighbouring bins.
+    Written *const out = static_cast<Written *>(call.out) + (k * call.channels + first_channel) * call.ph * call.pw +
+                         first_row * call.pw + first_column;
     const int channel_step = threads / bins, bin_step = threads % bins;
     int channel = thread / bins, bin = thread % bins;
     while (channel < my_channels) {

@@ -45,6 +45,10 @@ class FeatureWriter:
         self._thread = threading.Thread(target=self._work, name="roialign-writer", daemon=True)
         self._thread.start()
 
+    def begin(self, image: int) -> None:
+        """Feature rows of the image follow, from the first; what came of it before does not count."""
+        self._put(lambda: self._forget(image))
+
     def rows(self, dataset: str, first: int, values: npt.NDArray[Any]) -> None:
         """Write rows first, first + 1, ... of a dataset."""
         self._put(lambda: self._write(dataset, first, values))
@@ -127,6 +131,9 @@ class FeatureWriter:
         self._file.seek(place.offset + first * place.row_bytes)
         while left:
             left = left[self._file.write(left) :]
+
+    def _forget(self, image: int) -> None:
+        self._crc.pop(image, None)
 
     def _finish(self, image: int, status: int, message: str) -> None:
         text = cut(message.encode("utf-8", "replace"), ERROR_BYTES)

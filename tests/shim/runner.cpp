@@ -36,7 +36,7 @@ struct Call {
     const void *rois;
     const i64 *levels;
     void *out;
-    i64 rest[18];
+    i64 rest[19];
 };
 
 #define KERNEL(name) extern "C" void name(const Call call);
