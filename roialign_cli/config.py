@@ -35,6 +35,7 @@ class Settings:
     canonical_size: int = 224
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     dtype: Literal["float32", "float16"] = "float32"
+    compile: bool = False  # the backbone, by torch.compile
     device: str = "auto"
     kernel: Literal["auto", "cpu", "cuda", "torchvision"] = "auto"
     batch_size: int = 0  # 0: by image size

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -107,6 +106,7 @@ class Filling:
         self._settle = settle
         self._counts = np.diff(job.plan.table.offset)
         self._size = (0, 0)  # of the images computed last
+        self._room: dict[tuple[int, int], int] = {}  # how many images of a size memory has room for, where it ran out
         self._blocks: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         for _ in range(BLOCKS):
             self._blocks.put(torch.from_numpy(np.empty(BLOCK_BYTES, np.uint8)))
@@ -169,24 +169,24 @@ class Filling:
             self._settle(image)
 
     def _compute_as_fits(self, images: list[int], pixels: list[npt.NDArray[np.uint8]], size: tuple[int, int]) -> None:
-        """The same, in halves where memory does not suffice for the whole; an image that does not fit alone fails."""
-        try:
-            self._compute_group(images, pixels, size)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _out_of_memory(error):
-                raise
-        else:
-            return
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-        if len(images) == 1:
-            self._fail(images[0], ImageError("image-memory", f"not enough memory on {self._device} to compute it"))
-            self.done[images[0]] = True
-            return
-        middle = len(images) // 2
-        _warn(f"{self._device} is out of memory: batches of {len(images)} images of {size[1]} x {size[0]} are halved")
-        self._compute_as_fits(images[:middle], pixels[:middle], size)
-        self._compute_as_fits(images[middle:], pixels[middle:], size)
+        """The same, in halves where memory does not suffice for more; an image that does not fit alone fails."""
+        begin = 0
+        while begin < len(images):
+            part = slice(begin, min(begin + self._room.get(size, len(images)), len(images)))
+            count = part.stop - begin
+            try:
+                self._compute_group(images[part], pixels[part], size)
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if count > 1:
+                    self._room[size] = count // 2
+                    text = f"{self._device}: not enough memory for {count} images of {size[1]} x {size[0]}"
+                    warnings.warn(f"{text} at a time, halved", RuntimeWarning, stacklevel=2)
+                    continue
+                self._fail(images[begin], ImageError("image-memory", f"not enough memory on {self._device} for it"))
+                self.done[images[begin]] = True
+            begin = part.stop
 
     def _compute_group(self, images: list[int], pixels: list[npt.NDArray[np.uint8]], size: tuple[int, int]) -> None:
         """Images of one size, done before or not: the same computation gives the same bits."""
@@ -272,9 +272,3 @@ class Filling:
 def _out_of_memory(error: Exception) -> bool:
     """Whether torch's device or host allocator has given up; the latter has no exception of its own."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
-
-
-@cache
-def _warn(message: str) -> None:
-    """Warn once per process."""
-    warnings.warn(message, RuntimeWarning, stacklevel=2)

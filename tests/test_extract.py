@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -17,8 +18,11 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign
 from torchvision.transforms.functional import normalize, to_tensor
 
-from roialign_cli import FeatureFile, extract
+from roialign_cli import FeatureFile, config, extract
 from roialign_cli.errors import InputError, OutputError
+from roialign_cli.pipeline import prepare_job, run_job
+from roialign_cli.planning import plan_run
+from roialign_cli.store.check import check
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
@@ -301,7 +305,7 @@ def test_saturation_in_float16_is_counted(tmp_path: Path, photos: tuple[Path, Pa
     assert np.isfinite(values).all()
     extract(*photos, tmp_path / "full.h5", **{**options, "dtype": "float32"})
     full = np.array(FeatureFile(tmp_path / "full.h5").features())
-    assert summary.saturated_values == (np.abs(full) > 65504).sum() > 0
+    assert summary.saturated_values == (np.abs(full) >= 65520).sum() > 0  # what rounds to infinity
     assert (values[full > 65504] == 65504).all()
 
 
@@ -386,3 +390,45 @@ def test_a_png_turned_by_a_late_exif_chunk_is_upright(tmp_path: Path) -> None:
     with FeatureFile(tmp_path / "f.h5") as file:
         assert file["turned.png"].size == (60, 40)
         assert np.allclose(file["turned.png"].features, file["upright.png"].features, atol=1e-5)
+
+
+class Scarce(torch.nn.Module):
+    """A model whose device has no room for more than so many images; the host's allocator fails in its own words."""
+
+    def __init__(self, model: torch.nn.Module, most: int, error: Exception) -> None:
+        super().__init__()
+        self.model, self.most, self.error = model, most, error
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if len(images) > self.most:
+            raise self.error
+        return self.model(images)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory")]
+)
+def test_out_of_memory_halves_the_batch(tmp_path: Path, photos: tuple[Path, Path], error: Exception) -> None:
+    settings = config.load(None, {"backbone": "gabor", "resize": "64", "batch_size": 5})
+    table = json.loads(photos[1].read_text())
+    first = Image.open(photos[0] / next(iter(table)))
+    (tmp_path / "im").mkdir()
+    for i in range(5):
+        first.transpose(Image.Transpose.FLIP_LEFT_RIGHT if i % 2 else Image.Transpose.ROTATE_180).save(
+            tmp_path / "im" / f"{i}.png"
+        )
+    (tmp_path / "boxes.json").write_text(json.dumps({f"{i}.png": [[1, 2, 30 + i, 40]] for i in range(5)}))
+    folder, boxes = tmp_path / "im", tmp_path / "boxes.json"
+    extract(folder, boxes, tmp_path / "whole.h5", backbone="gabor", resize="64")
+    for most, done in ((2, 5), (0, 0)):
+        output = tmp_path / f"{most}.h5"
+        job = prepare_job(plan_run(folder, boxes, output, settings), folder, output, settings)
+        job = replace(job, backbone=replace(job.backbone, model=Scarce(job.backbone.model, most, error)))
+        with pytest.warns(RuntimeWarning, match="not enough memory for [25] images"):
+            summary = run_job(job, overwrite=False)
+        assert (summary.done, summary.failed, summary.finished) == (done, 5 - done, True)
+        assert all("not enough memory" in reason for reason in summary.failures.values())
+    for name, values in features(tmp_path / "whole.h5").items():
+        assert np.allclose(features(tmp_path / "2.h5")[name], values, atol=1e-6)
+    with FeatureFile(tmp_path / "2.h5") as file:
+        assert not check(file).problems

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import operator
 import platform
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import make_rois, relative_error
+from conftest import Run, make_rois, relative_error
+from PIL import Image
 from torch import fx, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from roialign_cli import config, memory
+from roialign_cli import FeatureFile, config, memory
 from roialign_cli.backbones import load_backbone
 from roialign_cli.backbones import torchvision as source
 from roialign_cli.backbones.optimize import OnDemand, fold
@@ -171,3 +174,29 @@ def test_two_batch_norms_in_a_row_are_both_folded() -> None:
             folded = fold(graph)
             assert relative_error(folded(images), model(images)) < 1e-5
             assert sum(isinstance(module, nn.BatchNorm2d) for module in folded.modules()) < 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("backbone", "compiler"),
+    [("resnet18", "c++"), ("resnet18", "not-a-compiler"), ("fasterrcnn_mobilenet_v3_large_320_fpn", "c++")],
+)
+def test_compiled_or_told_that_it_is_not(tmp_path: Path, roialign: Run, backbone: str, compiler: str) -> None:
+    """Four sizes of image; both ways the same features, and without a compiler one warning."""
+    names = {}
+    (tmp_path / "im").mkdir()
+    for i, size in enumerate(((96, 64), (64, 96), (128, 128), (160, 96))):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (*size, 3), np.uint8)).save(tmp_path / f"im/{i}.png")
+        names[f"{i}.png"] = [[1, 2, 50, 60], [9, 9, 20, 30]]
+    (tmp_path / "boxes.json").write_text(json.dumps(names))
+    command = ["extract", tmp_path / "im", tmp_path / "boxes.json", "--backbone", backbone, "--weights", "random"]
+    if backbone.endswith("fpn"):
+        command += ["--resize", "none"]
+    assert roialign(*command, "-o", tmp_path / "plain.h5").returncode == 0
+    environment = {"CXX": compiler, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = roialign(*command, "--compile", "-o", tmp_path / "compiled.h5", env=environment)
+    assert done.returncode == 0
+    assert done.stderr.count("the model runs uncompiled") == (compiler != "c++"), done.stderr
+    assert "Traceback" not in done.stderr
+    plain, compiled = (np.array(FeatureFile(tmp_path / f"{n}.h5").features()) for n in ("plain", "compiled"))
+    assert np.abs(plain - compiled).max() <= 1e-5 * np.abs(plain).max()

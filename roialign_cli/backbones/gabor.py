@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from roialign_cli.backbones.base import Backbone, chosen_resize
+from roialign_cli.backbones.optimize import Compiled
 from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
 from roialign_cli.structures import Layer, Preprocessing
@@ -61,11 +62,13 @@ def load(settings: Settings) -> Backbone:
         raise BackboneError("weights-unknown", message)
     if set(settings.layers) - {"gabor"}:
         raise BackboneError("layer-unknown", f"gabor: expected its one layer gabor, found {', '.join(settings.layers)}")
-    model = Gabor().eval()
+    model: nn.Module = Gabor().eval()
     digest = hashlib.sha256()
     for _, buffer in sorted(model.named_buffers()):
         digest.update(buffer.numpy().tobytes())
     preprocessing = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), chosen_resize(settings, None))
+    if settings.compile:
+        model = Compiled(model)
     return Backbone("gabor", model, (Layer("gabor", CHANNELS, (STRIDE,)),), preprocessing, "fixed", digest.hexdigest())
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import warnings
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
@@ -82,6 +83,27 @@ def _batch_norm(module: nn.Module | None) -> nn.BatchNorm2d | None:
     return norm
 
 
+class Compiled(nn.Module):
+    """A model behind torch.compile, once for images of all sizes; the plain model, with a warning, if that fails here."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._call = torch.compile(model, dynamic=True)
+
+    def forward(self, images: Tensor) -> Any:
+        """What the model gives."""
+        from torch._dynamo.exc import TorchDynamoException  # a second to import
+
+        try:
+            return self._call(images)
+        except TorchDynamoException as error:  # no C++ compiler, no Triton, or a defect of theirs
+            reason = str(error).strip().splitlines()[0]
+            warnings.warn(f"--compile: the model runs uncompiled, torch.compile failed: {reason}", stacklevel=2)
+            self._call = self.model
+            return self.model(images)
+
+
 class OnDemand(nn.Module):
     """A traced model of named output maps that computes what RoIs read of them, and little more.
 
@@ -90,9 +112,10 @@ class OnDemand(nn.Module):
     tiles of the map that RoIs touch; the rest of the map is zeros.
     """
 
-    def __init__(self, model: fx.GraphModule) -> None:
+    def __init__(self, model: fx.GraphModule, *, compiled: bool = False) -> None:
         super().__init__()
         self.model = model
+        self.compiled = compiled
         self.names: list[str] = list(_outputs(model.graph))
         modules = dict(model.named_modules())
         self._tails = {
@@ -100,7 +123,7 @@ class OnDemand(nn.Module):
             for name, node in _outputs(model.graph).items()
             if _is_convolution(node, modules) and _keeps_size(modules[str(node.target)])
         }
-        self._parts: dict[tuple[str, ...], fx.GraphModule] = {}
+        self._parts: dict[tuple[str, ...], nn.Module] = {}
 
     def forward(self, images: Tensor, reads: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """The maps [N, C, H, W]: all, or those in `reads`, which says of each the rectangles of cells that are read.
@@ -111,7 +134,9 @@ class OnDemand(nn.Module):
             maps: dict[str, Tensor] = self.model(images)
             return maps
         names = tuple(name for name in self.names if name in reads)
-        maps = self._part(names)(images)
+        # Compiled, it is one part for all: compiling another for each set of levels takes longer than the levels do.
+        maps = self._part(tuple(self.names) if self.compiled else names)(images)
+        maps = {name: maps[name] for name in names}
         for name in names:
             if name in self._tails:
                 convolution = self.model.get_submodule(self._tails[name])
@@ -119,7 +144,7 @@ class OnDemand(nn.Module):
                 maps[name] = _convolve_under(maps[name], convolution, reads[name])
         return maps
 
-    def _part(self, names: tuple[str, ...]) -> fx.GraphModule:
+    def _part(self, names: tuple[str, ...]) -> nn.Module:
         """The graph that gives these maps, or what the convolution at their end takes."""
         if names not in self._parts:
             graph = copy.deepcopy(self.model.graph)
@@ -131,7 +156,7 @@ class OnDemand(nn.Module):
             # Sums in place count as side effects elsewhere; here what they add to is only theirs.
             part.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
             part.recompile()
-            self._parts[names] = part
+            self._parts[names] = Compiled(part) if self.compiled else part
         return self._parts[names]
 
 

@@ -106,7 +106,7 @@ def _classifier(settings: Settings, whole: nn.Module, weights: Weights, entry: A
     transform = entry.transforms()
     return Backbone(
         name=settings.backbone,
-        model=OnDemand(fold(model)),
+        model=OnDemand(fold(model), compiled=settings.compile),
         layers=tuple(Layer(name, channels, (stride,)) for name, (channels, stride) in found.items()),
         preprocessing=Preprocessing(tuple(transform.mean), tuple(transform.std), chosen_resize(settings, None)),
         weights=weights.name,
@@ -176,7 +176,7 @@ def _pyramid(settings: Settings, whole: Any, weights: Weights) -> Backbone:
     resize = chosen_resize(settings, (transform.min_size[0], transform.max_size))
     return Backbone(
         name=settings.backbone,
-        model=OnDemand(fold(model)),
+        model=OnDemand(fold(model), compiled=settings.compile),
         layers=tuple(tapped),
         preprocessing=Preprocessing(
             tuple(transform.image_mean), tuple(transform.image_std), resize, antialias=False, multiple=32

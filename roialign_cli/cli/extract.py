@@ -46,6 +46,9 @@ def extract(
     precision: Annotated[
         str | None, _option("Of the computation: float32, bfloat16, float16.", default=DEFAULTS.precision, panel=Model)
     ] = None,
+    compile_: Annotated[
+        bool | None, _option("Compile the backbone (torch.compile): for long runs.", "--compile", panel=Model)
+    ] = None,
     output_size: Annotated[str | None, _option("Bins: 7 or 7x5 (height x width).", default=BINS, panel=Pooling)] = None,
     sampling_ratio: Annotated[
         int | None, _option("Samples per bin and axis; 0: adaptive.", default=DEFAULTS.sampling_ratio, panel=Pooling)
@@ -92,7 +95,7 @@ def extract(
         "backbone": backbone, "weights": weights, "layers": layers, "resize": resize, "precision": precision,
         "output_size": output_size, "sampling_ratio": sampling_ratio, "aligned": aligned, "mode": mode,
         "reduce": reduce, "clip": clip, "kernel": kernel, "dtype": dtype, "device": device, "batch_size": batch_size,
-        "workers": workers, "processes": processes, "boxes_format": boxes_format, "on_error": on_error,
+        "workers": workers, "processes": processes, "compile": compile_, "boxes_format": boxes_format, "on_error": on_error,
     }  # fmt: skip
     settings = load(config, given)  # a wrong option is told before torch is loaded
     from roialign_cli.cli.console import print_json
