@@ -110,8 +110,8 @@ def test_maps_computed_on_demand_pool_to_the_same(count: int, largest: float, *,
     with torch.inference_mode():
         whole, part = backbone(images), backbone(images, reads=[reads])
         assert [maps is not None for maps in part[0]] == [level in reads for level in range(4)]
-        expected = pool(whole[0], layer, rois, levels, settings, None)
-        found = pool(part[0], layer, rois, levels, settings, None)
+        expected = pool(whole[0], layer, rois, levels, settings, torch.float32, None)
+        found = pool(part[0], layer, rois, levels, settings, torch.float32, None)
     assert relative_error(found, expected) < 1e-5
 
 
