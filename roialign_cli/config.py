@@ -156,14 +156,8 @@ def _validate(values: dict[str, object]) -> Settings:
         name = place.rstrip("`").split("[")[0]
         found = f", found {values[name]!r}" if name in values else ""
         raise ConfigError("config-value", f"{name or 'settings'}: {reason}{found}") from None
-    least = {
-        "sampling_ratio": 0,
-        "batch_size": 0,
-        "workers": 0,
-        "processes": 0,
-        "canonical_level": 0,
-        "canonical_size": 1,
-    }
+    least = dict.fromkeys(("sampling_ratio", "batch_size", "workers", "processes", "canonical_level"), 0)
+    least["canonical_size"] = 1
     for name, low in least.items():
         if getattr(settings, name) < low:
             raise ConfigError("config-value", f"{name}: expected at least {low}, found {getattr(settings, name)}")

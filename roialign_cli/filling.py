@@ -6,7 +6,6 @@ import math
 import queue
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -36,7 +35,6 @@ BATCH_PIXELS = 2 << 20  # of the network's input per batch, where the batch size
 BLOCK_BYTES = 64 << 20  # features computed and handed to the writer at a time
 BLOCKS = 3  # such blocks in memory
 FLOAT16_MAX = 65504.0
-STORED = {"float32": torch.float32, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,6 @@ class Filling:
     ) -> None:
         self.job = job
         self.done = done
-        self.interrupted = False
         self.saturated = 0
         self._device = device
         self._settle = settle
@@ -112,32 +109,13 @@ class Filling:
             self._blocks.put(torch.from_numpy(np.empty(BLOCK_BYTES, np.uint8)))
         job.backbone.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
-    def settle_known(self) -> None:
-        """Images without boxes are done, images known to be unreadable go to the ledger."""
-        with self._writing():
-            for image in np.flatnonzero(~self.done & (self._counts == 0)).tolist():
-                if image not in self.job.plan.problems:
-                    self._finish(image)
-            for image, problem in self.job.plan.problems.items():
-                if not self.done[image]:
-                    self._writer.failed(image, problem)
-                    self._settle(image)
-
     def fill(self, batches: Iterable[Batch], should_stop: Callable[[], bool]) -> None:
         """Compute batch after batch; at the end all of it is on the disk."""
-        with self._writing():
+        with _writer(self.job) as self._writer:
             for batch, decoded in load_batches(self.job.folder, self.job.plan, batches, self.job.settings.workers):
                 if should_stop():
-                    self.interrupted = True
                     return
                 self._compute(batch, decoded)
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        with FeatureFile(self.job.output) as file:
-            places = file.places
-        with FeatureWriter(self.job.output, places) as self._writer:
-            yield
 
     def _compute(self, batch: Batch, decoded: list[Decoded]) -> None:
         """One batch; images whose size was stated wrongly are computed by themselves."""
@@ -167,6 +145,7 @@ class Filling:
         if not self.done[image]:
             self._writer.failed(image, error.message)
             self._settle(image)
+            self.done[image] = True
 
     def _compute_as_fits(self, images: list[int], pixels: list[npt.NDArray[np.uint8]], size: tuple[int, int]) -> None:
         """The same, in halves where memory does not suffice for more; an image that does not fit alone fails."""
@@ -185,7 +164,6 @@ class Filling:
                     warnings.warn(f"{text} at a time, halved", RuntimeWarning, stacklevel=2)
                     continue
                 self._fail(images[begin], ImageError("image-memory", f"not enough memory on {self._device} for it"))
-                self.done[images[begin]] = True
             begin = part.stop
 
     def _compute_group(self, images: list[int], pixels: list[npt.NDArray[np.uint8]], size: tuple[int, int]) -> None:
@@ -227,8 +205,8 @@ class Filling:
         """Pool the rows of a batch on one layer, block by block, and hand them to the writer."""
         settings, rois = self.job.settings, rows.rois
         dataset = features_path(layer.name, len(self.job.layout.layers))
-        kept = math.prod(self.job.layout.layers[layer.name]) * STORED[settings.dtype].itemsize
-        step = max(1, BLOCK_BYTES // kept)
+        # Not all kernels reduce on the way: a block is small before it, too.
+        step = max(1, BLOCK_BYTES // (4 * layer.channels * settings.output_size[0] * settings.output_size[1]))
         for begin in range(0, len(rois), step):
             part = slice(begin, begin + step)
             part_levels = levels[part] if levels is not None else None
@@ -247,7 +225,7 @@ class Filling:
         self, maps: Levels, layer: Layer, rois: Tensor, levels: Tensor | None
     ) -> tuple[npt.NDArray[Any], Callable[[], None]]:
         """Rows as they are stored, and what to call when they have been written: their memory is used again."""
-        dtype = STORED[self.job.settings.dtype]
+        dtype = getattr(torch, self.job.settings.dtype)
         shape = (len(rois), *self.job.layout.layers[layer.name])
         size = math.prod(shape) * dtype.itemsize
         block = self._blocks.get() if self._device.type == "cpu" and size <= BLOCK_BYTES else None
@@ -259,14 +237,38 @@ class Filling:
         return pooled.numpy(), (lambda: self._blocks.put(block)) if block is not None else (lambda: None)
 
     def _finish(self, image: int) -> None:
-        """All rows of an image are on their way; sizes and clipped boxes too, which an earlier run may not have known."""
-        plan = self.job.plan
-        self._writer.rows("images/size", image, plan.sizes[image : image + 1])
-        if self.job.settings.clip:
-            first, stop = row_range(plan.table.offset, image)
-            self._writer.rows("boxes", first, plan.table.boxes[first:stop])
-        self._writer.done(image)
+        _write_done(self.job, self._writer, image)
         self._settle(image)
+
+
+def settle_known(job: Job, tally: Tally) -> None:
+    """Images without boxes are done, images known to be unreadable go to the ledger."""
+    problems = {image: problem for image, problem in job.plan.problems.items() if not tally.settled[image]}
+    without = np.flatnonzero(~tally.settled & (np.diff(job.plan.table.offset) == 0)).tolist()
+    if not problems and not without:
+        return
+    with _writer(job) as writer:
+        for image in without:
+            if image not in problems:
+                _write_done(job, writer, image)
+                tally.settle(image)
+        for image, problem in problems.items():
+            writer.failed(image, problem)
+            tally.settle(image)
+
+
+def _writer(job: Job) -> FeatureWriter:
+    with FeatureFile(job.output) as file:
+        return FeatureWriter(job.output, file.places)
+
+
+def _write_done(job: Job, writer: FeatureWriter, image: int) -> None:
+    """All rows of an image are on their way; sizes and clipped boxes too, which an earlier run may not have known."""
+    writer.rows("images/size", image, job.plan.sizes[image : image + 1])
+    if job.settings.clip:
+        first, stop = row_range(job.plan.table.offset, image)
+        writer.rows("boxes", first, job.plan.table.boxes[first:stop])
+    writer.done(image)
 
 
 def _out_of_memory(error: Exception) -> bool:

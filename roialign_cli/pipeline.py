@@ -12,15 +12,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from roialign_cli import config, memory, ops
 from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError
-from roialign_cli.filling import Filling, Job, Tally, batches_left
+from roialign_cli.filling import Filling, Job, Tally, batches_left, settle_known
 from roialign_cli.inputs.images import quiet_decoding
 from roialign_cli.planning import plan_run
 from roialign_cli.processes import fill_in_processes
@@ -93,26 +91,22 @@ def run_job(
     with locked(job.output), memory.kept():
         status = open_output(job.output, job.plan, job.layout, overwrite=overwrite)
         finished_before = bool((status == DONE).all())
-        interrupted, saturated = False, 0
+        saturated = 0
         if not finished_before:
-            interrupted, saturated = _fill(job, status == DONE, on_progress, should_stop)
-    return _summarise(job, interrupted, saturated, finished_before, time.monotonic() - started)
+            tally = Tally(job, status == DONE, on_progress)
+            settle_known(job, tally)
+            saturated = _fill(job, tally, should_stop)
+    return _summarise(job, saturated, finished_before, time.monotonic() - started)
 
 
-def _fill(
-    job: Job,
-    done: npt.NDArray[np.bool_],
-    on_progress: Callable[[Progress], None],
-    should_stop: Callable[[], bool],
-) -> tuple[bool, int]:
-    """Fill what is not done, in this process or in several; whether it ended early, and how many values were cut."""
-    tally = Tally(job, done, on_progress)
-    filling = Filling(job, job.devices[0] if len(job.devices) == 1 else torch.device("cpu"), done, tally.settle)
-    filling.settle_known()
+def _fill(job: Job, tally: Tally, should_stop: Callable[[], bool]) -> int:
+    """Fill what is not settled, in this process or in several; returns how many values were cut to float16's range."""
     if len(job.devices) > 1:
         return fill_in_processes(job, tally, should_stop)
+    done = tally.settled.copy()
+    filling = Filling(job, job.devices[0], done, tally.settle)
     filling.fill(batches_left(job, done), should_stop)
-    return filling.interrupted, filling.saturated
+    return filling.saturated
 
 
 def find_devices(names: str, processes: int = 0) -> tuple[torch.device, ...]:
@@ -169,7 +163,7 @@ def _provenance(settings: Settings, boxes_sha256: str, backbone: Backbone) -> di
     }
 
 
-def _summarise(job: Job, interrupted: bool, saturated: int, finished_before: bool, seconds: float) -> Summary:
+def _summarise(job: Job, saturated: int, finished_before: bool, seconds: float) -> Summary:
     plan = job.plan
     with FeatureFile(job.output) as file:
         status, failures = file.status, file.errors
@@ -189,7 +183,7 @@ def _summarise(job: Job, interrupted: bool, saturated: int, finished_before: boo
         bytes=job.layout.feature_bytes(plan.rows),
         seconds=round(seconds, 3),
         finished=pending == 0,
-        interrupted=interrupted,
+        interrupted=pending > 0,
         already_finished=finished_before,
         features={layer: (plan.rows, *shape) for layer, shape in job.layout.layers.items()},
         failures=failures,

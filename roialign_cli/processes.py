@@ -67,11 +67,11 @@ class _Worker:
             self.tell(GO_ON)
 
 
-def fill_in_processes(job: Job, tally: Tally, should_stop: Callable[[], bool]) -> tuple[bool, int]:
+def fill_in_processes(job: Job, tally: Tally, should_stop: Callable[[], bool]) -> int:
     """Fill the rest of the file, a process for each device of the job.
 
-    Returns whether images are left for another run, and how many values were cut to the range of float16. Raises the first
-    error of a process, once all have ended. A process that dies is a warning.
+    Returns how many values were cut to the range of float16. Raises the first error of a process, once all have ended. A
+    process that dies is a warning.
     """
     left = _Left(job, tally.settled.copy())
     workers = [_start(job, device) for device in job.devices]
@@ -99,7 +99,7 @@ def fill_in_processes(job: Job, tally: Tally, should_stop: Callable[[], bool]) -
             worker.process.join()
     if error is not None:
         raise error
-    return left.take() is not None, sum(worker.saturated for worker in workers)
+    return sum(worker.saturated for worker in workers)
 
 
 def _listen(worker: _Worker, tally: Tally, left: _Left, stopping: bool) -> RoialignError | None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SAMPLE_BOXES, SAMPLE_IMAGES, Run
+from PIL import Image
 from test_kill import arguments, dataset
 
 from roialign_cli import FeatureFile, extract
@@ -49,6 +50,25 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     )  # fmt: skip
     assert (summary.done, summary.finished, seen) == (5, True, [1, 2, 3, 4, 5])
     same_features(tmp_path / "two.h5", tmp_path / "one.h5")
+
+
+def test_stopped_when_everything_is_handed_out_is_stopped_nevertheless(tmp_path: Path) -> None:
+    """Processes ask for batches ahead: here the six are theirs before the first is computed."""
+    rng, table = np.random.default_rng(0), {}
+    (tmp_path / "im").mkdir()
+    for i in range(6):
+        Image.fromarray(rng.integers(0, 255, (1500, 1500, 3), np.uint8)).save(tmp_path / "im" / f"{i}.jpg")
+        table[f"{i}.jpg"] = [[0, 0, 900, 900]]
+    (tmp_path / "boxes.json").write_text(json.dumps(table))
+    seen: list[int] = []
+    options = {"config_name": "quickstart", "batch_size": 1, "device": "cpu", "processes": 2}
+    summary = extract(
+        tmp_path / "im", tmp_path / "boxes.json", tmp_path / "f.h5", **options,
+        on_progress=lambda progress: seen.append(progress.images), should_stop=lambda: bool(seen),
+    )  # fmt: skip
+    assert summary.pending > 0
+    assert (summary.interrupted, summary.finished) == (True, False)
+    assert extract(tmp_path / "im", tmp_path / "boxes.json", tmp_path / "f.h5", **options).done == 6
 
 
 def test_fewer_processes_than_devices_and_devices_named_twice_are_refused(tmp_path: Path) -> None:

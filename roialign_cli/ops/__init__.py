@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,18 +149,7 @@ def _registered(
 
 
 @_registered.register_fake
-def _shape_only(
-    maps: Sequence[Tensor],
-    rois: Tensor,
-    levels: Tensor | None,
-    output_size: Sequence[int],
-    scales: Sequence[float],
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-    reduce: str,
-    dtype: torch.dtype | None,
-    *_: object,
-) -> Tensor:
-    call = request.make(maps, rois, levels, output_size, scales, sampling_ratio, aligned, mode, reduce, dtype)
-    return maps[0].new_empty(call.shape, dtype=call.dtype)
+def _shape_only(*arguments: Any) -> Tensor:
+    *described, _kernel, _validate = arguments
+    call = request.make(*described)
+    return call.maps[0].new_empty(call.shape, dtype=call.dtype)

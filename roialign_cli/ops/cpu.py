@@ -43,7 +43,7 @@ def run(request: Request, out: Tensor | None) -> Tensor:
     order = np.lexsort((rois[:, 1], rois[:, 2], rois[:, 0], levels))  # neighbours share cache lines
     if all(m.stride(1) == 1 or m.shape[1] == 1 for m in request.maps):
         maps = np.array([_describe(m) for m in request.maps], np.int64)
-        _pool(request, out, order, maps, 0, request.maps[0].shape[1])
+        _pool(request, out, order, maps, 0, request.shape[1])
     else:
         _pool_by_slabs(request, out, order)
     return out

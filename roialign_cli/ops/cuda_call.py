@@ -15,9 +15,8 @@ from torch import Tensor
 
 from roialign_cli.errors import KernelError
 from roialign_cli.ops.nvrtc import Defines
-from roialign_cli.ops.request import Request
+from roialign_cli.ops.request import REDUCTIONS, Request
 
-REDUCTIONS = {"none": 0, "mean": 1, "max": 2}
 ELEMENTS = {torch.float32: "float", torch.float64: "double", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 MAX_LEVELS = 16
 MAX_THREADS = 256
@@ -127,7 +126,7 @@ def plan(request: Request, out: Tensor, processors: int, max_threads: int = MAX_
         "out": out.data_ptr(),
         "rois_are_double": request.rois.dtype == torch.float64,
         "level_count": len(maps), "images": maps[0].shape[0], "channels": channels, "ph": ph, "pw": pw,
-        "ratio": request.sampling_ratio, "aligned": request.aligned, "reduce": REDUCTIONS[request.reduce],
+        "ratio": request.sampling_ratio, "aligned": request.aligned, "reduce": REDUCTIONS.index(request.reduce),
         "lanes": blocks.lanes, "rows": blocks.rows, "columns": blocks.columns, "strip": blocks.strip,
         "y_capacity": y.capacity, "y_per_cell": y.per_cell, "y_per_bin": y.per_bin,
         "x_capacity": x.capacity, "x_per_cell": x.per_cell, "x_per_bin": x.per_bin,
