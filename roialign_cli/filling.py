@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import mmap
 import queue
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -106,7 +107,7 @@ class Filling:
         self._room: dict[tuple[int, int], int] = {}  # how many images of a size memory has room for, where it ran out
         self._blocks: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         for _ in range(BLOCKS):
-            self._blocks.put(torch.from_numpy(np.empty(BLOCK_BYTES, np.uint8)))
+            self._blocks.put(_new_block(device))
         job.backbone.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def fill(self, batches: Iterable[Batch], should_stop: Callable[[], bool]) -> None:
@@ -228,17 +229,29 @@ class Filling:
         dtype = getattr(torch, self.job.settings.dtype)
         shape = (len(rois), *self.job.layout.layers[layer.name])
         size = math.prod(shape) * dtype.itemsize
-        block = self._blocks.get() if self._device.type == "cpu" and size <= BLOCK_BYTES else None
-        out = block[:size].view(dtype).view(shape) if block is not None else None
-        pooled = pool(maps, layer, rois, levels, self.job.settings, dtype, out).cpu()
-        if dtype == torch.float16 and (cut := int(pooled.isinf().sum())):
+        block = self._blocks.get() if size <= BLOCK_BYTES else None
+        rows = block[:size].view(dtype).view(shape) if block is not None else torch.empty(shape, dtype=dtype)
+        if self._device.type == "cpu":
+            pool(maps, layer, rois, levels, self.job.settings, dtype, rows)
+        else:
+            rows.copy_(pool(maps, layer, rois, levels, self.job.settings, dtype, None))
+        if dtype == torch.float16 and (cut := int(rows.isinf().sum())):
             self.saturated += cut
-            pooled.clamp_(-FLOAT16_MAX, FLOAT16_MAX)
-        return pooled.numpy(), (lambda: self._blocks.put(block)) if block is not None else (lambda: None)
+            rows.clamp_(-FLOAT16_MAX, FLOAT16_MAX)
+        return rows.numpy(), (lambda: self._blocks.put(block)) if block is not None else (lambda: None)
 
     def _finish(self, image: int) -> None:
         _write_done(self.job, self._writer, image)
         self._settle(image)
+
+
+def _new_block(device: torch.device) -> Tensor:
+    """Page-aligned memory, so that it can be written past the page cache; on the CPU in huge pages, which NumPy asks for."""
+    if device.type == "cuda":
+        return torch.empty(BLOCK_BYTES, dtype=torch.uint8, pin_memory=True)
+    memory = np.empty(BLOCK_BYTES + mmap.PAGESIZE, np.uint8)
+    start = -memory.ctypes.data % mmap.PAGESIZE
+    return torch.from_numpy(memory[start : start + BLOCK_BYTES])
 
 
 def settle_known(job: Job, tally: Tally) -> None:

@@ -122,7 +122,7 @@ def test_a_failing_disk_ends_the_run_and_vouches_for_nothing(finished: Path, mon
         places, rows = file.places, np.array(file["cat.jpg"].features)
     writer = FeatureWriter(finished, places)
     full = os.open("/dev/full", os.O_WRONLY)
-    os.dup2(full, writer._file.fileno())
+    os.dup2(full, writer._disk._cached.fileno())
     os.close(full)
     released = []
     writer.features("features", 2, 9, rows, lambda: released.append(1))

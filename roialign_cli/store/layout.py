@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
+from roialign_cli.store.disk import BLOCK, LONG
 from roialign_cli.store.schema import ERROR_BYTES, FORMAT, VERSION, encode, features_path, string_dtype
 from roialign_cli.structures import Plan
 
@@ -58,7 +59,11 @@ def create(path: Path, plan: Plan, layout: Layout) -> None:
     """Write the file beside its place, allocate and reserve everything, sync, and rename it into place."""
     partial = path.with_name(path.name + ".partial")
     try:
-        with h5py.File(partial, "w", libver=("v110", "v110"), locking=False) as file:
+        aligned = {
+            "alignment_threshold": LONG,
+            "alignment_interval": BLOCK,
+        }  # what is long can be written past the cache
+        with h5py.File(partial, "w", libver=("v110", "v110"), locking=False, **aligned) as file:
             file.attrs.update({"format": FORMAT, "format_version": VERSION, **layout.attributes})
             file.attrs["layers"] = json.dumps(list(layout.layers))
             _write(file, plan, layout)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import threading
 import time
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
+from roialign_cli.store.disk import Disk
 from roialign_cli.store.schema import DONE, ERROR_BYTES, FAILED, Place, cut
 
 CHECKPOINT_SECONDS = 2.0  # at most this much finished work is done again after a kill
@@ -33,7 +33,7 @@ class FeatureWriter:
         self._path = path
         self._places = places
         try:
-            self._file = path.open("r+b", buffering=0)
+            self._disk = Disk(path)
         except OSError as error:
             message = f"{path}: expected a file to write to, found: {error.strerror}"
             raise OutputError("output-permission", message) from None
@@ -76,7 +76,7 @@ class FeatureWriter:
         """Write and sync what is pending, then close the file."""
         self._tasks.put(None)
         self._thread.join()
-        self._file.close()
+        self._disk.close()
         self._check()
 
     def __enter__(self) -> Self:
@@ -127,10 +127,7 @@ class FeatureWriter:
         assert values.shape[1:] == place.shape[1:]
         assert values.dtype.itemsize == place.dtype.itemsize
         assert 0 <= first <= first + len(values) <= place.shape[0]
-        left = np.ascontiguousarray(values).data.cast("B")
-        self._file.seek(place.offset + first * place.row_bytes)
-        while left:
-            left = left[self._file.write(left) :]
+        self._disk.write(place.offset + first * place.row_bytes, values)
 
     def _forget(self, image: int) -> None:
         self._crc.pop(image, None)
@@ -142,10 +139,10 @@ class FeatureWriter:
         self._finished.append((image, status))
 
     def _checkpoint(self) -> None:
-        os.fsync(self._file.fileno())
+        self._disk.sync()
         for image, status in self._finished:
             self._write("images/status", image, np.array([status], np.uint8))
         if self._finished:
-            os.fsync(self._file.fileno())
+            self._disk.sync()
         self._finished.clear()
         self._synced_at = time.monotonic()

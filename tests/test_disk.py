@@ -1,0 +1,55 @@
+"""Writes past the page cache put the same bytes in the same place as any others, and give way where they are refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from roialign_cli.store import disk
+from roialign_cli.store.disk import BLOCK, LONG, PIECE, Disk
+
+MEMORY = np.random.default_rng(0).integers(0, 256, 2 * PIECE + 5 * BLOCK, np.uint8)
+START = -MEMORY.ctypes.data % BLOCK  # of a block in memory
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("disk") / "file"
+
+
+def write(path: Path, position: int, data: npt.NDArray[np.uint8]) -> bool:
+    """Check that writing `data` changes what it should and nothing else; whether it still goes past the cache after it."""
+    before = np.full(len(MEMORY) + BLOCK, 170, np.uint8)
+    path.write_bytes(before.tobytes())
+    opened = Disk(path)
+    opened.write(position, data)
+    opened.sync()
+    direct = opened._direct is not None
+    opened.close()
+    before[position : position + len(data)] = data
+    assert path.read_bytes() == before.tobytes()
+    return direct
+
+
+@settings(max_examples=60)
+@given(
+    st.integers(0, BLOCK),
+    st.one_of(st.integers(0, 2 * BLOCK), st.integers(LONG - BLOCK, LONG + 2 * BLOCK), st.integers(PIECE, 2 * PIECE)),
+    st.one_of(st.integers(0, BLOCK), st.sampled_from([0, 512, 1024])),
+)
+def test_the_same_bytes_wherever_they_lie(path: Path, position: int, length: int, shift: int) -> None:
+    write(path, position, MEMORY[START + shift : START + shift + length])
+
+
+@pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no O_DIRECT on this system")
+def test_what_the_system_refuses_goes_through_the_cache(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(disk, "SECTOR", 1)  # so that memory at odd addresses is tried
+    write(path, 0, MEMORY[START + 1 : START + 1 + 2 * LONG])
+    monkeypatch.delattr(os, "O_DIRECT")  # a system that knows nothing of it
+    assert not write(path, 0, MEMORY[START : START + 2 * LONG])
