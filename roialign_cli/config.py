@@ -53,17 +53,23 @@ class Settings:
 NAMES = [field.name for field in dataclasses.fields(Settings)]
 
 
-def load(config: str | None, given: Mapping[str, object]) -> Settings:
+def load(config: str | None, given: Mapping[str, object], *, others: frozenset[str] = frozenset()) -> Settings:
     """Settings from defaults, then a named or own YAML file, then what was given (None: not given).
 
-    Raises ConfigError naming the file or option, the key, what was expected and what was found.
+    `others` are keys of the file that are no settings, and somebody else's to read. Raises ConfigError naming the file or
+    option, the key, what was expected and what was found.
     """
     merged: dict[str, object] = {}
     if config is not None:
-        path = find_config(config)
-        merged.update(_check_keys(_read_yaml(path), str(path)))
+        values = {key: value for key, value in read(config).items() if key not in others}
+        merged.update(_check_keys(values, str(find_config(config))))
     merged.update({name: value for name, value in _check_keys(given, "settings").items() if value is not None})
     return _validate({name: _normalise(name, value) for name, value in merged.items()})
+
+
+def read(config: str) -> Mapping[str, object]:
+    """What a named or own YAML file says, unchecked."""
+    return _read_yaml(find_config(config))
 
 
 def config_folder() -> Path:
@@ -121,6 +127,8 @@ def _check_keys(values: Mapping[str, object], where: str) -> dict[str, object]:
     for key in keys:
         if key not in NAMES:
             hint = nearest(key, NAMES) or f"known settings: {', '.join(NAMES)}"
+            if key == "vary":
+                hint = "`vary` is for roialign ablate"
             raise ConfigError("config-key", f"{where}: {key}: no such setting", hint)
     return keys
 

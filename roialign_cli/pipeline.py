@@ -73,7 +73,7 @@ def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings) -> J
         layers={layer.name: (layer.channels, *bins) for layer in backbone.layers},
         dtype=settings.dtype,
         levels=any(len(layer.strides) > 1 for layer in backbone.layers),
-        attributes=_provenance(settings, plan.table.sha256, backbone),
+        attributes=provenance(settings, plan.table.sha256, backbone),
     )  # fmt: skip
     free = check_space(output, 0 if output.exists() else layout.feature_bytes(plan.rows))
     return Job(folder, output, settings, plan, backbone, layout, devices, free)
@@ -147,7 +147,7 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def _provenance(settings: Settings, boxes_sha256: str, backbone: Backbone) -> dict[str, Any]:
+def provenance(settings: Settings, boxes_sha256: str, backbone: Backbone) -> dict[str, Any]:
     """The attributes that say what made the file."""
     return {
         "created_by": f"roialign {__version__}",

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from roialign_cli.backbones.base import Levels
 from roialign_cli.config import Settings
-from roialign_cli.ops import roi_align
+from roialign_cli.ops import request, roi_align
+from roialign_cli.ops.torchvision import roi_pool
 from roialign_cli.structures import Floats, Layer
 
 EPSILON = 1e-6  # torchvision's and detectron2's guard against rounding at the boundary of two levels
@@ -74,14 +75,12 @@ def pool(
 
     Maps that are None must not be the level of any RoI. rois [K, 5] in pixels of the network input.
     """
-    there = [(i, features) for i, features in enumerate(maps) if features is not None]
-    if levels is not None:
-        levels = torch.searchsorted(torch.tensor([i for i, _ in there]), levels)
+    features, scales, levels = _given(maps, layer, levels)
     return roi_align(
-        [features for _, features in there],
+        features,
         rois,
         settings.output_size,
-        spatial_scale=[1 / layer.strides[i] for i, _ in there],
+        spatial_scale=scales,
         sampling_ratio=settings.sampling_ratio,
         aligned=settings.aligned,
         mode=settings.mode,
@@ -92,3 +91,22 @@ def pool(
         validate=False,  # the boxes were checked when they were read
         out=out,
     )
+
+
+def pool_rounded(
+    maps: Levels, layer: Layer, rois: Tensor, levels: Tensor | None, output_size: tuple[int, int]
+) -> Tensor:
+    """The same by RoI Pool, float32: the baseline whose rounding RoI Align was made to remove."""
+    features, scales, levels = _given(maps, layer, levels)
+    call = request.make(
+        features, rois, levels, output_size, scales, sampling_ratio=0, aligned=False, mode="max", reduce="none", dtype=None
+    )  # fmt: skip
+    return roi_pool(call)
+
+
+def _given(maps: Levels, layer: Layer, levels: Tensor | None) -> tuple[list[Tensor], list[float], Tensor | None]:
+    """The maps that are there, their scales, and which of them each RoI is on."""
+    there = [(i, features) for i, features in enumerate(maps) if features is not None]
+    if levels is not None:
+        levels = torch.searchsorted(torch.tensor([i for i, _ in there]), levels)
+    return [features for _, features in there], [1 / layer.strides[i] for i, _ in there], levels

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from roialign_cli.cli.ablate import ablate
 from roialign_cli.cli.backbones import backbones
 from roialign_cli.cli.bench import bench
 from roialign_cli.cli.doctor import doctor
@@ -23,7 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (extract, inspect, verify, backbones, bench, doctor):
+for command in (extract, ablate, inspect, verify, backbones, bench, doctor):
     app.command()(command)
 
 

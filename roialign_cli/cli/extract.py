@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from roialign_cli.config import Settings, load
+from roialign_cli.cli import options
+from roialign_cli.cli.options import RUN, option
+from roialign_cli.config import load
 from roialign_cli.errors import ImagesFailedError
 
 if TYPE_CHECKING:
@@ -16,74 +18,40 @@ if TYPE_CHECKING:
     from roialign_cli.structures import Summary
 
 INTERRUPTED, SOME_FAILED = 130, ImagesFailedError.exit_code
-DEFAULTS = Settings()
-BINS = "x".join(map(str, DEFAULTS.output_size))
-
-Model, Pooling, Run = "Backbone", "RoI Align", "Run"
-
-
-def _option(help_text: str, *names: str, panel: str, default: object = None) -> Any:
-    shown = help_text if default is None else f"{help_text} (default: {default})"
-    return typer.Option(*names, help=shown, rich_help_panel=panel, show_default=False)
 
 
 def extract(
-    images: Annotated[Path, typer.Argument(help="Folder of images, searched with its subfolders.", show_default=False)],
-    boxes: Annotated[Path, typer.Argument(help="Box file: native JSON or COCO instances JSON.", show_default=False)],
+    images: options.Images,
+    boxes: options.Boxes,
     output: Annotated[Path, typer.Option("-o", "--output", help="Feature file to write.", show_default=False)],
-    config: Annotated[str | None, _option("Named configuration or YAML file.", "-c", "--config", panel=Model)] = None,
-    backbone: Annotated[
-        str | None, _option("Name, see `roialign backbones`.", default=DEFAULTS.backbone, panel=Model)
-    ] = None,
-    weights: Annotated[
-        str | None,
-        _option("DEFAULT, a torchvision name, a file, or random[:SEED].", default=DEFAULTS.weights, panel=Model),
-    ] = None,
-    layers: Annotated[str | None, _option("Layers to tap: a,b or fpn.", default="the last", panel=Model)] = None,
-    resize: Annotated[
-        str | None, _option("none or SHORT[,MAX] pixels.", default="the backbone's own", panel=Model)
-    ] = None,
-    precision: Annotated[
-        str | None, _option("Of the computation: float32, bfloat16, float16.", default=DEFAULTS.precision, panel=Model)
-    ] = None,
-    compile_: Annotated[
-        bool | None, _option("Compile the backbone (torch.compile): for long runs.", "--compile", panel=Model)
-    ] = None,
-    output_size: Annotated[str | None, _option("Bins: 7 or 7x5 (height x width).", default=BINS, panel=Pooling)] = None,
-    sampling_ratio: Annotated[
-        int | None, _option("Samples per bin and axis; 0: adaptive.", default=DEFAULTS.sampling_ratio, panel=Pooling)
-    ] = None,
-    aligned: Annotated[
-        bool | None,
-        _option("Half-cell shift, as in detectron2.", "--aligned/--no-aligned", default="aligned", panel=Pooling),
-    ] = None,
-    mode: Annotated[str | None, _option("avg, max or exact.", default=DEFAULTS.mode, panel=Pooling)] = None,
-    reduce: Annotated[
-        str | None,
-        _option("One vector per box: none, mean or max over its bins.", default=DEFAULTS.reduce, panel=Pooling),
-    ] = None,
-    clip: Annotated[bool | None, _option("Clip boxes to their image.", "--clip/--no-clip", panel=Pooling)] = None,
-    kernel: Annotated[
-        str | None, _option("auto, cpu, cuda or torchvision.", default=DEFAULTS.kernel, panel=Pooling)
-    ] = None,
-    dtype: Annotated[str | None, _option("As stored: float32 or float16.", default=DEFAULTS.dtype, panel=Run)] = None,
+    config: options.Config = None,
+    backbone: options.Backbone = None,
+    weights: options.Weights = None,
+    layers: options.Layers = None,
+    resize: options.Resize = None,
+    precision: options.Precision = None,
+    compile_: options.Compile = None,
+    output_size: options.OutputSize = None,
+    sampling_ratio: options.SamplingRatio = None,
+    aligned: options.Aligned = None,
+    mode: options.Mode = None,
+    reduce: options.Reduce = None,
+    clip: options.Clip = None,
+    kernel: options.Kernel = None,
+    dtype: options.Dtype = None,
     device: Annotated[
-        str | None, _option("auto, cpu, cuda, cuda:all or cuda:0,2.", default=DEFAULTS.device, panel=Run)
+        str | None, option("auto, cpu, cuda, cuda:all or cuda:0,2.", default=options.DEFAULTS.device, panel=RUN)
     ] = None,
     processes: Annotated[
-        int | None, _option("Processes that share the work.", default="one per device", panel=Run)
+        int | None, option("Processes that share the work.", default="one per device", panel=RUN)
     ] = None,
-    batch_size: Annotated[int | None, _option("Images of one size at a time.", default="by size", panel=Run)] = None,
-    workers: Annotated[int | None, _option("Decoding threads.", default="one per core", panel=Run)] = None,
-    boxes_format: Annotated[
-        str | None, _option("auto, native or coco.", default=DEFAULTS.boxes_format, panel=Run)
-    ] = None,
-    on_error: Annotated[
-        str | None, _option("Images that fail: skip (and record) or stop.", default=DEFAULTS.on_error, panel=Run)
-    ] = None,
-    overwrite: Annotated[bool, _option("Replace an existing output.", "--overwrite", panel=Run)] = False,
-    dry_run: Annotated[bool, _option("Check and plan only; write nothing.", "--dry-run", panel=Run)] = False,
-    json: Annotated[bool, _option("Print the result as JSON on stdout.", "--json", panel=Run)] = False,
+    batch_size: Annotated[int | None, option("Images of one size at a time.", default="by size", panel=RUN)] = None,
+    workers: options.Workers = None,
+    boxes_format: options.BoxesFormat = None,
+    on_error: options.OnError = None,
+    overwrite: options.Overwrite = False,
+    dry_run: Annotated[bool, option("Check and plan only; write nothing.", "--dry-run", panel=RUN)] = False,
+    json: options.AsJson = False,
 ) -> None:
     """Extract the features of every box into an HDF5 file.
 

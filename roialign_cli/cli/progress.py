@@ -19,7 +19,7 @@ EVERY_SECONDS = 10.0
 
 
 @contextmanager
-def shown() -> Iterator[Callable[[Progress], None]]:
+def shown(doing: str = "extracting") -> Iterator[Callable[[Progress], None]]:
     """What to call with each step of the progress."""
     begun = time.monotonic()
     earlier: list[Progress] = []  # what a former run had done, but for the first image of this one
@@ -29,10 +29,11 @@ def shown() -> Iterator[Callable[[Progress], None]]:
             earlier.append(progress)
         seconds = max(time.monotonic() - begun, 1e-3)
         images, boxes = (progress.images - earlier[0].images) / seconds, (progress.boxes - earlier[0].boxes) / seconds
-        return f"{images:.1f} images/s, {boxes:.0f} boxes/s, {human_bytes(progress.bytes)}"
+        size = f", {human_bytes(progress.bytes)}" if progress.bytes else ""
+        return f"{images:.1f} images/s, {boxes:.0f} boxes/s{size}"
 
     if stderr.is_terminal:
-        columns = (TextColumn("extracting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"))
+        columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"))
         with Bar(*columns, TimeRemainingColumn(), console=stderr, transient=True) as bar:
             task = bar.add_task("", total=None, rates="")
             yield lambda p: bar.update(task, total=p.total_images, completed=p.images, rates=rates(p))
@@ -50,7 +51,7 @@ def shown() -> Iterator[Callable[[Progress], None]]:
 
 
 @contextmanager
-def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
+def stop_on_interrupt(consequence: str = "the same command goes on later") -> Iterator[Callable[[], bool]]:
     """Whether a first Ctrl-C (or SIGTERM) has asked to stop after the current batch; a second one stops at once."""
     asked = threading.Event()
 
@@ -58,7 +59,7 @@ def stop_on_interrupt() -> Iterator[Callable[[], bool]]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        stderr.print("stopping after the current batch; the same command goes on later (again: stop at once)")
+        stderr.print(f"stopping after the current batch; {consequence} (again: stop at once)")
 
     previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,19 @@ def run(request: Request, out: Tensor | None) -> Tensor:
     """The pooled features of a request; averages only. Half types go through float32: its own half sums overflow."""
     from torchvision.ops import roi_align  # a second to import, and seldom used
 
+    size, ratio, aligned = request.output_size, request.sampling_ratio, request.aligned
+    pooled = _level_by_level(request, lambda m, rois, scale: roi_align(m, rois, size, scale, ratio, aligned))
+    return finish(pooled, request, out)
+
+
+def roi_pool(request: Request) -> Tensor:
+    """RoI Pool (Fast R-CNN, arXiv:1504.08083, section 2.1) of the same RoIs: rounded to cells, the maximum of each bin."""
+    from torchvision.ops import roi_pool as theirs
+
+    return _level_by_level(request, lambda m, rois, scale: theirs(m, rois, request.output_size, scale))
+
+
+def _level_by_level(request: Request, pool: Callable[[Tensor, Tensor, float], Tensor]) -> Tensor:
     features = request.maps[0]
     exact = features.dtype if features.dtype == torch.float64 else torch.float32
     result = features.new_empty(request.bins_shape, dtype=exact)
@@ -20,6 +35,5 @@ def run(request: Request, out: Tensor | None) -> Tensor:
     levels = levels.to(features.device)
     for level, (m, scale) in enumerate(zip(request.maps, request.scales, strict=True)):
         rows = torch.nonzero(levels == level).squeeze(1)
-        size, ratio = request.output_size, request.sampling_ratio
-        result[rows] = roi_align(m.to(exact), rois[rows], size, scale, ratio, request.aligned)
-    return finish(result, request, out)
+        result[rows] = pool(m.to(exact), rois[rows], scale)
+    return result

@@ -1,0 +1,247 @@
+"""ablate(): one backbone pass per image, every variant pooled from the same maps and measured against the exact integral."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roialign_cli import memory, ops
+from roialign_cli.ablation.features import Features
+from roialign_cli.ablation.grid import Variant
+from roialign_cli.ablation.measure import METRICS, SHIFT, Exact, compare, samples_per_bin
+from roialign_cli.ablation.probe import Probe
+from roialign_cli.ablation.summary import Measurements, Recommendation, Row, make_rows, recommend
+from roialign_cli.backbones import Backbone, load_backbone
+from roialign_cli.backbones.base import Levels
+from roialign_cli.config import Settings
+from roialign_cli.errors import InputError
+from roialign_cli.inputs.boxes import read_boxes
+from roialign_cli.inputs.images import ImageError
+from roialign_cli.loading import load_batches
+from roialign_cli.pipeline import find_device, provenance
+from roialign_cli.planning import make_batches, make_plan, row_range
+from roialign_cli.pooling import levels_of, pool, pool_rounded, scale_boxes
+from roialign_cli.preprocessing import prepare, resized
+from roialign_cli.structures import Integers, Layer, Plan, Progress
+
+CHUNK_BYTES = 16 << 20  # of one variant's features: what is compared at a time stays near the processor
+TIMED_BYTES = 64 << 20  # of features for which a variant is timed, at most 1000 boxes
+REPEATS = 5  # of the timing, over the first images; every time the variants take turns
+CHECKPOINT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """The result, as printed, written and drawn."""
+
+    rows: list[Row]
+    recommendations: list[Recommendation]
+    tolerance: float
+    images: int
+    total_images: int
+    failures: dict[str, str]
+    finished: bool
+    probe: dict[str, Any] | None
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class View:
+    """One image on one layer: its maps, its boxes and the moved boxes as RoIs [K, 5], their levels and rows [K]."""
+
+    maps: Levels
+    layer: Layer
+    rois: Tensor
+    moved: Tensor
+    levels: Tensor | None
+    rows: Integers
+
+
+def ablate(
+    folder: Path,
+    boxes: Path,
+    settings: Settings,
+    variants: Sequence[Variant],
+    *,
+    tolerance: float = 0.01,
+    probe: bool = False,
+    save: Callable[[Variant], Path] | None = None,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_checkpoint: Callable[[Ablation], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Ablation:
+    """Measure every variant on every box; what is known so far goes to `on_checkpoint` now and then.
+
+    With `save`, the features of each variant are written to the file it names. Raises RoialignError.
+    """
+    plan = make_plan(folder, read_boxes(boxes, settings.boxes_format), clip=settings.clip, on_error=settings.on_error)
+    device = find_device(settings.device)
+    for variant in variants:
+        if variant.op == "roi_align":
+            ops.choose(settings.kernel, device, variant.settings.mode)
+    ops.choose(settings.kernel, device, "exact")
+    backbone = load_backbone(settings)
+    failures = {plan.table.names[image]: problem for image, problem in plan.problems.items()}
+    found = _nothing_yet(plan, len(variants), len(backbone.layers), probe=probe)
+    made_by = provenance(settings, plan.table.sha256, backbone)
+    with_boxes = int((np.diff(plan.table.offset) > 0).sum())
+
+    def result(images: int, *, finished: bool) -> Ablation:
+        rows = make_rows(found, variants, backbone.layers)
+        scored = found.probe.score(0, 0) if found.probe else None
+        about = {"chance": scored.chance, "boxes": scored.boxes, "classes": scored.classes} if scored else None
+        return Ablation(
+            rows, recommend(rows, tolerance), tolerance, images, with_boxes, failures, finished, about, made_by
+        )
+
+    done, finished, told = 0, True, time.monotonic()
+    with memory.kept(), Features.open(plan, backbone, variants, made_by, save) as features:
+        for image, views in _views(folder, plan, settings, backbone, device, failures, features):
+            with torch.inference_mode():
+                for index, view in enumerate(views):
+                    _time(view, variants, found.milliseconds, index, max(1, -(-REPEATS // with_boxes)))
+                    _measure(view, variants, found, index, image, features)
+            features.done(image)
+            done += 1
+            first, stop = row_range(plan.table.offset, image)
+            found.measured[first:stop] = True
+            on_progress(Progress(done, with_boxes, int(found.measured.sum()), plan.rows, 0))
+            if time.monotonic() - told > CHECKPOINT_SECONDS:
+                on_checkpoint(result(done, finished=False))
+                told = time.monotonic()
+            if should_stop() and done < with_boxes:
+                finished = False
+                break
+    return result(done, finished=finished)
+
+
+def _nothing_yet(plan: Plan, variants: int, layers: int, *, probe: bool) -> Measurements:
+    labels = plan.table.labels
+    if probe and labels is None:
+        hint = 'native boxes: {"a.jpg": {"boxes": [...], "labels": [...]}}; COCO files have them'
+        raise InputError("probe-labels", "probe: expected boxes with labels, found none in the box file", hint)
+    classes = None if labels is None else np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    return Measurements(
+        values=np.full((variants, layers, len(METRICS), plan.rows), np.nan, np.float32),
+        measured=np.zeros(plan.rows, np.bool_),
+        levels=np.zeros((layers, plan.rows), np.uint8),
+        boxes=plan.table.boxes,
+        milliseconds=[[[] for _ in range(layers)] for _ in range(variants)],
+        probe=Probe(classes, variants, layers) if probe and classes is not None else None,
+    )
+
+
+def _views(
+    folder: Path,
+    plan: Plan,
+    settings: Settings,
+    backbone: Backbone,
+    device: torch.device,
+    failures: dict[str, str],
+    features: Features,
+) -> Iterator[tuple[int, list[View]]]:
+    """Image by image, one pass each; those that fail join the failures, or end the run with --on-error stop."""
+    backbone.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    one_by_one = make_batches(plan, 1, 0)
+    for batch, (decoded,) in load_batches(folder, plan, one_by_one, settings.workers):
+        (image,) = batch.images
+        if isinstance(decoded, ImageError):
+            if settings.on_error == "stop":
+                raise decoded.of(plan.table.names[image])
+            failures[plan.table.names[image]] = decoded.message
+            features.failed(image, decoded.message)
+            continue
+        first, stop = row_range(plan.table.offset, image)
+        size = (decoded.shape[0], decoded.shape[1])
+        plan.sizes[image] = size
+        target = resized(size, backbone.preprocessing.resize)
+        rois, moved = (
+            torch.nn.functional.pad(scale_boxes(boxes, size, target), (1, 0))
+            for boxes in (plan.table.boxes[first:stop], plan.table.boxes[first:stop] + np.float32(SHIFT))
+        )
+        with torch.inference_mode():
+            maps = backbone(prepare([decoded], backbone.preprocessing, device), settings.precision)
+        yield (
+            image,
+            [
+                View(of_layer, layer, rois, moved, levels_of(rois, layer, settings), np.arange(first, stop))
+                for of_layer, layer in zip(maps, backbone.layers, strict=True)
+            ],
+        )
+
+
+def _measure(
+    view: View, variants: Sequence[Variant], found: Measurements, index: int, image: int, features: Features
+) -> None:
+    """Every variant of a view, some boxes at a time, so that memory does not grow with their number."""
+    if view.levels is not None:
+        found.levels[index, view.rows] = view.levels.numpy()
+    step = max(1, CHUNK_BYTES // max(_row_bytes(view.layer, variant) for variant in variants))
+    for begin in range(0, len(view.rois), step):
+        part = slice(begin, begin + step)
+        some = dataclasses.replace(
+            view, rois=view.rois[part], moved=view.moved[part], rows=view.rows[part],
+            levels=None if view.levels is None else view.levels[part],
+        )  # fmt: skip
+        exact: dict[tuple[tuple[int, int], bool], Exact] = {}
+        for v, variant in enumerate(variants):
+            own, centred = (_exact(some, variant, aligned, exact) for aligned in (variant.settings.aligned, True))
+            pooled = _pool(some, variant, some.rois)
+            metrics = compare(pooled, _pool(some, variant, some.moved), own, centred)
+            samples = samples_per_bin(variant, some.layer, some.rois, some.levels)
+            found.values[v, index, :4, some.rows] = metrics.T.float().cpu().numpy()
+            found.values[v, index, 4, some.rows] = samples.numpy()
+            if found.probe:
+                found.probe.add(v, index, some.rows, pooled)
+            features.rows(v, some.layer.name, image, int(some.rows[0]), pooled, some.levels)
+
+
+def _exact(view: View, variant: Variant, aligned: bool, known: dict[tuple[tuple[int, int], bool], Exact]) -> Exact:
+    """The exact features of a geometry, computed once for all variants that share it."""
+    key = (variant.settings.output_size, aligned)
+    if key not in known:
+        settings = dataclasses.replace(variant.settings, mode="exact", sampling_ratio=0, aligned=aligned)
+        exact = Variant("roi_align", settings)
+        known[key] = Exact.of(_pool(view, exact, view.rois), _pool(view, exact, view.moved))
+    return known[key]
+
+
+def _pool(view: View, variant: Variant, rois: Tensor) -> Tensor:
+    """Float32 features [K, C, PH, PW] by a variant."""
+    if variant.op == "roi_pool":
+        return pool_rounded(view.maps, view.layer, rois, view.levels, variant.settings.output_size)
+    return pool(view.maps, view.layer, rois, view.levels, variant.settings, torch.float32, None)
+
+
+def _time(
+    view: View, variants: Sequence[Variant], milliseconds: list[list[list[float]]], index: int, repeats: int
+) -> None:
+    """Some repeats of each variant on this view's boxes, as often as makes 1000 of them; they take turns."""
+    known = len(milliseconds[0][index])
+    for repeat in range(known, min(known + repeats, REPEATS)):
+        for i in range(len(variants)):
+            v = (i + repeat) % len(variants)
+            count = max(1, min(1000, TIMED_BYTES // _row_bytes(view.layer, variants[v])))
+            again = torch.arange(count) % len(view.rois)
+            many = dataclasses.replace(view, levels=None if view.levels is None else view.levels[again])
+            rois = view.rois[again]
+            if repeat == 0:
+                _pool(view, variants[v], view.rois)  # what is compiled or loaded at the first call
+            begin = time.perf_counter()
+            _pool(many, variants[v], rois)
+            if view.rois.device.type == "cuda" or any(m is not None and m.is_cuda for m in view.maps):
+                torch.cuda.synchronize()
+            milliseconds[v][index].append((time.perf_counter() - begin) * 1e6 / count)
+
+
+def _row_bytes(layer: Layer, variant: Variant) -> int:
+    height, width = variant.settings.output_size
+    return 4 * layer.channels * height * width

@@ -1,0 +1,137 @@
+"""From measurements of boxes to what a user wants to know: a row per setting and class, and which setting to take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from roialign_cli.ablation.grid import Variant
+from roialign_cli.ablation.measure import METRICS
+from roialign_cli.ablation.probe import Probe
+from roialign_cli.structures import Floats, Layer
+
+SMALL, LARGE = 32**2, 96**2  # pixels of the original image: COCO's classes of size
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """values [V, L, METRICS, N] of V variants on L layers, NaN where unknown; measured [N]; levels [L, N].
+
+    milliseconds [V][L]: times of 1000 boxes, one of each repeat. boxes [N, 4] in pixels of the original image.
+    """
+
+    values: Floats
+    measured: npt.NDArray[np.bool_]
+    levels: npt.NDArray[np.uint8]
+    boxes: Floats
+    milliseconds: list[list[list[float]]]
+    probe: Probe | None
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """The setting to take for one geometry, or None if none is good enough, and why."""
+
+    geometry: str
+    setting: str | None
+    label: str
+    reason: str
+
+
+def make_rows(found: Measurements, variants: Sequence[Variant], layers: Sequence[Layer]) -> list[Row]:
+    """One row per layer, variant and class of boxes; numbers that are not known are None."""
+    rows: list[Row] = []
+    for index, layer in enumerate(layers):
+        classes = list(_classes(found, index, layer))
+        for v, variant in enumerate(variants):
+            times = found.milliseconds[v][index]
+            settings = variant.settings
+            score = found.probe.score(v, index) if found.probe else None
+            sampled = variant.op == "roi_align" and settings.mode != "exact"
+            for name, chosen in classes:
+                rows.append({
+                    "layer": layer.name, "setting": variant.name, "op": variant.op, "output_size": variant.size,
+                    "sampling_ratio": settings.sampling_ratio if sampled else None,
+                    "aligned": settings.aligned, "mode": settings.mode, "class": name, "boxes": int(chosen.sum()),
+                    **_statistics(found.values[v, index][:, chosen]),
+                    "ms_per_1000": float(np.median(times)) if times else None,
+                    "bytes_per_box": layer.channels * math.prod(settings.output_size) * np.dtype(settings.dtype).itemsize,
+                    "probe_accuracy": score.accuracy if score and name == "all" else None,
+                })  # fmt: skip
+    return rows
+
+
+def _classes(found: Measurements, index: int, layer: Layer) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
+    """All boxes, those of each size, those of each level; as far as they are measured."""
+    area = (found.boxes[:, 2:] - found.boxes[:, :2]).prod(axis=1)
+    yield "all", found.measured
+    yield "small", found.measured & (area < SMALL)
+    yield "medium", found.measured & (area >= SMALL) & (area < LARGE)
+    yield "large", found.measured & (area >= LARGE)
+    if len(layer.strides) > 1:
+        for level, stride in enumerate(layer.strides):
+            yield f"stride {stride}", found.measured & (found.levels[index] == level)
+
+
+def _statistics(values: Floats) -> dict[str, float | None]:
+    """Columns of METRICS [M, n]: mean, median, the bad tail and the worst."""
+    columns: dict[str, float | None] = {}
+    for name, of_boxes in zip(METRICS, values, strict=True):
+        known = of_boxes[~np.isnan(of_boxes)].astype(np.float64)
+        tail = ("p5", 5, "min", 0) if name == "cosine" else ("p95", 95, "max", 100)
+        quantiles = {"median": 50, tail[0]: tail[1], tail[2]: tail[3]} if name not in METRICS[3:] else {"median": 50}
+        columns[f"{name}_mean"] = float(known.mean()) if len(known) else None
+        for label, percent in quantiles.items():
+            columns[f"{name}_{label}"] = float(np.percentile(known, percent)) if len(known) else None
+    return columns
+
+
+def label(row: Row) -> str:
+    """The setting of a row as people write it: 7x7, ratio 2, aligned."""
+    name = str(row["setting"]).removeprefix("roi_align-").removesuffix("-avg").replace("roi_pool", "RoI Pool")
+    return name.replace("_", " ").replace("-", ", ")
+
+
+def recommend(rows: Sequence[Row], tolerance: float) -> list[Recommendation]:
+    """Per output size, alignment and what is pooled: the fastest setting whose mean error is within the tolerance.
+
+    Settings are compared only where they approximate the same integral; over several layers the worst error and the sum
+    of times count. Maxima and RoI Pool approximate none, and are not recommended.
+    """
+    groups: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        if (
+            row["class"] == "all"
+            and row["op"] == "roi_align"
+            and row["mode"] != "max"
+            and row["error_mean"] is not None
+        ):
+            geometry = f"{row['output_size']}, {'aligned' if row['aligned'] else 'unaligned'}"
+            groups.setdefault(geometry, {}).setdefault(row["setting"], []).append(row)
+    return [_choose(geometry, settings, tolerance) for geometry, settings in groups.items()]
+
+
+def _choose(geometry: str, settings: dict[str, list[Row]], tolerance: float) -> Recommendation:
+    error = {name: max(row["error_mean"] for row in rows) for name, rows in settings.items()}
+    cost = {name: sum(row["ms_per_1000"] or 0.0 for row in rows) for name, rows in settings.items()}
+    good = [name for name in settings if error[name] <= tolerance]
+    if not good:
+        best = min(error, key=error.__getitem__)
+        nearest = label(settings[best][0])
+        missed = f"none is within {tolerance:.2%} of exact; {nearest} comes nearest with {error[best]:.2%}"
+        return Recommendation(geometry, None, "none", f"{missed}: try a higher sampling ratio, or mode exact")
+    chosen = min(good, key=cost.__getitem__)
+    reason = f"mean error {error[chosen]:.2%}, {cost[chosen]:.1f} ms per 1000 boxes"
+    cheaper = [name for name in settings if cost[name] < cost[chosen]]
+    if cheaper:
+        near = min(cheaper, key=error.__getitem__)
+        reason += f"; what is faster errs by {error[near]:.2%} or more ({label(settings[near][0])})"
+    elif len(settings) > 1:
+        reason += "; none is faster"
+    return Recommendation(geometry, chosen, label(settings[chosen][0]), reason)

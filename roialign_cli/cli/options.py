@@ -1,0 +1,63 @@
+"""Options that commands share, each with its help; defaults are told from `Settings`, the only home of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from roialign_cli.config import Settings
+
+DEFAULTS = Settings()
+BINS = "x".join(map(str, DEFAULTS.output_size))
+MODEL, POOLING, RUN = "Backbone", "RoI Align", "Run"
+
+
+def option(help_text: str, *names: str, panel: str, default: object = None) -> Any:
+    """An option of a panel whose help tells its default."""
+    shown = help_text if default is None else f"{help_text} (default: {default})"
+    return typer.Option(*names, help=shown, rich_help_panel=panel, show_default=False)
+
+
+Images = Annotated[Path, typer.Argument(help="Folder of images, searched with its subfolders.", show_default=False)]
+Boxes = Annotated[Path, typer.Argument(help="Box file: native JSON or COCO instances JSON.", show_default=False)]
+
+Config = Annotated[str | None, option("Named configuration or YAML file.", "-c", "--config", panel=MODEL)]
+Backbone = Annotated[str | None, option("Name, see `roialign backbones`.", default=DEFAULTS.backbone, panel=MODEL)]
+Weights = Annotated[
+    str | None, option("DEFAULT, a torchvision name, a file, or random[:SEED].", default=DEFAULTS.weights, panel=MODEL)
+]
+Layers = Annotated[str | None, option("Layers to tap: a,b or fpn.", default="the last", panel=MODEL)]
+Resize = Annotated[str | None, option("none or SHORT[,MAX] pixels.", default="the backbone's own", panel=MODEL)]
+Precision = Annotated[
+    str | None, option("Of the computation: float32, bfloat16, float16.", default=DEFAULTS.precision, panel=MODEL)
+]
+Compile = Annotated[
+    bool | None, option("Compile the backbone (torch.compile): for long runs.", "--compile", panel=MODEL)
+]
+
+OutputSize = Annotated[str | None, option("Bins: 7 or 7x5 (height x width).", default=BINS, panel=POOLING)]
+SamplingRatio = Annotated[
+    int | None, option("Samples per bin and axis; 0: adaptive.", default=DEFAULTS.sampling_ratio, panel=POOLING)
+]
+Aligned = Annotated[
+    bool | None,
+    option("Half-cell shift, as in detectron2.", "--aligned/--no-aligned", default="aligned", panel=POOLING),
+]
+Mode = Annotated[str | None, option("avg, max or exact.", default=DEFAULTS.mode, panel=POOLING)]
+Reduce = Annotated[
+    str | None, option("One vector per box: none, mean or max over its bins.", default=DEFAULTS.reduce, panel=POOLING)
+]
+Clip = Annotated[bool | None, option("Clip boxes to their image.", "--clip/--no-clip", panel=POOLING)]
+Kernel = Annotated[str | None, option("auto, cpu, cuda or torchvision.", default=DEFAULTS.kernel, panel=POOLING)]
+
+Dtype = Annotated[str | None, option("As stored: float32 or float16.", default=DEFAULTS.dtype, panel=RUN)]
+Device = Annotated[str | None, option("auto, cpu, cuda or cuda:N.", default=DEFAULTS.device, panel=RUN)]
+Workers = Annotated[int | None, option("Decoding threads.", default="one per core", panel=RUN)]
+BoxesFormat = Annotated[str | None, option("auto, native or coco.", default=DEFAULTS.boxes_format, panel=RUN)]
+OnError = Annotated[
+    str | None, option("Images that fail: skip (and record) or stop.", default=DEFAULTS.on_error, panel=RUN)
+]
+Overwrite = Annotated[bool, option("Replace an existing output.", "--overwrite", panel=RUN)]
+AsJson = Annotated[bool, option("Print the result as JSON on stdout.", "--json", panel=RUN)]
