@@ -67,7 +67,7 @@ class Features:
                     features.done(image)
             yield features
 
-    def rows(self, variant: int, layer: str, image: int, first: int, pooled: Tensor, levels: Tensor | None) -> None:
+    def rows(self, image: int, variant: int, layer: str, first: int, pooled: Tensor, levels: Tensor | None) -> None:
         """Features [K, C, PH, PW] of rows first, first + 1, ... of an image."""
         if not self._writers:
             return

@@ -6,6 +6,7 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from roialign_cli.ablation.measure import METRICS, SHIFT, Exact, compare, sample
 from roialign_cli.ablation.probe import Probe
 from roialign_cli.ablation.summary import Measurements, Recommendation, Row, make_rows, recommend
 from roialign_cli.backbones import Backbone, load_backbone
-from roialign_cli.backbones.base import Levels
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes import read_boxes
@@ -28,14 +28,16 @@ from roialign_cli.inputs.images import ImageError
 from roialign_cli.loading import load_batches
 from roialign_cli.pipeline import find_device, provenance
 from roialign_cli.planning import make_batches, make_plan, row_range
-from roialign_cli.pooling import levels_of, pool, pool_rounded, scale_boxes
-from roialign_cli.preprocessing import prepare, resized
+from roialign_cli.pooling import pool, pool_rounded
 from roialign_cli.structures import Integers, Layer, Plan, Progress
+from roialign_cli.views import View, make_views
 
 CHUNK_BYTES = 16 << 20  # of one variant's features: what is compared at a time stays near the processor
 TIMED_BYTES = 64 << 20  # of features for which a variant is timed, at most 1000 boxes
 REPEATS = 5  # of the timing, over the first images; every time the variants take turns
 CHECKPOINT_SECONDS = 10.0
+
+Take = Callable[[int, str, int, Tensor, Tensor | None], None]  # variant, layer, first row, features, levels
 
 
 @dataclass(frozen=True)
@@ -51,18 +53,6 @@ class Ablation:
     finished: bool
     probe: dict[str, Any] | None
     provenance: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class View:
-    """One image on one layer: its maps, its boxes and the moved boxes as RoIs [K, 5], their levels and rows [K]."""
-
-    maps: Levels
-    layer: Layer
-    rois: Tensor
-    moved: Tensor
-    levels: Tensor | None
-    rows: Integers
 
 
 def ablate(
@@ -105,14 +95,14 @@ def ablate(
     done, finished, told = 0, True, time.monotonic()
     with memory.kept(), Features.open(plan, backbone, variants, made_by, save) as features:
         for image, views in _views(folder, plan, settings, backbone, device, failures, features):
+            rows = np.arange(*row_range(plan.table.offset, image))
             with torch.inference_mode():
                 for index, view in enumerate(views):
                     _time(view, variants, found.milliseconds, index, max(1, -(-REPEATS // with_boxes)))
-                    _measure(view, variants, found, index, image, features)
+                    _measure(view, variants, found, index, rows, partial(features.rows, image))
             features.done(image)
             done += 1
-            first, stop = row_range(plan.table.offset, image)
-            found.measured[first:stop] = True
+            found.measured[rows] = True
             on_progress(Progress(done, with_boxes, int(found.measured.sum()), plan.rows, 0))
             if time.monotonic() - told > CHECKPOINT_SECONDS:
                 on_checkpoint(result(done, finished=False))
@@ -159,58 +149,50 @@ def _views(
             failures[plan.table.names[image]] = decoded.message
             features.failed(image, decoded.message)
             continue
+        plan.sizes[image] = decoded.shape[:2]
         first, stop = row_range(plan.table.offset, image)
-        size = (decoded.shape[0], decoded.shape[1])
-        plan.sizes[image] = size
-        target = resized(size, backbone.preprocessing.resize)
-        rois, moved = (
-            torch.nn.functional.pad(scale_boxes(boxes, size, target), (1, 0))
-            for boxes in (plan.table.boxes[first:stop], plan.table.boxes[first:stop] + np.float32(SHIFT))
-        )
-        with torch.inference_mode():
-            maps = backbone(prepare([decoded], backbone.preprocessing, device), settings.precision)
-        yield (
-            image,
-            [
-                View(of_layer, layer, rois, moved, levels_of(rois, layer, settings), np.arange(first, stop))
-                for of_layer, layer in zip(maps, backbone.layers, strict=True)
-            ],
-        )
+        yield image, make_views(decoded, plan.table.boxes[first:stop], backbone, settings, device)
 
 
 def _measure(
-    view: View, variants: Sequence[Variant], found: Measurements, index: int, image: int, features: Features
+    view: View, variants: Sequence[Variant], found: Measurements, index: int, rows: Integers, take: Take
 ) -> None:
-    """Every variant of a view, some boxes at a time, so that memory does not grow with their number."""
+    """Every variant on the rows [K] of a view, some at a time, so that memory does not grow with their number."""
     if view.levels is not None:
-        found.levels[index, view.rows] = view.levels.numpy()
+        found.levels[index, rows] = view.levels.numpy()
     step = max(1, CHUNK_BYTES // max(_row_bytes(view.layer, variant) for variant in variants))
-    for begin in range(0, len(view.rois), step):
-        part = slice(begin, begin + step)
-        some = dataclasses.replace(
-            view, rois=view.rois[part], moved=view.moved[part], rows=view.rows[part],
-            levels=None if view.levels is None else view.levels[part],
-        )  # fmt: skip
+    for begin in range(0, len(rows), step):
+        some, numbers = _some(view, torch.arange(begin, min(begin + step, len(rows)))), rows[begin : begin + step]
+        moved = some.moved(SHIFT)
         exact: dict[tuple[tuple[int, int], bool], Exact] = {}
         for v, variant in enumerate(variants):
-            own, centred = (_exact(some, variant, aligned, exact) for aligned in (variant.settings.aligned, True))
+            own, centred = (
+                _exact(some, moved, variant, aligned, exact) for aligned in (variant.settings.aligned, True)
+            )
             pooled = _pool(some, variant, some.rois)
-            metrics = compare(pooled, _pool(some, variant, some.moved), own, centred)
-            samples = samples_per_bin(variant, some.layer, some.rois, some.levels)
-            found.values[v, index, :4, some.rows] = metrics.T.float().cpu().numpy()
-            found.values[v, index, 4, some.rows] = samples.numpy()
+            metrics = compare(pooled, _pool(some, variant, moved), own, centred)
+            found.values[v, index][:4, numbers] = metrics.float().cpu().numpy()
+            found.values[v, index][4, numbers] = samples_per_bin(variant, some.layer, some.rois, some.levels).numpy()
             if found.probe:
-                found.probe.add(v, index, some.rows, pooled)
-            features.rows(v, some.layer.name, image, int(some.rows[0]), pooled, some.levels)
+                found.probe.add(v, index, numbers, pooled)
+            take(v, some.layer.name, int(numbers[0]), pooled, some.levels)
 
 
-def _exact(view: View, variant: Variant, aligned: bool, known: dict[tuple[tuple[int, int], bool], Exact]) -> Exact:
+def _some(view: View, boxes: Tensor) -> View:
+    """Some boxes of a view, by number, in that order, possibly again and again."""
+    levels = None if view.levels is None else view.levels[boxes]
+    return dataclasses.replace(view, rois=view.rois[boxes], levels=levels)
+
+
+def _exact(
+    view: View, moved: Tensor, variant: Variant, aligned: bool, known: dict[tuple[tuple[int, int], bool], Exact]
+) -> Exact:
     """The exact features of a geometry, computed once for all variants that share it."""
     key = (variant.settings.output_size, aligned)
     if key not in known:
         settings = dataclasses.replace(variant.settings, mode="exact", sampling_ratio=0, aligned=aligned)
         exact = Variant("roi_align", settings)
-        known[key] = Exact.of(_pool(view, exact, view.rois), _pool(view, exact, view.moved))
+        known[key] = Exact.of(_pool(view, exact, view.rois), _pool(view, exact, moved))
     return known[key]
 
 
@@ -230,14 +212,12 @@ def _time(
         for i in range(len(variants)):
             v = (i + repeat) % len(variants)
             count = max(1, min(1000, TIMED_BYTES // _row_bytes(view.layer, variants[v])))
-            again = torch.arange(count) % len(view.rois)
-            many = dataclasses.replace(view, levels=None if view.levels is None else view.levels[again])
-            rois = view.rois[again]
+            many = _some(view, torch.arange(count) % len(view.rois))
             if repeat == 0:
                 _pool(view, variants[v], view.rois)  # what is compiled or loaded at the first call
             begin = time.perf_counter()
-            _pool(many, variants[v], rois)
-            if view.rois.device.type == "cuda" or any(m is not None and m.is_cuda for m in view.maps):
+            _pool(many, variants[v], many.rois)
+            if view.level(0)[0].is_cuda:
                 torch.cuda.synchronize()
             milliseconds[v][index].append((time.perf_counter() - begin) * 1e6 / count)
 

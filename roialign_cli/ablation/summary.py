@@ -16,6 +16,7 @@ from roialign_cli.ablation.probe import Probe
 from roialign_cli.structures import Floats, Layer
 
 SMALL, LARGE = 32**2, 96**2  # pixels of the original image: COCO's classes of size
+NOISE = 1.15  # of two times: closer ones count as equal, and the smaller error decides
 Row = dict[str, Any]
 
 
@@ -126,9 +127,10 @@ def _choose(geometry: str, settings: dict[str, list[Row]], tolerance: float) -> 
         nearest = label(settings[best][0])
         missed = f"none is within {tolerance:.2%} of exact; {nearest} comes nearest with {error[best]:.2%}"
         return Recommendation(geometry, None, "none", f"{missed}: try a higher sampling ratio, or mode exact")
-    chosen = min(good, key=cost.__getitem__)
+    fastest = min(cost[name] for name in good)
+    chosen = min((name for name in good if cost[name] <= NOISE * fastest), key=error.__getitem__)
     reason = f"mean error {error[chosen]:.2%}, {cost[chosen]:.1f} ms per 1000 boxes"
-    cheaper = [name for name in settings if cost[name] < cost[chosen]]
+    cheaper = [name for name in settings if NOISE * cost[name] < cost[chosen]]
     if cheaper:
         near = min(cheaper, key=error.__getitem__)
         reason += f"; what is faster errs by {error[near]:.2%} or more ({label(settings[near][0])})"

@@ -10,6 +10,7 @@ from roialign_cli.cli.ablate import ablate
 from roialign_cli.cli.backbones import backbones
 from roialign_cli.cli.bench import bench
 from roialign_cli.cli.doctor import doctor
+from roialign_cli.cli.explain import explain
 from roialign_cli.cli.extract import extract
 from roialign_cli.cli.inspect import inspect
 from roialign_cli.cli.verify import verify
@@ -24,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (extract, ablate, inspect, verify, backbones, bench, doctor):
+for command in (extract, ablate, explain, inspect, verify, backbones, bench, doctor):
     app.command()(command)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, PercentFormatter, ScalarFormatter
+from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter, ScalarFormatter, StrMethodFormatter
 
 from roialign_cli.ablation.summary import Row, label
 
@@ -69,8 +69,9 @@ def _against_ratio(rows: Sequence[Row], column: str, title: str) -> Figure:
     axes.set_xticks(sorted({row["sampling_ratio"] for row in rows if row["sampling_ratio"]}))
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.xaxis.set_minor_locator(NullLocator())
-    if column.startswith("error"):
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
+    percent = column.startswith("error")
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None) if percent else StrMethodFormatter("{x:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("sampling ratio")
     axes.set_ylabel(title)
     axes.legend(fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2)

@@ -1,0 +1,104 @@
+"""`roialign explain`: the arithmetic of one RoI, step by step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from roialign_cli.explanation import Explanation
+
+
+def explain(
+    roi: Annotated[str, typer.Argument(help="x1,y1,x2,y2 in pixels of the image.")] = "0.8,0,2.4,4.5",
+    output_size: Annotated[str, typer.Option(help="Bins: 2 or 2x3 (height x width).")] = "2",
+    spatial_scale: Annotated[float, typer.Option(help="Map cells per image pixel: 1 / stride.")] = 1.0,
+    sampling_ratio: Annotated[int, typer.Option(help="Samples per bin and axis; 0: adaptive.")] = 0,
+    aligned: Annotated[bool, typer.Option("--aligned/--no-aligned", help="Half-cell shift.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Picture to write, such as explain.png.", show_default=False)
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """Work one RoI out by hand: mapping, bins, samples, one bilinear lookup, the averages.
+
+    The map is made up: its cell in column x and row y holds 10 y + x.
+
+    Example: roialign explain 0.8,0,2.4,4.5 --output-size 2 --no-aligned -o explain.png
+    """
+    from roialign_cli.config import load
+    from roialign_cli.errors import ConfigError
+
+    settings = load(None, {"output_size": output_size, "sampling_ratio": sampling_ratio, "aligned": aligned})
+    if not 0 < spatial_scale <= 1024:
+        raise ConfigError("config-value", f"spatial_scale: expected a number above 0, found {spatial_scale}")
+    from roialign_cli.explanation import explain as run
+    from roialign_cli.explanation import parse_roi
+
+    told = run(parse_roi(roi), settings.output_size, spatial_scale, sampling_ratio, aligned)
+    if output is not None:
+        from roialign_cli.pictures import save
+        from roialign_cli.pictures.panels import draw_panels
+
+        save(draw_panels(told), output)
+    if json:
+        _print_json(told)
+    else:
+        _tell(told)
+
+
+def _print_json(told: Explanation) -> None:
+    from dataclasses import asdict
+
+    from roialign_cli.cli.console import print_json
+
+    facts = asdict(told)
+    bins = [(p, q) for p in range(told.y.bins) for q in range(told.x.bins)]
+    samples = {f"{p},{q}": told.samples(p, q) for p, q in bins}
+    print_json({**facts, "features": told.features.tolist(), "pooled": told.pooled.tolist(), "samples": samples})
+
+
+def _tell(told: Explanation) -> None:
+    from rich.table import Table
+
+    from roialign_cli.cli.console import stdout
+
+    def say(text: str = "", style: str | None = None) -> None:
+        stdout.print(text, style=style, highlight=False, markup=False)
+
+    scale, shift = f"{told.spatial_scale:g}", " - 0.5" if told.aligned else ""
+    say("1  mapping: image pixels to map cells" + (", less half a cell" if told.aligned else ""), "bold")
+    for name, axis, low, high in (("x", told.x, told.roi[0], told.roi[2]), ("y", told.y, told.roi[1], told.roi[3])):
+        end = high * told.spatial_scale - (0.5 if told.aligned else 0.0)
+        say(f"   {name}: {low:g} * {scale}{shift} = {axis.start:g}   to   {high:g} * {scale}{shift} = {end:g}")
+        if axis.bins * axis.bin > end - axis.start + 1e-9:
+            say("      less than a cell: taken as 1, since not aligned")
+    say("\n2  bins: the extent over their number", "bold")
+    for name, axis in (("x", told.x), ("y", told.y)):
+        say(f"   {name}: {axis.bins * axis.bin:.6g} / {axis.bins} = {axis.bin:.6g}")
+    say("\n3  samples: on a regular grid in each bin", "bold")
+    for name, axis in (("x", told.x), ("y", told.y)):
+        rule = f"ceil({axis.bin:.6g})" if told.sampling_ratio == 0 else "sampling ratio"
+        say(f"   {name}: {rule} = {axis.grid}")
+    points = told.samples(0, 0)
+    shown = ", ".join(f"({x:.6g}, {y:.6g})" for x, y in points[:6]) + (", ..." if len(points) > 6 else "")
+    say(f"   of the top-left bin, {told.y.grid} x {told.x.grid}, as (x, y): {shown or 'none'}")
+    say("\n4  bilinear lookup of the first sample", "bold")
+    look = told.lookup
+    if look is None:
+        say("   no samples: the RoI has no area, its features are 0")
+    elif look.clamped is None:
+        say("   more than one cell outside the map: counts as 0")
+    else:
+        table = Table("cell (x, y)", "value", "weight", "product", box=None, padding=(0, 2, 0, 1))
+        for cell, weight, value in zip(look.cells, look.weights, look.values, strict=True):
+            table.add_row(f"{cell}", f"{value:g}", f"{weight:.6g}", f"{value * weight:.6g}")
+        stdout.print(table, highlight=False)
+        say(f"   sum: {look.value:.6g}")
+    say("\n5  pooled: the mean over the samples of each bin", "bold")
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
+    for row in told.pooled:
+        table.add_row(*(f"{value:.6g}" for value in row))
+    stdout.print(table, highlight=False)

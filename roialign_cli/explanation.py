@@ -1,0 +1,112 @@
+"""The arithmetic of RoI Align on one RoI, step by step, in the words and with the numbers of the reference."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from roialign_cli.errors import ConfigError
+from roialign_cli.ops import roi_align
+from roialign_cli.ops.reference import Axis, Map, axis, interpolate
+
+EXAMPLE = "0.8,0,2.4,4.5"  # with 2 x 2 bins, unit scale, not aligned
+LARGEST = 256  # cells per side of a map that is made for an explanation
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """One bilinear lookup at (x, y) in map cells: up to four cells (x, y), their weights and values, and the sum.
+
+    `clamped` is the point that was looked up, or None where the sample is so far outside that it counts as zero.
+    """
+
+    x: float
+    y: float
+    clamped: tuple[float, float] | None
+    cells: tuple[tuple[int, int], ...]
+    weights: tuple[float, ...]
+    values: tuple[float, ...]
+    value: float
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One RoI (x1, y1, x2, y2) in image pixels on a map [H, W] whose cell (x, y) holds 10 y + x.
+
+    `lookup` is the first sample of the first bin, None if bins have no samples; pooled [PH, PW].
+    """
+
+    roi: tuple[float, float, float, float]
+    output_size: tuple[int, int]
+    spatial_scale: float
+    sampling_ratio: int
+    aligned: bool
+    y: Axis
+    x: Axis
+    features: Map
+    lookup: Lookup | None
+    pooled: Map
+
+    def samples(self, p: int, q: int) -> list[tuple[float, float]]:
+        """Samples (x, y) of the bin in row p and column q, in map cells."""
+        return [(x, y) for y in self.y.samples(p) for x in self.x.samples(q)]
+
+
+def parse_roi(text: str) -> tuple[float, float, float, float]:
+    """`x1,y1,x2,y2` as numbers, or ConfigError."""
+    try:
+        x1, y1, x2, y2 = (float(part) for part in text.replace(" ", ",").split(",") if part)
+    except ValueError:
+        raise ConfigError("roi", f"roi: expected four numbers x1,y1,x2,y2, found {text!r}", EXAMPLE) from None
+    if not all(map(math.isfinite, (x1, y1, x2, y2))) or x2 < x1 or y2 < y1:
+        raise ConfigError("roi", f"roi: expected finite numbers, x2 >= x1 and y2 >= y1, found {text!r}", EXAMPLE)
+    return x1, y1, x2, y2
+
+
+def explain(
+    roi: tuple[float, float, float, float],
+    output_size: tuple[int, int],
+    spatial_scale: float,
+    sampling_ratio: int,
+    aligned: bool,
+) -> Explanation:
+    """Every step for one RoI on a made-up map just large enough; ConfigError if that would be absurdly large."""
+    sides = [max(2, math.ceil(high * spatial_scale) + 2) for high in (roi[3], roi[2])]
+    if max(sides) > LARGEST:
+        found = f"one of {sides[0]} x {sides[1]}"
+        raise ConfigError(
+            "roi", f"roi: expected a map of at most {LARGEST} cells a side, found {found}", "a smaller scale"
+        )
+    features = np.add.outer(10.0 * np.arange(sides[0]), np.arange(float(sides[1]))).astype(np.float64)
+    y = axis(roi[1], roi[3], spatial_scale, output_size[0], sampling_ratio, aligned)
+    x = axis(roi[0], roi[2], spatial_scale, output_size[1], sampling_ratio, aligned)
+    points = [(x.samples(0)[0], y.samples(0)[0])] if x.grid and y.grid else []
+    pooled = roi_align(
+        torch.from_numpy(features)[None, None], torch.tensor([[0.0, *roi]], dtype=torch.float64), output_size,
+        spatial_scale=spatial_scale, sampling_ratio=sampling_ratio, aligned=aligned, kernel="reference",
+    )  # fmt: skip
+    lookup = look_up(features, *points[0]) if points else None
+    return Explanation(
+        roi, output_size, spatial_scale, sampling_ratio, aligned, y, x, features, lookup, pooled[0, 0].numpy()
+    )
+
+
+def look_up(features: Map, x: float, y: float) -> Lookup:
+    """The cells of a map [H, W] around a point and their weights; those of weight zero, too, inside the map."""
+    height, width = features.shape
+    value = float(interpolate(features[None], y, x)[0])
+    if y < -1 or y > height or x < -1 or x > width:
+        return Lookup(x, y, None, (), (), (), value)
+    inside = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
+    left, top = (int(coordinate) for coordinate in inside)
+    fx, fy = inside[0] - left, inside[1] - top
+    shares = {
+        (left, top): (1 - fx) * (1 - fy), (left + 1, top): fx * (1 - fy),
+        (left, top + 1): (1 - fx) * fy, (left + 1, top + 1): fx * fy,
+    }  # fmt: skip
+    cells = tuple(cell for cell in shares if cell[0] < width and cell[1] < height)
+    values = tuple(float(features[row, column]) for column, row in cells)
+    return Lookup(x, y, inside, cells, tuple(shares[cell] for cell in cells), values, value)

@@ -1,0 +1,26 @@
+"""Pictures of boxes, bins and samples. One Matplotlib style, and one way to save."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from roialign_cli.errors import OutputError
+
+STYLE: dict[Any, Any] = {
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "svg.hashsalt": "roialign",
+}  # fmt: skip
+BOX, BIN, SAMPLE = "#d55e00", "#ffffff", "#0072b2"  # Okabe and Ito's, which most colour-blind people tell apart
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a picture of the kind its name says (png, svg, pdf, ...), or OutputError."""
+    try:
+        with rc_context(STYLE):
+            figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        found = getattr(error, "strerror", None) or error
+        raise OutputError("plot", f"{path}: expected a picture to write, such as picture.png, found: {found}") from None
