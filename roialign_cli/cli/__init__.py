@@ -13,6 +13,7 @@ from roialign_cli.cli.doctor import doctor
 from roialign_cli.cli.explain import explain
 from roialign_cli.cli.extract import extract
 from roialign_cli.cli.inspect import inspect
+from roialign_cli.cli.show import show
 from roialign_cli.cli.verify import verify
 
 app = typer.Typer(
@@ -25,7 +26,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (extract, ablate, explain, inspect, verify, backbones, bench, doctor):
+for command in (extract, ablate, show, explain, inspect, verify, backbones, bench, doctor):
     app.command()(command)
 
 

@@ -69,7 +69,7 @@ def _draw(path: Path, speed: PipelineSpeed, backbone: str) -> None:
     """Bars of milliseconds per image."""
     from matplotlib.figure import Figure
 
-    from roialign_cli.errors import OutputError
+    from roialign_cli.pictures import save
 
     bars = {**speed.stages, "whole run": speed.whole}
     if speed.script is not None:
@@ -82,8 +82,4 @@ def _draw(path: Path, speed: PipelineSpeed, backbone: str) -> None:
     axes.set_title(f"{backbone}: each stage alone, and together")
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.1)
-    try:
-        figure.savefig(path, dpi=150)
-    except (OSError, ValueError) as error:
-        expected = "expected a picture to write, such as speed.png"
-        raise OutputError("plot", f"{path}: {expected}, found: {error}") from None
+    save(figure, path)

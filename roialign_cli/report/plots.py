@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -12,11 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter, ScalarFormatter, StrMethodFormatter
 
 from roialign_cli.ablation.summary import Row, label
+from roialign_cli.pictures import STYLE
 
 # Okabe and Ito's colours, which most colour-blind people tell apart; those that show on white and on black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a6761d")
 MOST = len(COLOURS)
-STYLE: dict[Any, Any] = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
 
 
 def draw(rows: Sequence[Row]) -> dict[str, Figure]:

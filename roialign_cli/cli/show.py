@@ -1,0 +1,136 @@
+"""`roialign show`: pictures of boxes, bins and samples, and of what a feature file holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from roialign_cli.cli import options
+from roialign_cli.cli.options import RUN, option
+from roialign_cli.config import Settings, load
+from roialign_cli.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from roialign_cli.structures import BoxTable
+
+PICTURE = "Picture"
+Colour = ("pca", "mean")
+
+
+def show(
+    image: Annotated[Path | None, typer.Argument(help="Image.", show_default=False)] = None,
+    boxes: Annotated[Path | None, typer.Argument(help="Box file that has it.", show_default=False)] = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Picture to write: .png, .svg, .pdf.", show_default=False)
+    ] = ...,  # type: ignore[assignment]
+    box: Annotated[int, option("Which box of the image, from 0.", default=0, panel=PICTURE)] = 0,
+    colour: Annotated[
+        str, option("Of the maps: pca (first principal component) or mean (of channels).", default="pca", panel=PICTURE)
+    ] = "pca",
+    from_: Annotated[
+        Path | None,
+        option("Contact sheet of a feature file instead; IMAGE then names one of its images.", "--from", panel=PICTURE),
+    ] = None,
+    config: options.Config = None,
+    backbone: options.Backbone = None,
+    weights: options.Weights = None,
+    layers: Annotated[
+        str | None, option("Layer to show.", "--layer", "--layers", default="the last", panel="Backbone")
+    ] = None,
+    resize: options.Resize = None,
+    output_size: options.OutputSize = None,
+    sampling_ratio: options.SamplingRatio = None,
+    aligned: options.Aligned = None,
+    mode: options.Mode = None,
+    device: options.Device = None,
+    boxes_format: options.BoxesFormat = None,
+    json: Annotated[bool, option("Print the result as JSON on stdout.", "--json", panel=RUN)] = False,
+) -> None:
+    """Draw an image with its boxes, the bins and samples of one, the feature map under it and the pooled result.
+
+    Example: roialign show cat.jpg boxes.json -o cat.png --box 1 -c quickstart
+    """
+    given = {
+        "backbone": backbone, "weights": weights, "layers": layers, "resize": resize, "output_size": output_size,
+        "sampling_ratio": sampling_ratio, "aligned": aligned, "mode": mode, "device": device, "boxes_format": boxes_format,
+    }  # fmt: skip
+    settings = load(config, given)
+    if colour not in Colour:
+        raise ConfigError("config-value", f"colour: expected one of {', '.join(Colour)}, found {colour!r}")
+    if from_ is None and (image is None or boxes is None):
+        raise ConfigError("usage", "show: expected an image and a box file, or --from a feature file")
+    from roialign_cli.cli.console import print_json, stdout
+    from roialign_cli.pictures import save
+
+    if from_ is not None:
+        figure, facts = _sheet(from_, layers, None if image is None else image.as_posix())
+    else:
+        assert image is not None
+        assert boxes is not None
+        figure, facts = _overlay(image, boxes, box, settings, colour)
+    save(figure, output)
+    if json:
+        print_json({"output": str(output), **facts})
+    else:
+        told = ", ".join(f"{name} {value}" for name, value in facts.items())
+        stdout.print(f"{output}: {told}", highlight=False, markup=False)
+
+
+def _sheet(path: Path, layer: str | None, name: str | None) -> tuple[Figure, dict[str, object]]:
+    from roialign_cli.pictures.sheet import draw_sheet
+    from roialign_cli.store import FeatureFile
+
+    with FeatureFile(path) as file:
+        return draw_sheet(file, layer, name), {"file": str(path), "boxes": int(file.offset[-1])}
+
+
+def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str) -> tuple[Figure, dict[str, object]]:
+    from roialign_cli.inputs.boxes import read_boxes
+    from roialign_cli.inputs.images import ImageError, decode, quiet_decoding
+
+    table = read_boxes(boxes, settings.boxes_format)
+    index = _find(image, boxes, table)
+    first, stop = int(table.offset[index]), int(table.offset[index + 1])
+    if not 0 <= box < stop - first:
+        raise InputError(
+            "box-unknown", f"box: expected one of the {stop - first} boxes of {image}, from 0, found {box}"
+        )
+    try:
+        with quiet_decoding():
+            pixels = decode(image)
+    except ImageError as error:
+        raise error.of(str(image)) from None
+    import torch
+
+    from roialign_cli.backbones import load_backbone
+    from roialign_cli.pictures.overlay import draw_overlay, make_grid
+    from roialign_cli.pipeline import find_device
+    from roialign_cli.views import make_views
+
+    device = find_device(settings.device)
+    loaded = load_backbone(settings)
+    loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    of_image = table.boxes[first:stop]
+    view = make_views(pixels, of_image, loaded, settings, device)[-1]
+    labels = None if table.labels is None else [str(label) for label in table.labels[first:stop]]
+    figure = draw_overlay(pixels, of_image, labels, view, box, settings, colour)
+    grid = make_grid(view, box, settings)
+    return figure, {
+        "box": box, "layer": view.layer.name, "stride": view.level(box)[1], "samples": f"{grid.y.grid} x {grid.x.grid}",
+    }  # fmt: skip
+
+
+def _find(image: Path, boxes: Path, table: BoxTable) -> int:
+    """Which image of a box file a path is: the longest name that the path ends with."""
+    parts = image.absolute().parts
+    ends = [i for i, name in enumerate(table.names) if parts[-len(Path(name).parts) :] == Path(name).parts]
+    if not ends:
+        from roialign_cli.config import nearest
+
+        hint = nearest(image.name, list(table.names[:10000]))
+        raise InputError("image-unknown", f'{boxes}: expected boxes of "{image.name}", found none', hint)
+    return max(ends, key=lambda i: len(Path(table.names[i]).parts))
