@@ -97,15 +97,17 @@ def ablate(
         raise ConfigError("config-value", f"probe: expected label, found {probe!r}")
     if not 0 < tolerance < 1:
         raise ConfigError("config-value", f"tolerance: expected a share such as 0.01, found {tolerance}")
+    from roialign_cli.store.output import open_folder
+
+    open_folder(output, overwrite=overwrite)
     from dataclasses import asdict
 
     from roialign_cli.ablation.run import ablate as run
     from roialign_cli.cli.console import print_json
     from roialign_cli.cli.progress import shown, stop_on_interrupt
     from roialign_cli.inputs.images import quiet_decoding
-    from roialign_cli.report.write import open_folder, write_report, write_tables
+    from roialign_cli.report.write import write_report, write_tables
 
-    open_folder(output, overwrite=overwrite)
     with stop_on_interrupt("the tables keep what is measured") as should_stop, quiet_decoding():
         with shown("measuring") as progress:
             result = run(

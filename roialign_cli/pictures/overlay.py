@@ -88,7 +88,7 @@ def draw_overlay(
         _draw_image(image, pixels, boxes, labels, view, box, grid, stride)
         _draw_map(under, cells, colouring, grid)
         under.set_title(f"{view.layer.name}, stride {stride}: the map under it", loc="left")
-        colours = colouring(pooled.movedim(0, -1))[..., 0]
+        colours = colouring(pooled.movedim(0, -1))[..., 0].numpy()
         drawn = result.imshow(colours, cmap="viridis", vmin=0, vmax=1)
         what = "mean of the channels" if colour == "mean" else "first principal component"
         result.set_title("pooled, {} x {}".format(*settings.output_size), loc="left")
@@ -127,7 +127,7 @@ def _draw_image(
 
 
 def _draw_map(axes: Axes, cells: Tensor, colouring: Colouring, grid: Grid) -> None:
-    axes.imshow(colouring(cells)[..., 0], cmap="viridis", vmin=0, vmax=1)
+    axes.imshow(colouring(cells)[..., 0].numpy(), cmap="viridis", vmin=0, vmax=1)
     y, x = grid.edges
     _draw_grid(axes, grid.edges, grid.samples, line=1.0)
     height, width = cells.shape[:2]

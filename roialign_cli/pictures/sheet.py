@@ -27,7 +27,7 @@ def draw_sheet(file: FeatureFile, layer: str | None, name: str | None) -> Figure
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(MOST, len(rows))).astype(np.int64))]
     found = torch.from_numpy(np.array(file.features(layer or file.layers[0])[rows], np.float32))
     regions = found.movedim(1, -1) if found.dim() == 4 else found[:, None, None]  # [n, PH, PW, C]; reduced: one bin
-    colours = principal(regions.flatten(0, 2), 3)(regions)
+    colours = principal(regions.flatten(0, 2), 3)(regions).numpy()
     with rc_context(STYLE):
         across = min(COLUMNS, len(rows))
         down = -(-len(rows) // across)

@@ -13,19 +13,9 @@ from roialign_cli.ablation.run import Ablation
 from roialign_cli.errors import OutputError
 from roialign_cli.report.page import render
 from roialign_cli.report.plots import draw, picture
+from roialign_cli.store.output import TABLE
 
-TABLE, FACTS, PAGE = "ablation.csv", "ablation.json", "report.html"
-
-
-def open_folder(folder: Path, *, overwrite: bool) -> None:
-    """Make the folder, or OutputError: it cannot be made, or an ablation is in it already."""
-    if (folder / TABLE).exists() and not overwrite:
-        message = f"{folder}: expected a folder without an ablation, found {TABLE}"
-        raise OutputError("output-exists", message, "choose another -o, or --overwrite")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError("output-folder", f"{folder}: cannot be created: {error.strerror}") from None
+FACTS, PAGE = "ablation.json", "report.html"
 
 
 def write_tables(ablation: Ablation, folder: Path) -> None:

@@ -18,6 +18,7 @@ from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import PENDING
 from roialign_cli.structures import Plan
 
+TABLE = "ablation.csv"  # by which a folder is known to hold an ablation
 IDENTITY = ("config", "weights_sha256", "boxes_sha256")  # attributes a run must share with the file it goes on with
 
 
@@ -70,3 +71,14 @@ def _differences(key: str, theirs: Any, ours: Any) -> list[str]:
     return [
         f"{name} is {old.get(name)} there, {new.get(name)} here" for name in names if old.get(name) != new.get(name)
     ]
+
+
+def open_folder(folder: Path, *, overwrite: bool) -> None:
+    """Make the folder of an ablation, or OutputError: it cannot be made, or one is in it already."""
+    if (folder / TABLE).exists() and not overwrite:
+        message = f"{folder}: expected a folder without an ablation, found {TABLE}"
+        raise OutputError("output-exists", message, "choose another -o, or --overwrite")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError("output-folder", f"{folder}: cannot be created: {error.strerror}") from None
