@@ -17,17 +17,23 @@ METRICS = ("error", "cosine", "alignment_px", "offset_px", "samples_per_bin")
 
 @dataclass(frozen=True)
 class Exact:
-    """Exact features of K boxes [K, D], their norm [K], and by how much moving the boxes by SHIFT changes them [K, D]."""
+    """Exact features of K boxes [K, D], their norm [K]; by how much moving the boxes by SHIFT changes them [K, D].
+
+    `square` is what of the step is squared and summed [K], NaN where nothing changes to speak of.
+    """
 
     features: Tensor
     norm: Tensor
     step: Tensor
+    square: Tensor
 
     @classmethod
     def of(cls, features: Tensor, moved: Tensor) -> Exact:
         """From the features of the boxes and of the moved boxes, [K, C, PH, PW] each."""
         flat = features.flatten(1)
-        return cls(flat, flat.norm(dim=1), moved.flatten(1) - flat)
+        norm, step = flat.norm(dim=1), moved.flatten(1) - flat
+        square = torch.linalg.vecdot(step, step)
+        return cls(flat, norm, step, torch.where(square > (STILL * norm).square(), square, torch.nan))
 
 
 def compare(pooled: Tensor, moved: Tensor, own: Exact, centred: Exact) -> Tensor:
@@ -51,9 +57,7 @@ def compare(pooled: Tensor, moved: Tensor, own: Exact, centred: Exact) -> Tensor
 
 def _share(change: Tensor, exact: Exact) -> Tensor:
     """The least-squares multiple [K] of the exact step that a change [K, D] is; NaN where there is no step to speak of."""
-    square = exact.step.square().sum(1)
-    share = torch.linalg.vecdot(change, exact.step) / square
-    return torch.where(square > (STILL * exact.norm).square(), share, torch.nan)
+    return torch.linalg.vecdot(change, exact.step) / exact.square
 
 
 def samples_per_bin(variant: Variant, layer: Layer, rois: Tensor, levels: Tensor | None) -> Tensor:
