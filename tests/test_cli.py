@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import SAMPLE_BOXES, SAMPLE_IMAGES, Run
+from conftest import ROOT, SAMPLE_BOXES, SAMPLE_IMAGES, Run
 from PIL import Image
 from typer.main import get_command
 
@@ -180,3 +180,20 @@ def test_bench_measures_every_stage_and_draws(roialign: Run, tmp_path: Path) -> 
     wrong = roialign("bench", *quick, "--plot", tmp_path / "speed.h5")
     assert wrong.returncode == 6
     assert "error[plot]" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_the_tutorial_runs_as_it_stands(tmp_path: Path, roialign: Run) -> None:
+    text = (ROOT / "docs" / "tutorial.md").read_text()
+    commands = [line.split()[1:] for line in text.splitlines() if line.startswith("    roialign ")]
+    on_samples = [words for words in commands if "images/" not in words]
+    assert len(on_samples) == 6
+    (tmp_path / "sample_data").symlink_to(ROOT / "sample_data")
+    for words in on_samples:
+        done = roialign(*words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        for line in done.stdout.splitlines():
+            measured = line.split("  ")[0]  # the setting; times differ
+            assert not line.startswith("7x7,") or measured in text
+    for picture in (ROOT / "docs" / "pictures").iterdir():
+        assert f"pictures/{picture.name}" in text

@@ -57,7 +57,8 @@ def compare(pooled: Tensor, moved: Tensor, own: Exact, centred: Exact) -> Tensor
 
 def _share(change: Tensor, exact: Exact) -> Tensor:
     """The least-squares multiple [K] of the exact step that a change [K, D] is; NaN where there is no step to speak of."""
-    return torch.linalg.vecdot(change, exact.step) / exact.square
+    along: Tensor = torch.linalg.vecdot(change, exact.step)
+    return along / exact.square
 
 
 def samples_per_bin(variant: Variant, layer: Layer, rois: Tensor, levels: Tensor | None) -> Tensor:

@@ -21,7 +21,8 @@ TOLERANCE = 0.01
 SHOWN = {  # on the terminal; the files have all
     "error_mean": ("error", "{:.3%}"),
     "error_p95": ("95th", "{:.2%}"),
-    "alignment_px_mean": ("alignment", "{:.3f} px"),
+    "alignment_px_mean": ("align px", "{:.3f}"),
+    "offset_px_median": ("offset px", "{:+.2f}"),
     "samples_per_bin_mean": ("samples", "{:.1f}"),
     "ms_per_1000": ("ms/1000", "{:.1f}"),
     "probe_accuracy": ("probe", "{:.1%}"),
@@ -144,7 +145,9 @@ def _tell(result: Ablation, folder: Path) -> None:
     best = {choice.setting for choice in result.recommendations}
     rows = [row for row in result.rows if row["class"] == "all"]
     columns = {name: form for name, form in SHOWN.items() if any(row[name] is not None for row in rows)}
-    table = Table("setting", box=None, padding=(0, 2, 0, 0))
+    if all(row["aligned"] for row in rows):
+        columns.pop("offset_px_median", None)  # there is none to speak of
+    table = Table("setting", box=None, padding=(0, 1, 0, 0))
     table.columns[0].no_wrap = True
     for name in columns:
         table.add_column(columns[name][0], justify="right", no_wrap=True)
@@ -158,6 +161,9 @@ def _tell(result: Ablation, folder: Path) -> None:
     for choice in result.recommendations:
         stdout.print(f"\n{choice.geometry}: take {choice.label}", style="bold", highlight=False)
         stdout.print(f"  {choice.reason}", highlight=False)
+    if result.probe:
+        probed = f"{result.probe['boxes']} boxes in {result.probe['classes']} classes"
+        stdout.print(f"\nprobe: {probed}; always the commonest: {result.probe['chance']:.1%}", highlight=False)
     if not result.finished:
         stdout.print(f"\ninterrupted after {result.images} of {result.total_images} images", highlight=False)
     stdout.print(f"\n{count(result.images, 'image')} measured; {folder / 'report.html'}", highlight=False)
