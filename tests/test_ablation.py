@@ -315,6 +315,7 @@ def test_boxes_are_measured_in_parts_as_in_one(monkeypatch: pytest.MonkeyPatch) 
         assert one["alignment_px_mean"] == other["alignment_px_mean"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_what_was_measured_survives(tmp_path: Path, number: int) -> None:

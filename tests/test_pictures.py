@@ -166,6 +166,7 @@ def test_colours_are_those_of_the_data() -> None:
     )  # fewer channels than colours, nothing varies
 
 
+@pytest.mark.slow
 def test_show_an_image(roialign: Run, tmp_path: Path) -> None:
     cat = SAMPLE_IMAGES / "cat.jpg"
     done = roialign("show", cat, SAMPLE_BOXES, *QUICK, "--box", "3", "-o", tmp_path / "cat.png", "--json")
@@ -186,6 +187,7 @@ def test_show_an_image(roialign: Run, tmp_path: Path) -> None:
         assert not (tmp_path / "x.png").exists()
 
 
+@pytest.mark.slow
 def test_show_a_file(roialign: Run, tmp_path: Path) -> None:
     extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", config_name="quickstart")
     extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "mean.h5", config_name="quickstart", reduce="mean", dtype="float16")
