@@ -14,7 +14,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from roialign_cli.errors import ConfigError
 
-BoxesFormat = Literal["auto", "native", "coco"]
+BoxesFormat = Literal[
+    "auto", "native", "jsonl", "coco", "coco-results", "voc", "yolo", "labelme", "csv", "parquet", "npz"
+]
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,12 @@ class Settings:
     reduce: Literal["none", "mean", "max"] = "none"
     resize: str = "backbone"  # backbone (its own choice), none, or SHORT[,MAX]
     clip: bool = False
+    labels: tuple[str, ...] = ()  # of the boxes that are wanted; empty: all
+    min_score: float = 0.0
+    min_size: float = 0.0  # pixels of the shorter side
+    max_boxes: int = 0  # per image; 0: all
+    crowd: bool = True  # whether boxes that COCO calls a crowd are wanted
+    grid: str = ""  # ROWSxCOLUMNS boxes of every image, instead of a box file
     canonical_level: int = 4  # k0 of Eq. 1 of arXiv:1612.03144: the level of a box of canonical_size
     canonical_size: int = 224
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -42,6 +50,10 @@ class Settings:
     workers: int = 0  # 0: by number of cores
     processes: int = 0  # 0: one per device
     boxes_format: BoxesFormat = "auto"
+    columns: str = ""  # of a table, where their names do not say what they are
+    classes: str = ""  # file of YOLO's class names
+    images_json: str = ""  # COCO file that names the images of COCO results
+    voc_origin: Literal[0, 1] = 1  # what the first pixel of a VOC file is called
     on_error: Literal["skip", "stop"] = "skip"
 
     def identity(self) -> dict[str, Any]:
@@ -135,8 +147,8 @@ def _check_keys(values: Mapping[str, object], where: str) -> dict[str, object]:
 
 def _normalise(name: str, value: object) -> object:
     """The forms people write (`7x7`, `a,b`, `800,1333`) as the one form Settings holds."""
-    if name == "layers" and isinstance(value, str):
-        return [layer.strip() for layer in value.split(",") if layer.strip()]
+    if name in ("layers", "labels") and isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
     if name == "output_size" and isinstance(value, int) and not isinstance(value, bool):
         return [value, value]
     if name == "output_size" and isinstance(value, str):
@@ -164,7 +176,19 @@ def _validate(values: dict[str, object]) -> Settings:
         name = place.rstrip("`").split("[")[0]
         found = f", found {values[name]!r}" if name in values else ""
         raise ConfigError("config-value", f"{name or 'settings'}: {reason}{found}") from None
-    least = dict.fromkeys(("sampling_ratio", "batch_size", "workers", "processes", "canonical_level"), 0)
+    least = dict.fromkeys(
+        (
+            "sampling_ratio",
+            "batch_size",
+            "workers",
+            "processes",
+            "canonical_level",
+            "min_score",
+            "min_size",
+            "max_boxes",
+        ),
+        0,
+    )
     least["canonical_size"] = 1
     for name, low in least.items():
         if getattr(settings, name) < low:

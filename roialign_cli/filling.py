@@ -126,8 +126,8 @@ class Filling:
                 self._fail(image, result)
                 continue
             size = (result.shape[0], result.shape[1])
-            if size != batch.size and self.job.settings.clip:
-                found = f"expected (height, width) {batch.size}, to which boxes were clipped, found {size}"
+            if size != batch.size and self.job.plan.sized:
+                found = f"expected (height, width) {batch.size}, by which boxes were made, found {size}"
                 self._fail(image, ImageError("image-size", found))
                 continue
             self.job.plan.sizes[image] = size
@@ -278,7 +278,7 @@ def _writer(job: Job) -> FeatureWriter:
 def _write_done(job: Job, writer: FeatureWriter, image: int) -> None:
     """All rows of an image are on their way; sizes and clipped boxes too, which an earlier run may not have known."""
     writer.rows("images/size", image, job.plan.sizes[image : image + 1])
-    if job.settings.clip:
+    if job.plan.sized:
         first, stop = row_range(job.plan.table.offset, image)
         writer.rows("boxes", first, job.plan.table.boxes[first:stop])
     writer.done(image)

@@ -32,7 +32,7 @@ from roialign_cli.version import __version__
 
 def extract(
     images: str | Path,
-    boxes: str | Path,
+    boxes: str | Path | None,
     output: str | Path,
     *,
     config_name: str | None = None,
@@ -45,7 +45,7 @@ def extract(
 
     Args:
         images: folder of images.
-        boxes: box file naming images relative to that folder.
+        boxes: box file or folder of annotations; None with `grid`.
         output: the feature file to make.
         config_name: a named configuration or the path of a YAML file.
         overwrite: replace an existing output.
@@ -58,7 +58,7 @@ def extract(
     """
     chosen = config.load(config_name, settings)
     with quiet_decoding():
-        plan = plan_run(Path(images), Path(boxes), Path(output), chosen)
+        plan = plan_run(Path(images), None if boxes is None else Path(boxes), Path(output), chosen)
         job = prepare_job(plan, Path(images), Path(output), chosen)
         return run_job(job, overwrite=overwrite, on_progress=on_progress, should_stop=should_stop)
 

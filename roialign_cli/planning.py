@@ -30,17 +30,18 @@ class Batch:
     size: Size
 
 
-def plan_run(folder: Path, boxes: Path, output: Path, settings: Settings) -> Plan:
+def plan_run(folder: Path, boxes: Path | None, output: Path, settings: Settings) -> Plan:
     """Everything that can be checked without the backbone; needs no torch, so that mistakes are told at once."""
     check_space(output, 0)
-    table = read_boxes(boxes, settings.boxes_format)
+    table = read_boxes(boxes, folder, settings)
     return make_plan(folder, table, clip=settings.clip, on_error=settings.on_error)
 
 
 def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str) -> Plan:
     """Look every image up, learn its size from the box file or its header, check the boxes against it.
 
-    A size that the box file states is taken for true until the image is decoded; with clip, it matters, so headers are read.
+    A size that the box file states is taken for true until the image is decoded; where boxes are clipped or relative, it
+    matters, so headers are read.
 
     Images that are missing or unreadable become `problems`; with on_error `stop` the first is raised. A box file none
     of whose images is there is an error in any case.
@@ -50,7 +51,8 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str) -> Pl
     if missing and (on_error == "stop" or len(missing) == len(table.names)):
         raise _missing(folder, missing, listed, len(table.names))
 
-    if table.sizes is not None and not clip:  # stated by the box file: no need to open every image
+    sized = clip or table.shares is not None
+    if table.sizes is not None and not sized:  # stated by the box file: no need to open every image
         absent = set(missing)
         problems = {i: NOT_THERE for i, name in enumerate(table.names) if name in absent}
         sizes = table.sizes.copy()
@@ -59,18 +61,21 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str) -> Pl
         sizes, problems = _read_sizes(folder, table.names, on_error)
     known = np.repeat(sizes, np.diff(table.offset), axis=0)[:, ::-1]  # (width, height) of each row's image
     boxes = table.boxes
+    if table.shares is not None:
+        boxes = (table.shares * np.concatenate([known, known], axis=1)).astype(np.float32)
     readable = known.min(axis=1, initial=1) > 0
     outside = readable & ((boxes[:, :2] < 0) | (boxes[:, 2:] > known)).any(axis=1)
     if clip:
         limits = np.where(readable[:, None], known, np.inf)
         boxes = np.clip(boxes, 0, np.concatenate([limits, limits], axis=1)).astype(np.float32)
     return Plan(
-        table=replace(table, boxes=boxes),
+        table=replace(table, boxes=boxes, shares=None),
         sizes=sizes,
         problems=problems,
         unused_images=len(listed - set(table.names)),
         outside_boxes=int(outside.sum()),
-        empty_boxes=int((boxes[:, 2:] <= boxes[:, :2]).any(axis=1).sum()),
+        empty_boxes=int((readable[:, None] & (boxes[:, 2:] <= boxes[:, :2])).any(axis=1).sum()),
+        sized=sized,
     )
 
 

@@ -16,7 +16,8 @@ class BoxTable:
     """What a box file says: rows offset[i]:offset[i+1] belong to image names[i].
 
     boxes [N, 4] float32. labels and ids are int64 or strings, scores float32; each [N], or None where the file has none.
-    sizes [M, 2] (height, width) of the images, where the file states all of them.
+    sizes [M, 2] (height, width) of the images, where the file states all of them. crowd [N]: COCO's iscrowd. Where
+    boxes are relative to their image, shares [N, 4] float64 has them exactly, and boxes are pixels once sizes are known.
     """
 
     names: tuple[str, ...]
@@ -26,6 +27,8 @@ class BoxTable:
     scores: Floats | None = None
     ids: npt.NDArray[np.generic] | None = None
     sizes: Integers | None = None
+    crowd: npt.NDArray[np.bool_] | None = None
+    shares: npt.NDArray[np.float64] | None = None
     sha256: str = ""
 
 
@@ -34,6 +37,7 @@ class Plan:
     """Everything known before the first image is decoded: which images, which rows, how big.
 
     sizes [M, 2] int64 as (height, width) after EXIF orientation, zeros where an image cannot be read; `problems` says why.
+    `sized`: boxes depend on the sizes, having been clipped or relative.
     """
 
     table: BoxTable
@@ -42,6 +46,7 @@ class Plan:
     unused_images: int
     outside_boxes: int
     empty_boxes: int
+    sized: bool = False
 
     @property
     def images(self) -> int:

@@ -14,6 +14,7 @@ from conftest import ROOT
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes import read_boxes
 
@@ -83,7 +84,7 @@ def test_the_sample_data_says_the_same_in_both_formats() -> None:
     [
         ("", "expected JSON, found"),
         ('{"a": [[1, 2, 3,', "expected JSON, found"),
-        ("[]", "expected a JSON object"),
+        ("[]", "expected a list of COCO results, found an empty one"),
         ('{"a": [[1, 2, NaN, 4]]}', '"a", box 0: expected four finite numbers, found [1.0, 2.0, nan, 4.0]'),
         ('{"a": [[1, 2, 3, 4], [1, 2, 3, Infinity]]}', '"a", box 1: expected four finite numbers'),
         ('{"a": [[1, 2, 3, 1e39]]}', '"a", box 0: expected four finite numbers'),
@@ -125,7 +126,7 @@ def test_xywh_by_mistake_gets_a_hint(tmp_path: Path) -> None:
 
 def test_a_format_can_be_forced(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="expected COCO instances with 'images'"):
-        read_boxes(written(tmp_path, {"a": [[1, 2, 3, 4]]}), "coco")
+        read_boxes(written(tmp_path, {"a": [[1, 2, 3, 4]]}), settings=Settings(boxes_format="coco"))
 
 
 json_values = st.recursive(
@@ -200,6 +201,7 @@ MILLIONS = """
 import json, re, sys, time
 from pathlib import Path
 from roialign_cli import planning
+from roialign_cli.config import Settings
 from roialign_cli.inputs.boxes import read_boxes
 started = time.perf_counter()
 plan = planning.make_plan(Path(sys.argv[2]), read_boxes(Path(sys.argv[1])), clip=False, on_error="skip")

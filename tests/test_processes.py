@@ -77,6 +77,7 @@ def test_fewer_processes_than_devices_and_devices_named_twice_are_refused(tmp_pa
             extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", config_name="quickstart", device=device)
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_is_the_error_of_the_run(tmp_path: Path, roialign: Run) -> None:
     (tmp_path / "im").mkdir()
     for name in ("a.jpg", "b.jpg"):

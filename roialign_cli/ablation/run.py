@@ -57,7 +57,7 @@ class Ablation:
 
 def ablate(
     folder: Path,
-    boxes: Path,
+    boxes: Path | None,
     settings: Settings,
     variants: Sequence[Variant],
     *,
@@ -72,7 +72,7 @@ def ablate(
 
     With `save`, the features of each variant are written to the file it names. Raises RoialignError.
     """
-    plan = make_plan(folder, read_boxes(boxes, settings.boxes_format), clip=settings.clip, on_error=settings.on_error)
+    plan = make_plan(folder, read_boxes(boxes, folder, settings), clip=settings.clip, on_error=settings.on_error)
     device = find_device(settings.device)
     for variant in variants:
         if variant.op == "roi_align":

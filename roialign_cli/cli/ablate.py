@@ -31,8 +31,10 @@ SHOWN = {  # on the terminal; the files have all
 
 def ablate(
     images: options.Images,
-    boxes: options.Boxes,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for tables and report.", show_default=False)],
+    boxes: options.Boxes = None,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for tables and report.", show_default=False)
+    ] = ...,  # type: ignore[assignment]
     vary: Annotated[
         list[str] | None,
         option(
@@ -72,6 +74,17 @@ def ablate(
     device: options.Device = None,
     workers: options.Workers = None,
     boxes_format: options.BoxesFormat = None,
+    columns: options.Columns = None,
+    classes: options.Classes = None,
+    images_json: options.ImagesJson = None,
+    voc_origin: options.VocOrigin = None,
+    labels: options.Labels = None,
+    min_score: options.MinScore = None,
+    min_size: options.MinSize = None,
+    max_boxes: options.MaxBoxes = None,
+    crowd: options.Crowd = None,
+    whole_image: options.WholeImage = False,
+    grid: options.Grid = None,
     on_error: options.OnError = None,
     overwrite: options.Overwrite = False,
     json: options.AsJson = False,
@@ -88,6 +101,9 @@ def ablate(
         "output_size": output_size, "sampling_ratio": sampling_ratio, "aligned": aligned, "mode": mode, "clip": clip,
         "kernel": kernel, "dtype": dtype, "device": device, "workers": workers, "compile": compile_,
         "boxes_format": boxes_format, "on_error": on_error,
+        "columns": columns, "classes": classes, "images_json": images_json, "voc_origin": voc_origin, "labels": labels,
+        "min_score": min_score, "min_size": min_size, "max_boxes": max_boxes, "crowd": crowd,
+        "grid": "1x1" if whole_image else grid,
     }  # fmt: skip
     from roialign_cli.ablation.grid import make_grid, parse_vary
 

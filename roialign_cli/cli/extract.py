@@ -22,8 +22,8 @@ INTERRUPTED, SOME_FAILED = 130, ImagesFailedError.exit_code
 
 def extract(
     images: options.Images,
-    boxes: options.Boxes,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Feature file to write.", show_default=False)],
+    boxes: options.Boxes = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Feature file to write.", show_default=False)] = ...,  # type: ignore[assignment]
     config: options.Config = None,
     backbone: options.Backbone = None,
     weights: options.Weights = None,
@@ -48,6 +48,17 @@ def extract(
     batch_size: Annotated[int | None, option("Images of one size at a time.", default="by size", panel=RUN)] = None,
     workers: options.Workers = None,
     boxes_format: options.BoxesFormat = None,
+    columns: options.Columns = None,
+    classes: options.Classes = None,
+    images_json: options.ImagesJson = None,
+    voc_origin: options.VocOrigin = None,
+    labels: options.Labels = None,
+    min_score: options.MinScore = None,
+    min_size: options.MinSize = None,
+    max_boxes: options.MaxBoxes = None,
+    crowd: options.Crowd = None,
+    whole_image: options.WholeImage = False,
+    grid: options.Grid = None,
     on_error: options.OnError = None,
     overwrite: options.Overwrite = False,
     dry_run: Annotated[bool, option("Check and plan only; write nothing.", "--dry-run", panel=RUN)] = False,
@@ -64,6 +75,9 @@ def extract(
         "output_size": output_size, "sampling_ratio": sampling_ratio, "aligned": aligned, "mode": mode,
         "reduce": reduce, "clip": clip, "kernel": kernel, "dtype": dtype, "device": device, "batch_size": batch_size,
         "workers": workers, "processes": processes, "compile": compile_, "boxes_format": boxes_format, "on_error": on_error,
+        "columns": columns, "classes": classes, "images_json": images_json, "voc_origin": voc_origin, "labels": labels,
+        "min_score": min_score, "min_size": min_size, "max_boxes": max_boxes, "crowd": crowd,
+        "grid": "1x1" if whole_image else grid,
     }  # fmt: skip
     settings = load(config, given)  # a wrong option is told before torch is loaded
     from roialign_cli.cli.console import print_json

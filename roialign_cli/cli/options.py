@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
+from roialign_cli.config import BoxesFormat as Formats
 from roialign_cli.config import Settings
 
 DEFAULTS = Settings()
 BINS = "x".join(map(str, DEFAULTS.output_size))
-MODEL, POOLING, RUN = "Backbone", "RoI Align", "Run"
+MODEL, POOLING, BOXES, RUN = "Backbone", "RoI Align", "Boxes", "Run"
 
 
 def option(help_text: str, *names: str, panel: str, default: object = None) -> Any:
@@ -21,7 +22,13 @@ def option(help_text: str, *names: str, panel: str, default: object = None) -> A
 
 
 Images = Annotated[Path, typer.Argument(help="Folder of images, searched with its subfolders.", show_default=False)]
-Boxes = Annotated[Path, typer.Argument(help="Box file: native JSON or COCO instances JSON.", show_default=False)]
+Boxes = Annotated[
+    Path | None,
+    typer.Argument(
+        help="Box file or folder: native JSON or JSON Lines, COCO instances or results, VOC, YOLO, LabelMe, CSV, Parquet, npz.",
+        show_default=False,
+    ),
+]
 
 Config = Annotated[str | None, option("Named configuration or YAML file.", "-c", "--config", panel=MODEL)]
 Backbone = Annotated[str | None, option("Name, see `roialign backbones`.", default=DEFAULTS.backbone, panel=MODEL)]
@@ -55,7 +62,29 @@ Kernel = Annotated[str | None, option("auto, cpu, cuda or torchvision.", default
 Dtype = Annotated[str | None, option("As stored: float32 or float16.", default=DEFAULTS.dtype, panel=RUN)]
 Device = Annotated[str | None, option("auto, cpu, cuda or cuda:N.", default=DEFAULTS.device, panel=RUN)]
 Workers = Annotated[int | None, option("Decoding threads.", default="one per core", panel=RUN)]
-BoxesFormat = Annotated[str | None, option("auto, native or coco.", default=DEFAULTS.boxes_format, panel=RUN)]
+BoxesFormat = Annotated[
+    str | None, option(f"{', '.join(get_args(Formats))}.", default=DEFAULTS.boxes_format, panel=BOXES)
+]
+Columns = Annotated[
+    str | None,
+    option("Of a table: image=File,x1=Left,...,units=pixels or relative.", default="by their names", panel=BOXES),
+]
+Classes = Annotated[str | None, option("YOLO's class names.", default="found beside the labels", panel=BOXES)]
+ImagesJson = Annotated[
+    str | None, option("COCO file that names the images of COCO results.", default="images named by id", panel=BOXES)
+]
+VocOrigin = Annotated[
+    int | None, option("What a VOC file calls the first pixel: 1 or 0.", default=DEFAULTS.voc_origin, panel=BOXES)
+]
+Labels = Annotated[str | None, option("Only boxes with these labels: cat,dog.", panel=BOXES)]
+MinScore = Annotated[float | None, option("Only boxes of at least this score.", panel=BOXES)]
+MinSize = Annotated[float | None, option("Only boxes whose shorter side has so many pixels.", panel=BOXES)]
+MaxBoxes = Annotated[int | None, option("At most so many per image, those with the highest scores.", panel=BOXES)]
+Crowd = Annotated[
+    bool | None, option("Whether COCO's crowds count.", "--crowd/--no-crowd", default="crowd", panel=BOXES)
+]
+WholeImage = Annotated[bool, option("No box file: one box per image, all of it.", "--whole-image", panel=BOXES)]
+Grid = Annotated[str | None, option("No box file: ROWSxCOLUMNS equal boxes per image.", panel=BOXES)]
 OnError = Annotated[
     str | None, option("Images that fail: skip (and record) or stop.", default=DEFAULTS.on_error, panel=RUN)
 ]

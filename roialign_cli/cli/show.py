@@ -92,7 +92,7 @@ def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str
     from roialign_cli.inputs.boxes import read_boxes
     from roialign_cli.inputs.images import ImageError, decode, quiet_decoding
 
-    table = read_boxes(boxes, settings.boxes_format)
+    table = read_boxes(boxes, image.parent, settings)
     index = _find(image, boxes, table)
     first, stop = int(table.offset[index]), int(table.offset[index + 1])
     if not 0 <= box < stop - first:
@@ -104,6 +104,7 @@ def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str
             pixels = decode(image)
     except ImageError as error:
         raise error.of(str(image)) from None
+    import numpy as np
     import torch
 
     from roialign_cli.backbones import load_backbone
@@ -115,6 +116,9 @@ def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str
     loaded = load_backbone(settings)
     loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     of_image = table.boxes[first:stop]
+    if table.shares is not None:
+        height, width = pixels.shape[:2]
+        of_image = (table.shares[first:stop] * np.array([width, height, width, height])).astype(np.float32)
     view = make_views(pixels, of_image, loaded, settings, device)[-1]
     labels = None if table.labels is None else [str(label) for label in table.labels[first:stop]]
     figure = draw_overlay(pixels, of_image, labels, view, box, settings, colour)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -12,47 +13,107 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from roialign_cli.config import BoxesFormat
-from roialign_cli.errors import InputError
-from roialign_cli.inputs.boxes import coco, native
-from roialign_cli.inputs.boxes.common import bad
+from roialign_cli.config import Settings
+from roialign_cli.errors import ConfigError, InputError
+from roialign_cli.inputs.boxes import coco, coco_results, columns, grid, jsonl, labelme, native, npz, voc, yolo
+from roialign_cli.inputs.boxes.common import Source, bad
+from roialign_cli.inputs.boxes.names import ImageNames
+from roialign_cli.inputs.boxes.select import select
 from roialign_cli.structures import BoxTable
 
-Reader = Callable[[str, Mapping[str, msgspec.Raw]], BoxTable]
-READERS: dict[str, Reader] = {"native": native.read, "coco": coco.read}
+READERS: dict[str, Callable[[Source], BoxTable]] = {
+    "native": lambda source: native.read(str(source.path), top_level(source.path)),
+    "jsonl": jsonl.read,
+    "coco": lambda source: coco.read(str(source.path), top_level(source.path)),
+    "coco-results": coco_results.read,
+    "voc": voc.read,
+    "yolo": yolo.read,
+    "labelme": labelme.read,
+    "csv": columns.read_csv,
+    "parquet": columns.read_parquet,
+    "npz": npz.read,
+}
+SUFFIXES = {
+    ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".xml": "voc",
+    ".npz": "npz", ".txt": "yolo",
+}  # fmt: skip
+IN_FOLDERS = {".xml": "voc", ".json": "labelme", ".npz": "npz", ".txt": "yolo"}
 
 
-def read_boxes(path: Path, boxes_format: BoxesFormat = "auto") -> BoxTable:
-    """Read and validate a box file.
+def read_boxes(path: Path | None, folder: Path | None = None, settings: Settings | None = None) -> BoxTable:
+    """Read, select and validate the boxes of a file, or of a folder of annotations; of `grid`, without any.
 
-    Raises InputError naming file, image, index and value.
+    `folder` has the images, whose names some formats only hint at. Raises InputError naming file, image, index and value.
     """
+    settings = settings or Settings()
+    images = ImageNames(folder)
+    if settings.grid:
+        if path is not None:
+            raise ConfigError("config-value", f"grid: expected no box file beside it, found {path}")
+        return select("grid", grid.make(settings.grid, images), settings)
+    if path is None:
+        raise ConfigError("config-value", "expected a box file, found none", "or --whole-image, or --grid 3x3")
+    if not path.exists():
+        raise InputError("boxes-missing", f"{path}: expected a box file, found: No such file or directory")
+    source = Source(path, images, settings)
+    found = settings.boxes_format if settings.boxes_format != "auto" else recognise(path)
     try:
-        content = path.read_bytes()
+        table = READERS[found](source)
     except OSError as error:
-        hint = (
-            "a box file is JSON, native or COCO instances; folders of annotations are not read yet"
-            if path.is_dir()
-            else ""
-        )
-        raise InputError("boxes-missing", f"{path}: expected a box file, found: {error.strerror}", hint) from None
-    keys = _top_level(path, content)
-    found = "coco" if "annotations" in keys and "images" in keys else "native"
-    table = READERS[found if boxes_format == "auto" else boxes_format](str(path), keys)
+        raise InputError("boxes-missing", f"{path}: expected a box file, found: {error.strerror or error}") from None
     _check_names(str(path), table)
-    _check_values(str(path), table, found if boxes_format == "auto" else boxes_format)
-    return replace(table, sha256=hashlib.sha256(content).hexdigest())
+    _check_values(str(path), table, found)
+    return replace(select(str(path), table, settings), sha256=_digest(path, settings))
 
 
-def _top_level(path: Path, content: bytes) -> dict[str, Any]:
+def recognise(path: Path) -> str:
+    """The name of the format of a file or folder, by its suffix or content."""
+    if path.is_dir():
+        counts = Counter(file.suffix.lower() for file in path.rglob("*") if file.suffix.lower() in IN_FOLDERS)
+        if not counts:
+            expected = "expected a folder of VOC .xml, YOLO .txt, LabelMe .json or .npz files"
+            raise bad(path, f"{expected}, found none of them")
+        return IN_FOLDERS[counts.most_common(1)[0][0]]
+    if path.suffix.lower() in SUFFIXES:
+        return SUFFIXES[path.suffix.lower()]
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except OSError as error:
+        raise InputError("boxes-missing", f"{path}: expected a box file, found: {error.strerror}") from None
+    if start[:1] == b"[":
+        return "coco-results"
+    if start[:1] == b"<":
+        return "voc"
+    keys = top_level(path)
+    if "annotations" in keys and "images" in keys:
+        return "coco"
+    return "labelme" if "shapes" in keys else "native"
+
+
+def _digest(path: Path, settings: Settings) -> str:
+    """Of all that was read, and how: a run goes on only with the same boxes."""
+    digest = hashlib.sha256()
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IN_FOLDERS) if path.is_dir() else [path]
+    for file in files:
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode("utf-8", "surrogateescape") + b"\0")
+        digest.update(file.read_bytes())
+    for extra in (settings.classes, settings.images_json):
+        if extra:
+            digest.update(Path(extra).read_bytes())
+    if settings.columns or settings.voc_origin != Settings.voc_origin:
+        digest.update(f"{settings.columns} {settings.voc_origin}".encode())
+    return digest.hexdigest()
+
+
+def top_level(path: Path) -> dict[str, Any]:
     """The values of the outermost JSON object, not yet decoded."""
+    content = path.read_bytes()
     try:
         return msgspec.json.decode(content, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
-        hint = (
-            "a list at the outermost level may be COCO results, which are not read yet" if content[:1] == b"[" else ""
-        )
-        raise bad(path, "expected a JSON object: image names with boxes, or COCO instances", hint) from None
+        raise bad(path, "expected a JSON object: image names with boxes, or COCO instances") from None
     except msgspec.DecodeError as error:
         return _with_nan(path, content, str(error))
 
@@ -62,11 +123,8 @@ def _with_nan(path: Path, content: bytes, reason: str) -> dict[str, Any]:
     try:
         parsed = json.loads(content, parse_constant=lambda name: f"\0{name}")
     except (ValueError, RecursionError):
-        raise bad(
-            path,
-            f"expected JSON, found: {reason}",
-            "a box file is JSON, native or COCO instances; other formats are not read yet",
-        ) from None
+        hint = "--boxes-format says which format it is; see the box formats in the docs"
+        raise bad(path, f"expected JSON, found: {reason}", hint) from None
     if not isinstance(parsed, dict):
         raise bad(path, "expected a JSON object: image names with boxes, or COCO instances")
     return {name: msgspec.Raw(json.dumps(value).encode()) for name, value in parsed.items()}
@@ -93,7 +151,7 @@ def _check_values(path: str, table: BoxTable, boxes_format: str) -> None:
     if not np.isfinite(boxes[row]).all():
         raise InputError("box-not-finite", f"{where}: expected four finite numbers, found [{x1}, {y1}, {x2}, {y2}]")
     axis, low, high = ("x", x1, x2) if x2 < x1 else ("y", y1, y2)
-    if boxes_format == "coco":
+    if boxes_format.startswith("coco"):
         side = "width" if axis == "x" else "height"
         raise InputError("box-outside-format", f"{where}: {side} must not be negative, got {side}={high - low:.7g}")
     raise InputError(

@@ -38,6 +38,7 @@ class Annotation(msgspec.Struct, gc=False):
     category_id: int | None = None
     id: int | str | None = None
     score: float | None = None
+    iscrowd: int = 0
 
 
 class Category(msgspec.Struct):
@@ -74,6 +75,7 @@ def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
         ids=_ordered([part.id for part in parts], row),
         boxes=_gather([part.boxes for part in parts], row),
         sizes=sizes,
+        crowd=_gather([part.crowd for part in parts], row),
     )
 
 
@@ -99,6 +101,7 @@ class Columns:
     category: Column | None
     score: Column | None
     id: Column | None
+    crowd: npt.NDArray[np.bool_]
 
 
 def _columns(path: str, first: int, annotations: list[Annotation], place: Mapping[int | str, int]) -> Columns:
@@ -118,6 +121,7 @@ def _columns(path: str, first: int, annotations: list[Annotation], place: Mappin
         category=_column([annotation.category_id for annotation in annotations]),
         score=_column([annotation.score for annotation in annotations]),
         id=_column([annotation.id for annotation in annotations]),
+        crowd=np.array([annotation.iscrowd != 0 for annotation in annotations], np.bool_),
     )
 
 

@@ -1,0 +1,50 @@
+"""npz, a file per image: `bbox` [n, 4] as x1, y1, x2, y2 in pixels, what bottom-up-attention's tools write; no pickles."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from roialign_cli.inputs.boxes.common import Entry, Source, bad, table_of
+from roialign_cli.structures import BoxTable
+
+NAMES = ("bbox", "boxes")
+
+
+def read(source: Source) -> BoxTable:
+    """Files in order of their names: a.npz or a.jpg.npz for a.jpg; `scores` or `conf`, `labels` or `classes` if there."""
+    entries = []
+    for path in source.files(".npz"):
+        inside = path.relative_to(source.path) if source.path.is_dir() else Path(path.name)
+        stem = inside.with_suffix("").as_posix()
+        image = stem if stem in source.images.all else source.images.of_stem(stem) or f"{stem}.jpg"
+        entries.append(_file(path, image))
+    return table_of(source, entries)
+
+
+def _file(path: Path, image: str) -> Entry:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            boxes = next((arrays[name] for name in NAMES if name in arrays.files), None)
+            scores, labels = (
+                next((arrays[name] for name in names if name in arrays.files), None)
+                for names in (("scores", "conf"), ("labels", "classes"))
+            )
+            found = ", ".join(arrays.files)
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError, NotImplementedError, SyntaxError) as error:
+        raise bad(path, f"expected an npz file of plain arrays, found: {error}") from None
+    except Exception as error:  # zlib and the header parser raise whatever they like
+        raise bad(path, f"expected an npz file of plain arrays, found: {type(error).__name__}: {error}") from None
+    if boxes is None:
+        raise bad(path, f"expected an array bbox, found {found or 'none'}")
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "fiu":
+        raise bad(path, f"bbox: expected numbers [n, 4], found {boxes.dtype} {list(boxes.shape)}")
+    for name, values, kinds in (("scores", scores, "fiu"), ("labels", labels, "iuUS")):
+        if values is not None and (values.shape != (len(boxes),) or values.dtype.kind not in kinds):
+            raise bad(path, f"{name}: expected [{len(boxes)}], found {values.dtype} {list(values.shape)}")
+    if labels is not None and labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "replace")
+    kept = None if labels is None else labels.tolist()
+    return Entry(image, boxes.astype(np.float64), kept, None if scores is None else scores.astype(np.float64).tolist())
