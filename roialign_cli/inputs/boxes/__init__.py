@@ -56,9 +56,11 @@ def read_boxes(path: Path | None, folder: Path | None = None, settings: Settings
     if not path.exists():
         raise InputError("boxes-missing", f"{path}: expected a box file, found: No such file or directory")
     source = Source(path, images, settings)
-    found = settings.boxes_format if settings.boxes_format != "auto" else recognise(path)
     try:
+        found = settings.boxes_format if settings.boxes_format != "auto" else recognise(path)
         table = READERS[found](source)
+    except UnicodeDecodeError as error:
+        raise bad(path, f"expected text in UTF-8, found: {error.reason} at byte {error.start}") from None
     except OSError as error:
         raise InputError("boxes-missing", f"{path}: expected a box file, found: {error.strerror or error}") from None
     _check_names(str(path), table)
@@ -76,11 +78,8 @@ def recognise(path: Path) -> str:
         return IN_FOLDERS[counts.most_common(1)[0][0]]
     if path.suffix.lower() in SUFFIXES:
         return SUFFIXES[path.suffix.lower()]
-    try:
-        with path.open("rb") as file:
-            start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
-    except OSError as error:
-        raise InputError("boxes-missing", f"{path}: expected a box file, found: {error.strerror}") from None
+    with path.open("rb") as file:
+        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
     if start[:1] == b"[":
         return "coco-results"
     if start[:1] == b"<":
