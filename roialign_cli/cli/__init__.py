@@ -9,6 +9,7 @@ import typer
 from roialign_cli.cli.ablate import ablate
 from roialign_cli.cli.backbones import backbones
 from roialign_cli.cli.bench import bench
+from roialign_cli.cli.boxes import boxes
 from roialign_cli.cli.doctor import doctor
 from roialign_cli.cli.explain import explain
 from roialign_cli.cli.extract import extract
@@ -26,7 +27,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (extract, ablate, show, explain, inspect, verify, backbones, bench, doctor):
+for command in (extract, ablate, show, explain, boxes, inspect, verify, backbones, bench, doctor):
     app.command()(command)
 
 
