@@ -12,6 +12,7 @@ from roialign_cli.cli.bench import bench
 from roialign_cli.cli.boxes import boxes
 from roialign_cli.cli.doctor import doctor
 from roialign_cli.cli.explain import explain
+from roialign_cli.cli.export import export
 from roialign_cli.cli.extract import extract
 from roialign_cli.cli.inspect import inspect
 from roialign_cli.cli.show import show
@@ -27,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (extract, ablate, show, explain, boxes, inspect, verify, backbones, bench, doctor):
+for command in (extract, ablate, show, explain, boxes, inspect, verify, export, backbones, bench, doctor):
     app.command()(command)
 
 

@@ -105,8 +105,9 @@ class FeatureFile(Mapping[str, Regions]):
             raise OutputError("image-not-done", f'{self.path}: "{name}": {STATUS_NAMES[status]}: {reason}')
         rows = self.rows(name)
         columns = {key: self._map(key)[rows] for key in ("labels", "scores", "ids", "levels") if key in self.places}
-        if "labels" in columns and columns["labels"].dtype.kind == "S":
-            columns["labels"] = np.char.decode(columns["labels"], "utf-8")
+        for key, values in columns.items():
+            if values.dtype.kind == "S":
+                columns[key] = np.char.decode(values, "utf-8")
         by_layer = {layer: self.features(layer)[rows] for layer in self.layers}
         return Regions(
             name=name,

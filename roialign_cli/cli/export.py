@@ -1,0 +1,55 @@
+"""`roialign export`: a feature file in the form that other tools read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from roialign_cli.cli.extract import SOME_FAILED
+
+
+def export(
+    file: Annotated[Path, typer.Argument(help="Feature file.", show_default=False)],
+    output: Annotated[Path, typer.Option("-o", "--output", help="File or folder to write.", show_default=False)],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="npz, pt (a file per image), lmdb, tsv (bottom-up-attention's), parquet, h5-groups, h5 (chunked)."
+        ),
+    ] = "npz",
+    compression: Annotated[
+        str, typer.Option(help="Of h5: gzip, zstd, blosc2; npz: gzip; parquet: gzip, zstd.")
+    ] = "none",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """Write the features of all images that are done in another form; a few images at a time, whole or not at all.
+
+    Exit codes: 0 all images; 7 those that failed or are pending are left out.
+
+    Example: roialign export features.h5 --to npz -o features/
+    """
+    from rich.progress import Progress
+
+    from roialign_cli.cli.console import count, print_json, stderr, stdout
+    from roialign_cli.export import export as run
+    from roialign_cli.store import FeatureFile
+
+    with FeatureFile(file) as features, Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+        task = bar.add_task("exporting", total=len(features))
+        result = run(
+            features, output, to, compression=compression, overwrite=overwrite,
+            on_image=lambda done: bar.update(task, completed=done),
+        )  # fmt: skip
+    if json:
+        print_json(asdict(result))
+    else:
+        stdout.print(
+            f"{output}: {count(result.images, 'image')}, {count(result.boxes, 'box')}", highlight=False, markup=False
+        )
+    if result.left_out:
+        stderr.print(f"warning: {count(result.left_out, 'image')} failed or pending: left out", highlight=False)
+        raise typer.Exit(SOME_FAILED)

@@ -1,0 +1,91 @@
+"""Feature files in the forms that training code reads; one small module per form."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from roialign_cli.errors import ConfigError, OutputError
+from roialign_cli.store.reader import FeatureFile, Regions
+from roialign_cli.store.schema import DONE
+
+FOLDERS = ("npz", "pt", "lmdb")  # the others are one file
+FORMS = (*FOLDERS, "tsv", "parquet", "h5-groups", "h5")
+COMPRESSIONS = ("none", "gzip", "zstd", "blosc2")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and how many images were left out because they have no features."""
+
+    output: str
+    images: int
+    boxes: int
+    left_out: int
+
+
+def export(
+    file: FeatureFile,
+    output: Path,
+    form: str,
+    *,
+    compression: str = "none",
+    overwrite: bool = False,
+    on_image: Callable[[int], None] = lambda _: None,
+) -> Exported:
+    """Write all images that are done; a few at a time, and under another name until all of it is there.
+
+    Raises ConfigError: no such form or compression; OutputError: it cannot be written, or is there already.
+    """
+    if form not in FORMS:
+        raise ConfigError("config-value", f"to: expected one of {', '.join(FORMS)}, found {form!r}")
+    allowed = {"h5": COMPRESSIONS, "npz": ("none", "gzip"), "parquet": ("none", "gzip", "zstd")}.get(form, ("none",))
+    if compression not in allowed:
+        expected = f"expected one of {', '.join(allowed)} for {form}"
+        raise ConfigError("config-value", f"compression: {expected}, found {compression!r}")
+    if output.exists() and not overwrite:
+        raise OutputError("output-exists", f"{output}: expected nothing there", "choose another -o, or --overwrite")
+    writer = _writer(form)
+    status = file.status
+    names = [name for name, value in zip(file.names, status.tolist(), strict=True) if value == DONE]
+    partial = output.with_name(output.name + ".partial")
+    try:
+        _remove(partial)
+        if form in FOLDERS:
+            partial.mkdir()
+        writer(file, names, _counted(file, names, on_image), partial, compression)
+        _remove(output)
+        partial.replace(output)
+    except OSError as error:
+        raise OutputError("output-write", f"{output}: cannot be written: {error.strerror or error}") from None
+    boxes = sum(file.rows(name).stop - file.rows(name).start for name in names)
+    return Exported(str(output), len(names), boxes, len(status) - len(names))
+
+
+Writer = Callable[[FeatureFile, Sequence[str], Iterator[Regions], Path, str], None]
+
+
+def _writer(form: str) -> Writer:
+    """The module of a form; what it needs is loaded only now, as not everybody has it."""
+    from roialign_cli.export import arrays, hdf5, rows
+
+    writers: dict[str, Writer] = {
+        "npz": arrays.write_npz, "pt": arrays.write_pt, "lmdb": arrays.write_lmdb, "tsv": rows.write_tsv,
+        "parquet": rows.write_parquet, "h5-groups": hdf5.write_groups, "h5": hdf5.write_chunked,
+    }  # fmt: skip
+    return writers[form]
+
+
+def _counted(file: FeatureFile, names: Sequence[str], on_image: Callable[[int], None]) -> Iterator[Regions]:
+    for done, name in enumerate(names, 1):
+        yield file[name]
+        on_image(done)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,79 @@
+"""A set of arrays per image: npz with bottom-up-attention's keys, torch files, and LMDB.
+
+`x` [n, ...] features (`x_<layer>` where several layers are tapped), `bbox` [n, 4], `num_bbox`, `image_h`, `image_w`, and
+`labels`, `scores`, `ids` where the file has them. A file is called as its image, suffix and all, so that no two collide.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roialign_cli.errors import OutputError
+from roialign_cli.store.reader import FeatureFile, Regions
+
+MAP_BYTES = 1 << 40  # of address space, not of disk, that LMDB may come to use
+
+
+def arrays_of(regions: Regions) -> dict[str, Any]:
+    """What is known of an image as arrays."""
+    features = regions.features if isinstance(regions.features, Mapping) else {"": regions.features}
+    found: dict[str, Any] = {f"x_{layer}" if layer else "x": np.array(values) for layer, values in features.items()}
+    height, width = regions.size
+    found |= {"bbox": np.array(regions.boxes), "num_bbox": len(regions), "image_h": height, "image_w": width}
+    for name in ("labels", "scores", "ids"):
+        column = getattr(regions, name)
+        if column is not None:
+            found[name] = np.array(column)
+    return found
+
+
+def write_npz(_: FeatureFile, __: Sequence[str], images: Iterator[Regions], folder: Path, compression: str) -> None:
+    """<folder>/<image>.npz."""
+    save = np.savez if compression == "none" else np.savez_compressed
+    for regions in images:
+        save(_place(folder, regions.name, ".npz"), **arrays_of(regions))
+
+
+def write_pt(_: FeatureFile, __: Sequence[str], images: Iterator[Regions], folder: Path, ___: str) -> None:
+    """<folder>/<image>.pt: tensors, numbers and lists of strings, which `torch.load(weights_only=True)` reads."""
+    import torch
+
+    for regions in images:
+        found = arrays_of(regions)
+        for name, value in found.items():
+            if isinstance(value, np.ndarray):
+                found[name] = value.tolist() if value.dtype.kind == "U" else torch.from_numpy(value)
+        torch.save(found, _place(folder, regions.name, ".pt"))
+
+
+def write_lmdb(_: FeatureFile, names: Sequence[str], images: Iterator[Regions], folder: Path, __: str) -> None:
+    """An environment of npz bytes by image name, and under `keys` the names as JSON."""
+    try:
+        import lmdb
+    except ImportError:
+        raise OutputError("export-extra", "lmdb: expected the package lmdb, found none", "pip install lmdb") from None
+    environment = lmdb.open(str(folder), map_size=MAP_BYTES)
+    try:
+        for regions in images:
+            buffer = io.BytesIO()
+            np.savez(buffer, **arrays_of(regions))
+            with environment.begin(write=True) as transaction:
+                transaction.put(regions.name.encode(), buffer.getvalue())
+        with environment.begin(write=True) as transaction:
+            transaction.put(b"keys", json.dumps(list(names)).encode())
+    except lmdb.Error as error:
+        raise OutputError("output-write", f"{folder}: cannot be written: {error}") from None
+    finally:
+        environment.close()
+
+
+def _place(folder: Path, name: str, suffix: str) -> Path:
+    path = folder / f"{name}{suffix}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path

@@ -1,0 +1,78 @@
+"""HDF5 in other arrangements: a group per image, and the same datasets as a feature file, chunked and compressed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from roialign_cli.errors import OutputError
+from roialign_cli.store.reader import FeatureFile, Regions
+from roialign_cli.store.schema import encode, features_path
+
+CHUNK_BYTES = 1 << 20
+
+
+def write_groups(file: FeatureFile, _: Sequence[str], images: Iterator[Regions], path: Path, __: str) -> None:
+    """/<image>/features, boxes, labels, ...; a folder in an image's name is a group, too."""
+    with h5py.File(path, "w", track_order=True) as output:
+        output.attrs.update(file.attributes)
+        for regions in images:
+            group = output.create_group(regions.name)
+            layers = regions.features if isinstance(regions.features, Mapping) else {"features": regions.features}
+            columns = {name: getattr(regions, name) for name in ("boxes", "labels", "scores", "ids")}
+            for name, values in {**layers, **columns}.items():
+                if values is not None:
+                    stored = values.astype(h5py.string_dtype()) if values.dtype.kind == "U" else np.array(values)
+                    group.create_dataset(name, data=stored)
+            group.attrs["size"] = regions.size
+
+
+def write_chunked(
+    file: FeatureFile, names: Sequence[str], images: Iterator[Regions], path: Path, compression: str
+) -> None:
+    """The datasets of a feature file, of the images that are done only: /features, /boxes, /images/name, /images/offset."""
+    filters = _filters(compression)
+    counts = [file.rows(name).stop - file.rows(name).start for name in names]
+    layers = {features_path(layer, len(file.layers)): file.features(layer) for layer in file.layers}
+    columns = {
+        name: file.dataset(name) for name in ("boxes", "labels", "scores", "ids", "levels") if name in file.places
+    }
+    with h5py.File(path, "w") as output:
+        output.attrs.update({**file.attributes, "format": "roialign-features-compressed"})
+        output["images/name"] = encode(list(names))
+        output["images/offset"] = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+        output["images/size"] = np.array([file[name].size for name in names], np.int64).reshape(-1, 2)
+        made: dict[str, Any] = {}
+        for name, values in {**layers, **columns}.items():
+            shape = (sum(counts), *values.shape[1:])
+            row = max(1, math.prod(values.shape[1:]) * values.dtype.itemsize)
+            chunk = (min(max(1, CHUNK_BYTES // row), max(1, shape[0])), *values.shape[1:])
+            options = {"chunks": chunk, **filters} if name in layers and shape[0] else {}
+            made[name] = output.create_dataset(name, shape, values.dtype, **options)
+        first = 0
+        for regions in images:
+            rows = file.rows(regions.name)
+            for name, values in {**layers, **columns}.items():
+                if len(regions):
+                    made[name][first : first + len(regions)] = values[rows]
+            first += len(regions)
+
+
+def _filters(compression: str) -> dict[str, Any]:
+    if compression == "none":
+        return {}
+    if compression == "gzip":
+        return {"compression": "gzip", "compression_opts": 4, "shuffle": True}
+    try:
+        import hdf5plugin
+    except ImportError:
+        hint = "pip install 'roialign[compress]'"
+        message = f"{compression}: expected the package hdf5plugin, found none"
+        raise OutputError("export-extra", message, hint) from None
+    made = hdf5plugin.Zstd() if compression == "zstd" else hdf5plugin.Blosc2(cname="zstd")
+    return dict(made)
