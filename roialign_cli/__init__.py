@@ -13,10 +13,16 @@ if TYPE_CHECKING:
     from roialign_cli.ops import roi_align
     from roialign_cli.pipeline import extract
     from roialign_cli.store import FeatureFile
+    from roialign_cli.store.datasets import collate
 
-__all__ = ["FeatureFile", "__version__", "extract", "roi_align"]
+__all__ = ["FeatureFile", "__version__", "collate", "extract", "roi_align"]
 
-_HOMES = {"FeatureFile": "roialign_cli.store", "extract": "roialign_cli.pipeline", "roi_align": "roialign_cli.ops"}
+_HOMES = {
+    "FeatureFile": "roialign_cli.store",
+    "collate": "roialign_cli.store.datasets",
+    "extract": "roialign_cli.pipeline",
+    "roi_align": "roialign_cli.ops",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -8,13 +8,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
 from roialign_cli.store.schema import DONE, STATUS_NAMES, Place, features_path, open_file, places
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from roialign_cli.store.datasets import ImageDataset, RowDataset
 
 Array = npt.NDArray[Any]
 
@@ -125,6 +130,37 @@ class FeatureFile(Mapping[str, Regions]):
 
     def __contains__(self, name: object) -> bool:
         return name in self._index
+
+    def as_dataset(self) -> ImageDataset:
+        """A torch dataset over the images that are done; safe with fork and spawn workers, see `collate`."""
+        from roialign_cli.store.datasets import ImageDataset
+
+        return ImageDataset(self.path)
+
+    def as_row_dataset(self) -> RowDataset:
+        """A torch dataset over the boxes of the images that are done."""
+        from roialign_cli.store.datasets import RowDataset
+
+        return RowDataset(self.path)
+
+    def to_pandas(self) -> DataFrame:
+        """A row per box, all but its features: image, status, x1, y1, x2, y2, label, score, id, level; needs pandas."""
+        import pandas
+
+        owner = np.repeat(np.arange(len(self.names)), np.diff(self.offset))
+        columns: dict[str, Any] = {
+            "image": np.array(self.names, object)[owner],
+            "status": np.array(STATUS_NAMES, object)[self.status[owner]],
+        }
+        columns |= {name: np.array(self._map("boxes")[:, i]) for i, name in enumerate(("x1", "y1", "x2", "y2"))}
+        for name in ("labels", "scores", "ids", "levels"):
+            if name in self.places:
+                values = np.array(self._map(name))
+                columns[name[:-1]] = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
+        return pandas.DataFrame(columns)
+
+    def __reduce__(self) -> tuple[type[FeatureFile], tuple[Path]]:
+        return FeatureFile, (self.path,)  # to another process goes the path, not what is mapped
 
     def close(self) -> None:
         """Let go of the mapped file; arrays already taken from it stay valid."""
