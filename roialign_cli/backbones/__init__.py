@@ -31,10 +31,14 @@ def load_backbone(settings: Settings) -> Backbone:
 
     Raises BackboneError: unknown name or layer, weights that cannot be had or do not fit.
     """
+    from roialign_cli.backbones import own
+
     if settings.backbone == "gabor":
         from roialign_cli.backbones import gabor
 
         return gabor.load(settings)
+    if own.is_own(settings.backbone):
+        return own.load(settings)
     from roialign_cli.backbones import torchvision
 
     return torchvision.load(settings)

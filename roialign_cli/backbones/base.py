@@ -38,8 +38,9 @@ class Backbone:
         """
         kind = getattr(torch, precision)
         with torch.autocast(images.device.type, kind, enabled=kind != torch.float32):
-            if not isinstance(self.model, OnDemand):
-                return ((self.model(images),),)
+            if not isinstance(self.model, OnDemand):  # one map per layer
+                maps = self.model(images)
+                return tuple((features,) for features in (maps if isinstance(maps, list) else [maps]))
             names = iter(self.model.names)
             grouped = [[next(names) for _ in layer.strides] for layer in self.layers]
             wanted = None
@@ -47,8 +48,8 @@ class Backbone:
                 wanted = {
                     group[level]: cells for group, of in zip(grouped, reads, strict=True) for level, cells in of.items()
                 }
-            maps = self.model(images, wanted)
-        return tuple(tuple(maps.get(name) for name in group) for group in grouped)
+            named = self.model(images, wanted)
+        return tuple(tuple(named.get(name) for name in group) for group in grouped)
 
 
 def chosen_resize(settings: Settings, own: tuple[int, int | None] | None) -> tuple[int, int | None] | None:

@@ -41,7 +41,7 @@ def find_weights(spec: str, entries: Any) -> Weights:
         return _named(entries[spec])
     path = Path(spec)
     if path.suffix or path.exists():
-        return _from_file(path, entries)
+        return file_weights(path, entries)
     options = f"expected {', '.join(names)}, random[:SEED] or the path of a .pth, .pt or .safetensors file"
     raise BackboneError("weights-unknown", f"weights: {options}, found {spec!r}", nearest(spec, names))
 
@@ -97,7 +97,8 @@ def _named(entry: Any) -> Weights:
     return Weights(str(entry), state, hashlib.sha256(file.read_bytes()).hexdigest(), origin=entry)
 
 
-def _from_file(path: Path, entries: Any) -> Weights:
+def file_weights(path: Path, entries: Any = ()) -> Weights:
+    """A state dict of tensors; nothing else is unpickled. `entries` are torchvision's that it may be a copy of."""
     try:
         content = path.read_bytes()
     except OSError as error:
