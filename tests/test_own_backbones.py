@@ -163,3 +163,20 @@ def test_what_is_no_backbone(code: Path, name: str, options: dict[str, tuple[str
     with pytest.raises(BackboneError) as error:
         load_backbone(Settings(backbone=name, **options))
     assert expected in error.value.message
+
+
+@pytest.mark.slow
+def test_timm(code: Path) -> None:
+    timm = pytest.importorskip("timm")
+    backbone = load_backbone(Settings(backbone="timm:resnet18", weights="random", layers=("1", "4")))
+    assert backbone.layers == (Layer("1", 64, (4,)), Layer("4", 512, (32,)))
+    assert backbone.preprocessing.mean == (0.485, 0.456, 0.406)
+    images = torch.rand(1, 3, 100, 150)
+    with torch.random.fork_rng(), torch.inference_mode():
+        torch.manual_seed(0)
+        expected = timm.create_model("resnet18", features_only=True).eval()(images)
+        found = backbone(images)
+    assert torch.equal(found[0][0], expected[1])
+    assert torch.equal(found[1][0], expected[4])
+    with pytest.raises(BackboneError, match="timm has no model of that name"):
+        load_backbone(Settings(backbone="timm:resnet19"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import warnings
 from collections import OrderedDict
 from functools import cache
@@ -10,18 +12,20 @@ from typing import Any
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models import detection
+from torchvision.models import VisionTransformer, detection
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
+from roialign_cli.backbones import vit
 from roialign_cli.backbones.base import Backbone, chosen_resize, measure, measure_maps
-from roialign_cli.backbones.optimize import OnDemand, fold
+from roialign_cli.backbones.optimize import Compiled, OnDemand, fold
 from roialign_cli.backbones.weights import Weights, find_weights, fit, state_sha256
 from roialign_cli.config import Settings, nearest
 from roialign_cli.errors import BackboneError
 from roialign_cli.structures import Layer, Preprocessing
 
 PYRAMID = "fpn"
+LEAST_STRIDE = 8  # of the layer that is taken where none is named: finer ones have seen next to nothing of the image
 
 
 @cache
@@ -37,9 +41,11 @@ def load(settings: Settings) -> Backbone:
     kind = _kind(settings.backbone)
     entries = torchvision.models.get_model_weights(settings.backbone)
     weights = find_weights(settings.weights, entries)
-    whole = _build(settings.backbone, weights.seed)
+    whole = _build(settings.backbone, weights.seed, vit.image_size(weights.state))
     if kind == "detection":
         return _pyramid(settings, whole, weights)
+    if isinstance(whole, VisionTransformer):
+        return _transformer(settings, whole, weights, weights.origin or entries.DEFAULT)
     return _classifier(settings, whole, weights, weights.origin or entries.DEFAULT)
 
 
@@ -59,6 +65,8 @@ def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
         model = _build(name, 0)
         if kind == "detection":
             tapped: nn.Module = _Pyramid(model.backbone, {key: key for key in _pyramid_keys(model.backbone)})
+        elif isinstance(model, VisionTransformer):
+            return dict.fromkeys(vit.layer_names(model), (model.hidden_dim, model.patch_size)), entries
         else:
             blocks = dict.fromkeys(".".join(node.split(".")[:depth]) for node in _nodes(model) for depth in (1, 2))
             tapped = _tap(model, tuple(blocks))
@@ -66,9 +74,11 @@ def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
     return {block: size for block, size in found.items() if size is not None}, entries
 
 
-def _build(name: str, seed: int) -> Any:
-    """The whole model, randomly initialised from the seed."""
-    options = {"weights_backbone": None} if available()[name] == "detection" else {}
+def _build(name: str, seed: int, image_size: int | None = None) -> Any:
+    """The whole model, randomly initialised from the seed; for images of a size, where the model depends on it."""
+    options: dict[str, Any] = {"weights_backbone": None} if available()[name] == "detection" else {}
+    if image_size is not None:
+        options["image_size"] = image_size
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some builders warn of initial weights that are about to be replaced
         torch.manual_seed(seed)
@@ -114,6 +124,31 @@ def _classifier(settings: Settings, whole: nn.Module, weights: Weights, entry: A
     )
 
 
+def _transformer(settings: Settings, whole: VisionTransformer, weights: Weights, entry: Any) -> Backbone:
+    names = vit.layer_names(whole)
+    layers = settings.layers or (vit.LAST,)
+    for layer in layers:
+        if layer not in names:
+            hint = nearest(layer, names)
+            raise BackboneError(
+                "layer-unknown", f"{settings.backbone}: expected {', '.join(names)}, found {layer!r}", hint
+            )
+    if weights.state is not None:
+        fit(whole, weights.state, set(whole.state_dict()), weights.name)
+    model: nn.Module = vit.TokenMaps(whole, layers).eval()
+    digest = weights.sha256 or state_sha256(model)
+    transform = entry.transforms()
+    resize = chosen_resize(settings, None)
+    return Backbone(
+        name=settings.backbone,
+        model=Compiled(model) if settings.compile else model,
+        layers=tuple(Layer(layer, whole.hidden_dim, (whole.patch_size,)) for layer in layers),
+        preprocessing=Preprocessing(tuple(transform.mean), tuple(transform.std), resize, multiple=whole.patch_size),
+        weights=weights.name,
+        weights_sha256=digest,
+    )
+
+
 def _tap(model: nn.Module, layers: tuple[str, ...]) -> nn.Module:
     """The model up to the layers, which it returns; what only later layers need is pruned."""
     extractor: nn.Module = create_feature_extractor(model, list(layers), suppress_diff_warning=True)
@@ -125,10 +160,12 @@ def _last_spatial(model: nn.Module) -> str:
     blocks = [name for name, _ in model.named_children()]
     for name in reversed(blocks):
         try:
-            measure_maps(_tap(model, (name,)), multiple=32)
+            with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints where a traced model fails
+                _, stride = measure_maps(_tap(model, (name,)), multiple=32)[name]
         except Exception:  # not a map, not a node of the graph, or a model of one image size only
             continue
-        return name
+        if stride >= LEAST_STRIDE:
+            return name
     names = ", ".join(blocks)
     raise BackboneError("layer-unknown", f"no block of this model gives a map; its blocks are {names}", "pass --layers")
 

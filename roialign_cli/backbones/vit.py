@@ -1,0 +1,69 @@
+"""torchvision's Vision Transformers as maps: the tokens of patches back in rows and columns, at any image size.
+
+Position embeddings are interpolated to the grid of patches (bicubic), as is done for fine-tuning at another resolution
+(arXiv:2010.11929, section 3.2). Images are padded to whole patches, right and below.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torchvision.models import VisionTransformer
+
+LAST = "encoder"  # after the last block and its norm
+
+
+def layer_names(model: VisionTransformer) -> list[str]:
+    """The blocks in order, and the last map of all."""
+    return [*(name for name, _ in model.encoder.layers.named_children()), LAST]
+
+
+def image_size(state: Mapping[str, Tensor] | None) -> int | None:
+    """Pixels a side of the square images that weights were trained on, as their position embeddings tell; None: unknown."""
+    if state is None or not {"encoder.pos_embedding", "conv_proj.weight"} <= set(state):
+        return None
+    tokens, patch = state["encoder.pos_embedding"].shape[1] - 1, state["conv_proj.weight"].shape[-1]
+    return int(math.isqrt(max(tokens, 0)) * patch) or None
+
+
+class TokenMaps(nn.Module):
+    """The maps [N, C, H / patch, W / patch] of the named layers."""
+
+    def __init__(self, model: VisionTransformer, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.names = names
+        self.conv_proj, self.class_token = model.conv_proj, model.class_token
+        encoder: Any = model.encoder
+        blocks = list(encoder.layers.named_children())
+        needed = len(blocks) if LAST in names else 1 + max(i for i, (name, _) in enumerate(blocks) if name in names)
+        self.blocks = nn.ModuleDict(dict(blocks[:needed]))
+        self.position, self.norm = encoder.pos_embedding, encoder.ln
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images of whole patches a side."""
+        patches = self.conv_proj(images)
+        n, channels, height, width = patches.shape
+        tokens = torch.cat([self.class_token.expand(n, -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
+        tokens = tokens + _positions(self.position, height, width).to(tokens.dtype)
+        found = {}
+        for name, block in self.blocks.items():
+            tokens = block(tokens)
+            found[name] = tokens
+        if LAST in self.names:
+            found[LAST] = self.norm(tokens)
+        return [found[name][:, 1:].transpose(1, 2).reshape(n, channels, height, width) for name in self.names]
+
+
+def _positions(embedding: Tensor, height: int, width: int) -> Tensor:
+    """Embeddings [1, 1 + side * side, C] for another grid: [1, 1 + height * width, C]."""
+    side = math.isqrt(embedding.shape[1] - 1)
+    if (height, width) == (side, side):
+        return embedding
+    grid = embedding[:, 1:].transpose(1, 2).reshape(1, -1, side, side)
+    grid = functional.interpolate(grid, (height, width), mode="bicubic", align_corners=False)
+    return torch.cat([embedding[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
