@@ -328,6 +328,7 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY b "bbb"><!ENTITY c "&b;&b;&b;">]><annotation><
         ("a.csv", "image,x1,y1,x2,y2\na,1,2,3", "row 2: expected 5 fields, found 4"),
         ("a.csv", "image,x1,y1,x2,y2\na,1,2,3,b", "row 2: y2: expected a number, found 'b'"),
         ("a.csv", "image,x1,y1,x2,y2\n../a,1,2,3,4", "inside it"),
+        ("a.csv", "image,x1,y1,x2,y2\n,1,2,3,4", "inside it"),
         ("a.csv", "image,x1,y1,x2,y2\na,1,2,nan,4", "expected four finite numbers"),
         ("a.txt", "0 0.5 0.5 0.1", "found no image called"),
         ("a.npz", "PK", "expected an npz file"),

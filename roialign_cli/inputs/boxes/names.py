@@ -33,9 +33,9 @@ class ImageNames:
     def find(self, name: str) -> str:
         """The image of a name; of its last part, or of the same stem, where there is just one such; else the name itself."""
         plain = name.replace("\\", "/").removeprefix("./")
-        if plain in self.all:
-            return plain
         pure = PurePosixPath(plain)
+        if plain in self.all or not pure.name:
+            return plain
         for end in (plain, pure.name, pure.with_suffix("").as_posix(), pure.stem):
             found = self._ends.get(end, [])
             if len(found) == 1:
