@@ -1,9 +1,12 @@
-"""Feature files as torch datasets, over images or over boxes; opened where they are used, so that any worker may have one."""
+"""Feature files as torch datasets, over images or over boxes.
+
+A `file` here is a FeatureFile, which is not imported: it gives out these datasets. It goes to another process by its path, and
+is mapped there anew; a forked one reads the same map.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,40 +15,20 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from roialign_cli.store.reader import FeatureFile, Regions
 from roialign_cli.store.schema import DONE
 
 Item = dict[str, Any]
 
 
-class _Lazy(Dataset[Item]):
-    """Holds a path; the file is mapped in the process that reads."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file: FeatureFile | None = None
-
-    @property
-    def file(self) -> FeatureFile:
-        """The file, opened at the first use in this process."""
-        if self._file is None:
-            self._file = FeatureFile(self.path)
-        return self._file
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None}
-
-
-class ImageDataset(_Lazy):
+class ImageDataset(Dataset[Item]):
     """Item i: name, features [L, C, PH, PW] (by layer where there are several), boxes [L, 4], size, labels, scores, ids.
 
     Of the images that are done, in the order of the file. Strings are lists; everything else is a tensor of its own memory.
     """
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        with FeatureFile(path) as file:
-            self.names = [name for name, status in zip(file.names, file.status.tolist(), strict=True) if status == DONE]
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.names = [name for name, status in zip(file.names, file.status.tolist(), strict=True) if status == DONE]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -54,13 +37,12 @@ class ImageDataset(_Lazy):
         return _item(self.file[self.names[index]])
 
 
-class RowDataset(_Lazy):
+class RowDataset(Dataset[Item]):
     """Item i: name, features [C, PH, PW], box [4], and label, score, id where there are any: one box of the images done."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        with FeatureFile(path) as file:
-            self.rows = np.flatnonzero(np.repeat(file.status == DONE, np.diff(file.offset)))
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.rows = np.flatnonzero(np.repeat(file.status == DONE, np.diff(file.offset)))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -106,7 +88,7 @@ def _join(values: Sequence[Any]) -> Any:
     return torch.cat(list(values)) if isinstance(values[0], Tensor) else [one for value in values for one in value]
 
 
-def _item(regions: Regions) -> Item:
+def _item(regions: Any) -> Item:
     features = regions.features
     item: Item = {
         "name": regions.name,

@@ -135,13 +135,13 @@ class FeatureFile(Mapping[str, Regions]):
         """A torch dataset over the images that are done; safe with fork and spawn workers, see `collate`."""
         from roialign_cli.store.datasets import ImageDataset
 
-        return ImageDataset(self.path)
+        return ImageDataset(FeatureFile(self.path))
 
     def as_row_dataset(self) -> RowDataset:
         """A torch dataset over the boxes of the images that are done."""
         from roialign_cli.store.datasets import RowDataset
 
-        return RowDataset(self.path)
+        return RowDataset(FeatureFile(self.path))
 
     def to_pandas(self) -> DataFrame:
         """A row per box, all but its features: image, status, x1, y1, x2, y2, label, score, id, level; needs pandas."""
