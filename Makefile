@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench bench-gpu fuzz clean
+.PHONY: demo test test-slow lint bench bench-gpu docs fuzz clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/roialign extract sample_data/images sample_data/boxes.json -c quickstart -o demo/features.h5
@@ -35,6 +35,9 @@ $(VENV)/demo.stamp: pyproject.toml
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
+
+docs: $(VENV)/demo.stamp # docs/cli.md, from the commands themselves
+	$(BIN)/python -m typer roialign_cli.cli utils docs --name roialign --output docs/cli.md
 
 fuzz: $(VENV)/dev.stamp # every parser of box files, 200,000 damaged files each: hours
 	ROIALIGN_FUZZ=200000 $(BIN)/pytest tests/test_box_formats.py -k anything --timeout 0

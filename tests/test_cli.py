@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,12 @@ def test_the_demo(tmp_path: Path, roialign: Run) -> None:
     facts = json.loads(roialign("inspect", output, "--json").stdout)
     assert facts["datasets"]["features"]["shape"] == [19, 32, 7, 7]
     assert facts["status"] == {"pending": 0, "done": 5, "failed": 0}
+    assert facts["values"]["gabor"]["rows"] == 19
+    assert facts["values"]["gabor"]["least"] < 0 < facts["values"]["gabor"]["greatest"]
+    one = json.loads(roialign("inspect", output, "--image", "cat.jpg", "--json").stdout)
+    assert one["boxes"][1] == [134, 84, 212, 148]
+    assert one["label"] == ["cat", "eye", "eye", "nose"]
+    assert "did you mean cat.jpg" in roialign("inspect", output, "--image", "ca.jpg").stderr
     assert roialign("verify", output).returncode == 0
     assert json.loads(roialign("verify", output, "--json").stdout)["done"] == 5
 
@@ -180,6 +187,20 @@ def test_bench_measures_every_stage_and_draws(roialign: Run, tmp_path: Path) -> 
     wrong = roialign("bench", *quick, "--plot", tmp_path / "speed.h5")
     assert wrong.returncode == 6
     assert "error[plot]" in wrong.stderr
+
+
+def test_the_reference_is_current() -> None:
+    text = (ROOT / "docs" / "cli.md").read_text()
+    sections = dict(re.findall(r"^## `roialign ([\w-]+)`\n(.*?)(?=^## |\Z)", text, re.M | re.S))
+    assert sorted(sections) == COMMANDS, "run `make docs`"
+    for name, command in get_command(app).commands.items():
+        documented = set(
+            re.findall(r"(?<![\w-])--[a-z][\w-]*", " ".join(re.findall(r"^\* `(.*?)`", sections[name], re.M)))
+        )
+        wanted = {
+            flag for option in command.params for flag in [*option.opts, *option.secondary_opts] if flag[:2] == "--"
+        }
+        assert documented - {"--help"} == wanted - {"--help"}, f"{name}: run `make docs`"
 
 
 @pytest.mark.slow

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from roialign_cli.errors import InputError
+
+if TYPE_CHECKING:
+    from roialign_cli.store import FeatureFile
 
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="Feature file.", show_default=False)],
+    image: Annotated[
+        str | None, typer.Option(help="Only this image: its boxes and values.", show_default=False)
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
-    """Show a feature file: datasets with shapes, what made it, how far it is.
+    """Show a feature file: datasets with shapes, what made it, how far it is, and what values it holds.
 
     Example: roialign inspect features.h5
     """
@@ -21,9 +31,14 @@ def inspect(
 
     from roialign_cli.cli.console import human_bytes, pairs, print_json, stdout
     from roialign_cli.store import FeatureFile
+    from roialign_cli.store.check import values
     from roialign_cli.store.schema import STATUS_NAMES
 
     with FeatureFile(file) as features:
+        if image is not None:
+            _tell_image(features, image, as_json=json)
+            return
+        sampled = {layer: values(features, layer) for layer in features.layers}
         counts = np.bincount(features.status, minlength=len(STATUS_NAMES))
         status = {name: int(count) for name, count in zip(STATUS_NAMES, counts, strict=False)}
         if json:
@@ -31,9 +46,10 @@ def inspect(
                 name: {"shape": place.shape, "dtype": str(place.dtype), "offset": place.offset}
                 for name, place in features.places.items()
             }
-            print_json(
-                {"attributes": features.attributes, "datasets": datasets, "status": status, "errors": features.errors}
-            )
+            print_json({
+                "attributes": features.attributes, "datasets": datasets, "status": status, "errors": features.errors,
+                "values": {layer: found and asdict(found) for layer, found in sampled.items()},
+            })  # fmt: skip
             return
         tree = Tree(str(file), highlight=False)
         groups = {"": tree}
@@ -50,5 +66,48 @@ def inspect(
         stdout.print(
             pairs("", [("images", ", ".join(f"{count} {name}" for name, count in status.items()))]), highlight=False
         )
+        for layer, found in sampled.items():
+            if found is not None:
+                text = f"{found.least:.4g} to {found.greatest:.4g}, mean {found.mean:.4g}, {found.zeros:.1%} zero"
+                text += f", {found.not_finite} not finite" if found.not_finite else ""
+                stdout.print(pairs("", [(f"values of {layer}", f"{text} ({found.rows} boxes)")]), highlight=False)
         for name, reason in features.errors.items():
             stdout.print(f'failed: "{name}": {reason}', highlight=False, markup=False)
+
+
+def _tell_image(features: FeatureFile, name: str, *, as_json: bool) -> None:
+    """A row per box."""
+    import numpy as np
+    from rich.table import Table
+
+    from roialign_cli.cli.console import print_json, stdout
+
+    if name not in features:
+        from roialign_cli.config import nearest
+
+        message = f'{features.path}: expected the name of an image in it, found "{name}"'
+        raise InputError("image-unknown", message, nearest(name, features.names[:10000]))
+    regions = features[name]
+    layers = regions.features if isinstance(regions.features, Mapping) else {features.layers[0]: regions.features}
+    columns = {key: getattr(regions, key) for key in ("labels", "scores", "ids", "levels")}
+    there = {key[:-1]: column.tolist() for key, column in columns.items() if column is not None}
+    norms = {
+        layer: np.linalg.norm(np.array(found, np.float64).reshape(len(found), -1), axis=1).tolist()
+        if len(found)
+        else []
+        for layer, found in layers.items()
+    }
+    if as_json:
+        shapes = {layer: list(found.shape) for layer, found in layers.items()}
+        boxes = regions.boxes.tolist()
+        print_json({"name": name, "size": regions.size, "boxes": boxes, **there, "features": shapes, "norms": norms})
+        return
+    height, width = regions.size
+    table = Table(
+        "box", "x1, y1, x2, y2", *there, *(f"norm of {layer}" for layer in layers), box=None, title_justify="left"
+    )
+    table.title = f"{name}: {width} x {height} pixels"
+    for i, box in enumerate(regions.boxes.tolist()):
+        values = [str(column[i]) for column in there.values()] + [f"{norms[layer][i]:.4g}" for layer in layers]
+        table.add_row(str(i), ", ".join(f"{value:g}" for value in box), *values)
+    stdout.print(table, highlight=False, markup=False)
