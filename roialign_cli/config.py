@@ -31,6 +31,7 @@ class Settings:
     aligned: bool = True
     mode: Literal["avg", "max", "exact"] = "avg"
     reduce: Literal["none", "mean", "max"] = "none"
+    head: Literal["none", "box"] = "none"  # box: the detection model's own, a vector per box
     resize: str = "backbone"  # backbone (its own choice), none, or SHORT[,MAX]
     clip: bool = False
     labels: tuple[str, ...] = ()  # of the boxes that are wanted; empty: all
@@ -62,6 +63,7 @@ class Settings:
         return {name: getattr(self, name) for name in names[: names.index("dtype") + 1]}
 
 
+BOX_HEAD = {"sampling_ratio": 2, "aligned": False}  # as torchvision's box heads were trained; what is given overrules
 NAMES = [field.name for field in dataclasses.fields(Settings)]
 
 
@@ -76,6 +78,8 @@ def load(config: str | None, given: Mapping[str, object], *, others: frozenset[s
         values = {key: value for key, value in read(config).items() if key not in others}
         merged.update(_check_keys(values, str(find_config(config))))
     merged.update({name: value for name, value in _check_keys(given, "settings").items() if value is not None})
+    if merged.get("head") == "box":
+        merged = {**BOX_HEAD, **merged}
     return _validate({name: _normalise(name, value) for name, value in merged.items()})
 
 
@@ -195,6 +199,8 @@ def _validate(values: dict[str, object]) -> Settings:
             raise ConfigError("config-value", f"{name}: expected at least {low}, found {getattr(settings, name)}")
     if min(settings.output_size) < 1:
         raise ConfigError("config-value", f"output_size: expected at least 1, found {settings.output_size}")
+    if settings.head == "box" and settings.reduce != "none":
+        raise ConfigError("config-value", f"reduce: expected none beside head box, found {settings.reduce!r}")
     sides = settings.resize.split(",")
     if settings.resize not in ("backbone", "none") and not (
         len(sides) <= 2 and all(side.isdigit() and int(side) > 0 for side in sides)

@@ -109,6 +109,8 @@ class Filling:
         for _ in range(BLOCKS):
             self._blocks.put(_new_block(device))
         job.backbone.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if job.backbone.head is not None:
+            job.backbone.head.to(device)
 
     def fill(self, batches: Iterable[Batch], should_stop: Callable[[], bool]) -> None:
         """Compute batch after batch; at the end all of it is on the disk."""
@@ -231,7 +233,10 @@ class Filling:
         size = math.prod(shape) * dtype.itemsize
         block = self._blocks.get() if size <= BLOCK_BYTES else None
         rows = block[:size].view(dtype).view(shape) if block is not None else torch.empty(shape, dtype=dtype)
-        if self._device.type == "cpu":
+        if self.job.backbone.head is not None:
+            pooled = pool(maps, layer, rois, levels, self.job.settings, torch.float32, None)
+            rows.copy_(self.job.backbone.head(pooled))
+        elif self._device.type == "cpu":
             pool(maps, layer, rois, levels, self.job.settings, dtype, rows)
         else:
             rows.copy_(pool(maps, layer, rois, levels, self.job.settings, dtype, None))

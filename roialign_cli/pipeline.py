@@ -70,7 +70,7 @@ def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings) -> J
     backbone = load_backbone(settings)
     bins = settings.output_size if settings.reduce == "none" else ()
     layout = Layout(
-        layers={layer.name: (layer.channels, *bins) for layer in backbone.layers},
+        layers={layer.name: backbone.row_shape(layer, bins) for layer in backbone.layers},
         dtype=settings.dtype,
         levels=any(len(layer.strides) > 1 for layer in backbone.layers),
         attributes=provenance(settings, plan.table.sha256, backbone),

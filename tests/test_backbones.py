@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import relative_error
+from conftest import SAMPLE_BOXES, SAMPLE_IMAGES, relative_error
+from PIL import Image
 from safetensors.torch import save_file
 from torchvision.ops.poolers import LevelMapper
 
+from roialign_cli import FeatureFile, extract
 from roialign_cli.backbones import available, describe, load_backbone
 from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
@@ -238,3 +241,34 @@ def test_every_listed_backbone_is_described() -> None:
     assert describe("retinanet_resnet50_fpn")[0] == {name: (256, stride) for name, stride in strides.items()}
     with pytest.raises(BackboneError):
         describe("nonesuch")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"])
+def test_the_box_head_is_torchvision_s(name: str, tmp_path: Path) -> None:
+    model = model_of(name)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    options = {"backbone": name, "weights": str(tmp_path / "w.pth"), "head": "box"}
+    extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", **options)
+    with Image.open(SAMPLE_IMAGES / "coffee.jpg") as image:
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
+    with FeatureFile(tmp_path / "f.h5") as file, torch.inference_mode():
+        assert file.features().shape == (19, 1024)
+        batch, targets = model.transform([pixels], [{"boxes": torch.tensor(file["coffee.jpg"].boxes)}])
+        maps = model.backbone(batch.tensors)
+        pooled = model.roi_heads.box_roi_pool(maps, [targets[0]["boxes"]], batch.image_sizes)
+        expected = model.roi_heads.box_head(pooled)
+        assert relative_error(torch.tensor(file["coffee.jpg"].features), expected) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"backbone": "resnet18"}, "expected a detection model"),
+        ({"backbone": "retinanet_resnet50_fpn"}, "expected a two-stage detector"),
+        ({"backbone": "fasterrcnn_resnet50_fpn", "output_size": (5, 5)}, "expected output size 7x7 of fpn, found 5x5"),
+    ],
+)
+def test_box_heads_that_are_none(options: dict[str, object], expected: str) -> None:
+    with pytest.raises(BackboneError, match=expected):
+        load_backbone(Settings(weights="random", head="box", **options))

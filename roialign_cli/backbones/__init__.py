@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from roialign_cli.backbones.base import Backbone
 from roialign_cli.config import Settings
+from roialign_cli.errors import BackboneError
 
 __all__ = ["Backbone", "available", "describe", "load_backbone"]
 
@@ -33,6 +34,9 @@ def load_backbone(settings: Settings) -> Backbone:
     """
     from roialign_cli.backbones import own
 
+    if settings.head != "none" and available().get(settings.backbone) != "detection":
+        message = f"{settings.backbone}: head: expected a detection model, which has a box head, found another"
+        raise BackboneError("backbone-head", message, "--backbone fasterrcnn_resnet50_fpn")
     if settings.backbone == "gabor":
         from roialign_cli.backbones import gabor
 

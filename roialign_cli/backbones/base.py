@@ -30,6 +30,12 @@ class Backbone:
     preprocessing: Preprocessing
     weights: str
     weights_sha256: str
+    head: nn.Module | None = None  # region features [K, C, PH, PW] to vectors [K, head_channels]
+    head_channels: int = 0
+
+    def row_shape(self, layer: Layer, bins: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape of what is stored of a box on a layer."""
+        return (self.head_channels,) if self.head is not None else (layer.channels, *bins)
 
     def __call__(self, images: Tensor, precision: str = "float32", reads: Reads | None = None) -> Maps:
         """The maps of every layer, levels finest first; of each no more than is read, if `reads` says what is.

@@ -193,6 +193,7 @@ def _pyramid(settings: Settings, whole: Any, weights: Weights) -> Backbone:
             known = f"expected {PYRAMID}, {', '.join(keys)}"
             raise BackboneError("layer-unknown", f"{settings.backbone}: {known}, found {layer!r}")
     names = {f"{layer}/{key}": key for layer in layers for key in (keys if layer == PYRAMID else [layer])}
+    head, head_channels = _box_head(settings, whole) if settings.head == "box" else (None, 0)
     model = _Pyramid(backbone, names).eval()
     if weights.state is not None:
         everything = set(whole.state_dict())
@@ -202,6 +203,10 @@ def _pyramid(settings: Settings, whole: Any, weights: Weights) -> Backbone:
         own = {key for key in state if key.startswith("backbone.")}
         rest = everything if own else set()  # a fine-tuned head of any shape is of no concern here
         fit(model, {key: state[key] for key in own}, rest, weights.name)
+        if head is not None:
+            begin = "roi_heads.box_head."
+            of_head = {key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)}
+            fit(head, of_head, set(head.state_dict()), weights.name)
         if weights.origin is not None and weights.origin.name in ("COCO_V1", "COCO_LEGACY"):
             _legacy_epsilon(settings.backbone, model)
     found = measure_maps(model, multiple=32)
@@ -220,7 +225,24 @@ def _pyramid(settings: Settings, whole: Any, weights: Weights) -> Backbone:
         ),
         weights=weights.name,
         weights_sha256=weights.sha256 or state_sha256(model),
+        head=head,
+        head_channels=head_channels,
     )
+
+
+def _box_head(settings: Settings, whole: Any) -> tuple[nn.Module, int]:
+    """The model's box head and the length of its vectors; it takes RoIs of the whole pyramid in its own output size."""
+    if not hasattr(whole, "roi_heads"):
+        message = f"{settings.backbone}: head: expected a two-stage detector, which has a box head, found another"
+        raise BackboneError("backbone-head", message, "--backbone fasterrcnn_resnet50_fpn")
+    size = tuple(whole.roi_heads.box_roi_pool.output_size)
+    if settings.output_size != size or settings.layers not in ((), (PYRAMID,)):
+        found = f"{'x'.join(map(str, settings.output_size))} of {', '.join(settings.layers) or PYRAMID}"
+        expected = f"expected output size {'x'.join(map(str, size))} of {PYRAMID}"
+        raise BackboneError("backbone-head", f"{settings.backbone}: head: {expected}, found {found}")
+    head: nn.Module = whole.roi_heads.box_head.eval()
+    with torch.inference_mode():
+        return head, int(head(torch.zeros(1, whole.backbone.out_channels, *size)).shape[1])
 
 
 def _legacy_epsilon(name: str, model: nn.Module) -> None:

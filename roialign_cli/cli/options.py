@@ -56,6 +56,10 @@ Mode = Annotated[str | None, option("avg, max or exact.", default=DEFAULTS.mode,
 Reduce = Annotated[
     str | None, option("One vector per box: none, mean or max over its bins.", default=DEFAULTS.reduce, panel=POOLING)
 ]
+Head = Annotated[
+    str | None,
+    option("box: a vector per box, by the detection model's own box head.", default=DEFAULTS.head, panel=POOLING),
+]
 Clip = Annotated[bool | None, option("Clip boxes to their image.", "--clip/--no-clip", panel=POOLING)]
 Kernel = Annotated[str | None, option("auto, cpu, cuda or torchvision.", default=DEFAULTS.kernel, panel=POOLING)]
 
