@@ -137,7 +137,7 @@ def test_named_weights_give_what_torchvision_gives(
         ({"backbone": "resnet19", "weights": "random"}, "did you mean resnet18"),
         ({"backbone": "resnet18", "weights": "random", "layers": ("layer5",)}, "did you mean layer4"),
         ({"backbone": "resnet18", "weights": "random", "layers": ("fc",)}, "choose an earlier layer"),
-        ({"backbone": "maxvit_t", "weights": "random"}, "pass --layers"),
+        pytest.param({"backbone": "maxvit_t", "weights": "random"}, "pass --layers", marks=pytest.mark.slow),
         (
             {"backbone": "fasterrcnn_resnet50_fpn", "weights": "random", "layers": ("layer4",)},
             "expected fpn, 0, 1, 2, 3",

@@ -142,7 +142,7 @@ def test_killed_at_random_and_resumed(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of this kind are POSIX's")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_interrupted_and_resumed(tmp_path: Path, number: int) -> None:
     folder = dataset(tmp_path, IMAGES)
     output = tmp_path / "f.h5"

@@ -77,6 +77,7 @@ def test_layers_and_preprocessing(code: Path) -> None:
     assert plain.weights_sha256 != both.weights_sha256
 
 
+@pytest.mark.slow
 def test_features_are_those_of_the_model(code: Path, roialign: Run) -> None:
     arguments = (
         "extract",

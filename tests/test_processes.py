@@ -52,6 +52,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     same_features(tmp_path / "two.h5", tmp_path / "one.h5")
 
 
+@pytest.mark.slow
 def test_stopped_when_everything_is_handed_out_is_stopped_nevertheless(tmp_path: Path) -> None:
     """Processes ask for batches ahead: here the six are theirs before the first is computed."""
     rng, table = np.random.default_rng(0), {}
