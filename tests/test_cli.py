@@ -125,6 +125,24 @@ def test_offline_without_weights(place: Path, roialign: Run) -> None:
     assert not (place / "f.h5").exists()
 
 
+def test_fetching_weights(place: Path, roialign: Run) -> None:
+    env = {"TORCH_HOME": str(place), "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
+    offline = roialign("weights", "fetch", "squeezenet1_1", env=env)
+    assert offline.returncode == 4
+    assert "neither in the cache nor to be downloaded" in offline.stderr
+    assert roialign("weights", "fetch", "squeezenet9", env=env).returncode == 4
+    wrong = roialign("weights", "fetch", "squeezenet1_1", "--weights", "random", env=env)
+    assert "expected one of IMAGENET1K_V1" in wrong.stderr
+    script = "import torch, torchvision; torch.save(torchvision.models.squeezenet1_1().state_dict(), 'w.pth')"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=place)
+    cached = place / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    cached.parent.mkdir(parents=True)
+    (place / "w.pth").rename(cached)
+    facts = json.loads(roialign("weights", "fetch", "squeezenet1_1", "--json", env=env).stdout)
+    assert facts["path"] == str(cached)
+    assert facts["bytes"] == cached.stat().st_size
+
+
 def test_debug_shows_the_traceback(place: Path, roialign: Run) -> None:
     done = roialign("extract", "im", "nan.json", "-o", "f.h5", *QUICK, "--debug", cwd=place)
     assert done.returncode == 1
@@ -197,9 +215,8 @@ def test_the_reference_is_current() -> None:
         documented = set(
             re.findall(r"(?<![\w-])--[a-z][\w-]*", " ".join(re.findall(r"^\* `(.*?)`", sections[name], re.M)))
         )
-        wanted = {
-            flag for option in command.params for flag in [*option.opts, *option.secondary_opts] if flag[:2] == "--"
-        }
+        options = [option for one in (command, *getattr(command, "commands", {}).values()) for option in one.params]
+        wanted = {flag for option in options for flag in [*option.opts, *option.secondary_opts] if flag[:2] == "--"}
         assert documented - {"--help"} == wanted - {"--help"}, f"{name}: run `make docs`"
 
 

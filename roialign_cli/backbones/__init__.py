@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from roialign_cli.backbones.base import Backbone
 from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
 
-__all__ = ["Backbone", "available", "describe", "load_backbone"]
+__all__ = ["Backbone", "available", "describe", "fetch_weights", "load_backbone"]
 
 
 def available() -> dict[str, str]:
@@ -25,6 +27,13 @@ def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
     from roialign_cli.backbones import torchvision
 
     return torchvision.describe(name)
+
+
+def fetch_weights(name: str, weights: str) -> tuple[Path, str]:
+    """Download torchvision's weights into its cache: their file and its SHA-256. BackboneError where that cannot be."""
+    from roialign_cli.backbones import torchvision
+
+    return torchvision.fetch(name, weights)
 
 
 def load_backbone(settings: Settings) -> Backbone:

@@ -7,6 +7,7 @@ import io
 import warnings
 from collections import OrderedDict
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from roialign_cli.backbones import vit
 from roialign_cli.backbones.base import Backbone, chosen_resize, measure, measure_maps
 from roialign_cli.backbones.optimize import Compiled, OnDemand, fold
-from roialign_cli.backbones.weights import Weights, find_weights, fit, state_sha256
+from roialign_cli.backbones.weights import Weights, cached_file, find_weights, fit, state_sha256
 from roialign_cli.config import Settings, nearest
 from roialign_cli.errors import BackboneError
 from roialign_cli.structures import Layer, Preprocessing
@@ -47,6 +48,17 @@ def load(settings: Settings) -> Backbone:
     if isinstance(whole, VisionTransformer):
         return _transformer(settings, whole, weights, weights.origin or entries.DEFAULT)
     return _classifier(settings, whole, weights, weights.origin or entries.DEFAULT)
+
+
+def fetch(name: str, weights: str) -> tuple[Path, str]:
+    """Download weights, unless they are in the cache: their file and its SHA-256."""
+    _kind(name)
+    entries = torchvision.models.get_model_weights(name)
+    found = find_weights(weights, entries)
+    if found.origin is None:
+        names = ", ".join(entries.__members__)
+        raise BackboneError("weights-unknown", f"weights: expected one of {names}, found {weights!r}")
+    return cached_file(found.origin), found.sha256
 
 
 def _kind(name: str) -> str:

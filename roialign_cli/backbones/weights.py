@@ -93,8 +93,12 @@ def _named(entry: Any) -> Weights:
             f"{entry}: neither in the cache nor to be downloaded: {reason}",
             "use -c quickstart, which needs no weights, or --weights PATH with a file fetched elsewhere",
         ) from None
-    file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(entry.url).path).name
-    return Weights(str(entry), state, hashlib.sha256(file.read_bytes()).hexdigest(), origin=entry)
+    return Weights(str(entry), state, hashlib.sha256(cached_file(entry).read_bytes()).hexdigest(), origin=entry)
+
+
+def cached_file(entry: Any) -> Path:
+    """Where torchvision keeps the file of one of its entries."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(entry.url).path).name
 
 
 def file_weights(path: Path, entries: Any = ()) -> Weights:

@@ -17,6 +17,7 @@ from roialign_cli.cli.extract import extract
 from roialign_cli.cli.inspect import inspect
 from roialign_cli.cli.show import show
 from roialign_cli.cli.verify import verify
+from roialign_cli.cli.weights import weights
 
 app = typer.Typer(
     name="roialign",
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 for command in (extract, ablate, show, explain, boxes, inspect, verify, export, backbones, bench, doctor):
     app.command()(command)
+app.add_typer(weights, name="weights")
 
 
 def _version(wanted: bool) -> None:
