@@ -125,6 +125,7 @@ def test_offline_without_weights(place: Path, roialign: Run) -> None:
     assert not (place / "f.h5").exists()
 
 
+@pytest.mark.slow
 def test_fetching_weights(place: Path, roialign: Run) -> None:
     env = {"TORCH_HOME": str(place), "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
     offline = roialign("weights", "fetch", "squeezenet1_1", env=env)
@@ -136,7 +137,7 @@ def test_fetching_weights(place: Path, roialign: Run) -> None:
     script = "import torch, torchvision; torch.save(torchvision.models.squeezenet1_1().state_dict(), 'w.pth')"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=place)
     cached = place / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
-    cached.parent.mkdir(parents=True)
+    cached.parent.mkdir(parents=True, exist_ok=True)
     (place / "w.pth").rename(cached)
     facts = json.loads(roialign("weights", "fetch", "squeezenet1_1", "--json", env=env).stdout)
     assert facts["path"] == str(cached)
