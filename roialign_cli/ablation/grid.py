@@ -86,7 +86,7 @@ def _variant(fixed: dict[str, Any], point: dict[str, Any]) -> Variant:
         hint = config.nearest(op, list(OPERATORS))
         raise ConfigError("vary", f"vary: op: expected one of {', '.join(OPERATORS)}, found {op!r}", hint)
     chosen = {name: _read(name, value) for name, value in point.items() if name != "op"}
-    settings = config.load(None, {**fixed, **chosen, "reduce": "none"})
+    settings = config.load(None, {**fixed, **chosen, "reduce": "none", "head": "none"})
     if op == "roi_pool":
         settings = dataclasses.replace(settings, sampling_ratio=0, aligned=False, mode="max")
     elif settings.mode == "exact":
