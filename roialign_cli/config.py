@@ -153,6 +153,8 @@ def _normalise(name: str, value: object) -> object:
     """The forms people write (`7x7`, `a,b`, `800,1333`) as the one form Settings holds."""
     if name in ("layers", "labels") and isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
+    if name == "labels" and isinstance(value, list):
+        return [str(label) for label in value]  # YAML reads 3 as a number
     if name == "output_size" and isinstance(value, int) and not isinstance(value, bool):
         return [value, value]
     if name == "output_size" and isinstance(value, str):
