@@ -330,6 +330,8 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY b "bbb"><!ENTITY c "&b;&b;&b;">]><annotation><
         ("a.csv", "image,x1,y1,x2,y2\n../a,1,2,3,4", "inside it"),
         ("a.csv", "image,x1,y1,x2,y2\n,1,2,3,4", "inside it"),
         ("a.csv", "image,x1,y1,x2,y2\na,1,2,nan,4", "expected four finite numbers"),
+        ("a.csv", "image,x1,y1,x2,y2,score\na,1,2,3,4,1e300", 'box 0: expected a finite score, found inf'),
+        ("a.json", '[{"image_id": 1, "bbox": [1, 2, 3, 4], "score": 1e300}]', "expected a finite score, found inf"),
         ("a.txt", "0 0.5 0.5 0.1", "found no image called"),
         ("a.npz", "PK", "expected an npz file"),
     ],

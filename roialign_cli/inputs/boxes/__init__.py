@@ -139,13 +139,17 @@ def _check_names(path: str, table: BoxTable) -> None:
 
 
 def _check_values(path: str, table: BoxTable, boxes_format: str) -> None:
+    if table.scores is not None and not np.isfinite(table.scores).all():
+        row = int((~np.isfinite(table.scores)).argmax())
+        raise InputError(
+            "score-not-finite", f"{_place(path, table, row)}: expected a finite score, found {table.scores[row]}"
+        )
     boxes = table.boxes
     wrong = ~np.isfinite(boxes).all(axis=1) | (boxes[:, 2] < boxes[:, 0]) | (boxes[:, 3] < boxes[:, 1])
     if not wrong.any():
         return
     row = int(wrong.argmax())
-    image = int(np.searchsorted(table.offset, row, side="right")) - 1
-    where = f'{path}: "{table.names[image]}", box {row - int(table.offset[image])}'
+    where = _place(path, table, row)
     x1, y1, x2, y2 = (float(f"{value:.7g}") for value in boxes[row])
     if not np.isfinite(boxes[row]).all():
         raise InputError("box-not-finite", f"{where}: expected four finite numbers, found [{x1}, {y1}, {x2}, {y2}]")
@@ -158,3 +162,9 @@ def _check_values(path: str, table: BoxTable, boxes_format: str) -> None:
         f"{where}: {axis}2 must be greater than {axis}1, got {axis}1={low}, {axis}2={high}",
         "these look like x, y, width, height; pass --boxes-format coco or convert them",
     )
+
+
+def _place(path: str, table: BoxTable, row: int) -> str:
+    """Where a row of the table stands in the file."""
+    image = int(np.searchsorted(table.offset, row, side="right")) - 1
+    return f'{path}: "{table.names[image]}", box {row - int(table.offset[image])}'

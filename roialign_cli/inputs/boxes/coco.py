@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import InputError
-from roialign_cli.inputs.boxes.common import Column, as_boxes, bad, column, offsets
+from roialign_cli.inputs.boxes.common import Column, as_boxes, as_scores, bad, column, offsets
 from roialign_cli.structures import BoxTable, Floats, Integers
 
 Places = npt.NDArray[np.int32]
@@ -71,7 +71,7 @@ def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
         names=names,
         offset=offset,
         labels=None if category is None else _labels(path, category, {c.id: c.name for c in categories}),
-        scores=None if scores is None or not count else scores.astype(np.float32),
+        scores=None if scores is None or not count else as_scores(scores),
         ids=_ordered([part.id for part in parts], row),
         boxes=_gather([part.boxes for part in parts], row),
         sizes=sizes,

@@ -66,6 +66,12 @@ def as_boxes(rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
         return np.array(rows, np.float64).reshape(-1, 4).astype(np.float32)
 
 
+def as_scores(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
+    """Scores [N] as float32."""
+    with np.errstate(over="ignore"):
+        return np.array(values, np.float64).astype(np.float32)
+
+
 def table_of(source: Source, entries: Sequence[Entry], *, relative: bool = False) -> BoxTable:
     """The entries as they come, one per image; InputError if an image comes twice. Columns that some lack are left out."""
     names = [entry.image for entry in entries]
@@ -80,7 +86,7 @@ def table_of(source: Source, entries: Sequence[Entry], *, relative: bool = False
         offset=offsets([len(entry.boxes) for entry in entries]),
         boxes=as_boxes(boxes),
         labels=column(labels) if len(labels) == len(boxes) and labels else None,
-        scores=np.array(scores, np.float32) if len(scores) == len(boxes) and scores else None,
+        scores=as_scores(scores) if len(scores) == len(boxes) and scores else None,
         shares=boxes if relative else None,
     )
 
@@ -104,7 +110,7 @@ def table_of_rows(
         offset=offsets(np.bincount(owner, minlength=len(place)).tolist()),
         boxes=as_boxes(ordered),
         labels=None if labels is None else column(labels)[order],
-        scores=None if scores is None else np.array(scores, np.float32)[order],
+        scores=None if scores is None else as_scores(scores)[order],
         ids=None if ids is None else column(ids)[order],
         shares=ordered if relative else None,
     )

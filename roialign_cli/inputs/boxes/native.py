@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from roialign_cli.inputs.boxes.common import Column, as_boxes, bad, column, offsets
+from roialign_cli.inputs.boxes.common import Column, as_boxes, as_scores, bad, column, offsets
 from roialign_cli.structures import BoxTable
 
 Number = float | str  # a string only where NaN or Infinity stood, marked by a leading NUL
@@ -48,7 +48,7 @@ def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
         boxes=as_boxes([_numbers(path, name, i, box) for name, entry in zip(keys, entries, strict=True)
                         for i, box in enumerate(entry.boxes)]),
         labels=_gather(path, keys, entries, "labels"),
-        scores=None if (scores := _gather(path, keys, entries, "scores")) is None else scores.astype(np.float32),
+        scores=None if (scores := _gather(path, keys, entries, "scores")) is None else as_scores(scores),
         ids=_gather(path, keys, entries, "ids"),
     )  # fmt: skip
 
