@@ -173,7 +173,8 @@ def test_whole_or_not_at_all(file: FeatureFile, tmp_path: Path, monkeypatch: pyt
         with pytest.raises(KeyboardInterrupt):
             export(file, output, form, on_image=stop)
         assert not output.exists()
-        assert export(file, output, form).images == 12  # over what the interrupted one left
+        assert not output.with_name(output.name + ".partial").exists()
+        assert export(file, output, form).images == 12
         with pytest.raises(RoialignError, match="expected nothing there"):
             export(file, output, form)
         export(file, output, form, overwrite=True)

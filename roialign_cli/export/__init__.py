@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,6 +61,9 @@ def export(
         partial.replace(output)
     except OSError as error:
         raise OutputError("output-write", f"{output}: cannot be written: {error.strerror or error}") from None
+    finally:  # renamed, or of no use
+        with suppress(OSError):
+            _remove(partial)
     boxes = sum(file.rows(name).stop - file.rows(name).start for name in names)
     return Exported(str(output), len(names), boxes, len(status) - len(names))
 
