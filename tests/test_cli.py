@@ -142,6 +142,7 @@ def test_fetching_weights(place: Path, roialign: Run) -> None:
     facts = json.loads(roialign("weights", "fetch", "squeezenet1_1", "--json", env=env).stdout)
     assert facts["path"] == str(cached)
     assert facts["bytes"] == cached.stat().st_size
+    assert "IMAGENET1K_V1 (in the cache)" in roialign("backbones", "squeezenet1_1", env=env).stdout
 
 
 def test_debug_shows_the_traceback(place: Path, roialign: Run) -> None:
@@ -186,6 +187,7 @@ def test_doctor_and_backbones(roialign: Run) -> None:
     assert "resnet50" in roialign("backbones").stdout
     described = json.loads(roialign("backbones", "resnet18", "--json").stdout)
     assert described["layers"]["layer3"] == {"channels": 256, "stride": 16}
+    assert described["parameters"] == 11_689_512
     assert roialign("backbones", "resnet19").returncode == 4
 
 

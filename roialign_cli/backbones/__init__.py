@@ -8,7 +8,7 @@ from roialign_cli.backbones.base import Backbone
 from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
 
-__all__ = ["Backbone", "available", "describe", "fetch_weights", "load_backbone"]
+__all__ = ["Backbone", "available", "describe", "fetch_weights", "load_backbone", "size"]
 
 
 def available() -> dict[str, str]:
@@ -27,6 +27,15 @@ def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
     from roialign_cli.backbones import torchvision
 
     return torchvision.describe(name)
+
+
+def size(name: str) -> tuple[int, list[str]]:
+    """Number of parameters of a backbone's whole model, and which of its weights are in the cache."""
+    if name == "gabor":
+        return 0, []
+    from roialign_cli.backbones import torchvision
+
+    return torchvision.size(name)
 
 
 def fetch_weights(name: str, weights: str) -> tuple[Path, str]:

@@ -86,6 +86,15 @@ def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
     return {block: size for block, size in found.items() if size is not None}, entries
 
 
+def size(name: str) -> tuple[int, list[str]]:
+    """Number of parameters of the whole model, and which of its weights are in the cache: those need no network."""
+    _kind(name)
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in _build(name, 0).parameters())
+    entries = torchvision.models.get_model_weights(name).__members__
+    return count, [entry for entry, weights in entries.items() if cached_file(weights).is_file()]
+
+
 def _build(name: str, seed: int, image_size: int | None = None) -> Any:
     """The whole model, randomly initialised from the seed; for images of a size, where the model depends on it."""
     options: dict[str, Any] = {"weights_backbone": None} if available()[name] == "detection" else {}

@@ -17,7 +17,7 @@ def backbones(
     """
     from rich.table import Table
 
-    from roialign_cli.backbones import available, describe
+    from roialign_cli.backbones import available, describe, size
     from roialign_cli.cli.console import print_json, stdout
 
     if name is None:
@@ -31,15 +31,20 @@ def backbones(
             )
         return
     layers, weights = describe(name)
+    parameters, cached = size(name)
     if json:
         print_json({
             "name": name,
             "layers": {layer: {"channels": c, "stride": s} for layer, (c, s) in layers.items()},
             "weights": weights,
+            "cached": cached,
+            "parameters": parameters,
         })  # fmt: skip
         return
     table = Table("layer", "channels", "stride", box=None, title=name, title_justify="left")
     for layer, (channels, stride) in layers.items():
         table.add_row(layer, str(channels), str(stride))
     stdout.print(table, highlight=False)
-    stdout.print(f"weights: {', '.join(weights) or 'none needed'}", highlight=False)
+    shown = [f"{entry} (in the cache)" if entry in cached else entry for entry in weights]
+    stdout.print(f"parameters: {parameters / 1e6:.1f} million, of the whole model", highlight=False)
+    stdout.print(f"weights: {', '.join(shown) or 'none needed'}", highlight=False)
