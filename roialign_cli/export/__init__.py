@@ -10,7 +10,6 @@ from pathlib import Path
 
 from roialign_cli.errors import ConfigError, OutputError
 from roialign_cli.store.reader import FeatureFile, Regions
-from roialign_cli.store.schema import DONE
 
 FOLDERS = ("npz", "pt", "lmdb")  # the others are one file
 FORMS = (*FOLDERS, "tsv", "parquet", "h5-groups", "h5")
@@ -49,8 +48,7 @@ def export(
     if output.exists() and not overwrite:
         raise OutputError("output-exists", f"{output}: expected nothing there", "choose another -o, or --overwrite")
     writer = _writer(form)
-    status = file.status
-    names = [name for name, value in zip(file.names, status.tolist(), strict=True) if value == DONE]
+    names = file.done_names
     partial = output.with_name(output.name + ".partial")
     try:
         _remove(partial)
@@ -65,7 +63,7 @@ def export(
         with suppress(OSError):
             _remove(partial)
     boxes = sum(file.rows(name).stop - file.rows(name).start for name in names)
-    return Exported(str(output), len(names), boxes, len(status) - len(names))
+    return Exported(str(output), len(names), boxes, len(file) - len(names))
 
 
 Writer = Callable[[FeatureFile, Sequence[str], Iterator[Regions], Path, str], None]

@@ -11,7 +11,6 @@ from roialign_cli.errors import InputError, OutputError
 from roialign_cli.pictures import STYLE
 from roialign_cli.pictures.colours import principal
 from roialign_cli.store.reader import FeatureFile
-from roialign_cli.store.schema import DONE
 
 COLUMNS = 8
 MOST = 64
@@ -50,8 +49,7 @@ def _rows(file: FeatureFile, name: str | None) -> np.ndarray[tuple[int], np.dtyp
         rows = file.rows(name)
         file[name]  # raises if it is not done
         return np.arange(rows.start, rows.stop)
-    done = np.repeat(file.status == DONE, np.diff(file.offset))
-    return np.flatnonzero(done)
+    return file.done_rows
 
 
 def _title(file: FeatureFile, row: int) -> str:

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from roialign_cli.store.schema import DONE
-
 Item = dict[str, Any]
 
 
@@ -28,7 +26,7 @@ class ImageDataset(Dataset[Item]):
 
     def __init__(self, file: Any) -> None:
         self.file = file
-        self.names = [name for name, status in zip(file.names, file.status.tolist(), strict=True) if status == DONE]
+        self.names = file.done_names
 
     def __len__(self) -> int:
         return len(self.names)
@@ -42,7 +40,7 @@ class RowDataset(Dataset[Item]):
 
     def __init__(self, file: Any) -> None:
         self.file = file
-        self.rows = np.flatnonzero(np.repeat(file.status == DONE, np.diff(file.offset)))
+        self.rows = file.done_rows
 
     def __len__(self) -> int:
         return len(self.rows)

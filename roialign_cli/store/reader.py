@@ -81,6 +81,16 @@ class FeatureFile(Mapping[str, Regions]):
         return np.array(self._map("images/status"))
 
     @property
+    def done_names(self) -> list[str]:
+        """The images that have features, in the order of the file."""
+        return [name for name, status in zip(self.names, self.status.tolist(), strict=True) if status == DONE]
+
+    @property
+    def done_rows(self) -> npt.NDArray[np.int64]:
+        """The rows of those images, ascending."""
+        return np.flatnonzero(np.repeat(self.status == DONE, np.diff(self.offset)))
+
+    @property
     def errors(self) -> dict[str, str]:
         """Why images failed, by name."""
         ledger = self._map("images/error")
