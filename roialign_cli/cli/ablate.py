@@ -96,15 +96,7 @@ def ablate(
 
     Example: roialign ablate images/ boxes.json -o ablation/ --vary sampling-ratio=0,1,2,4 --vary output-size=7,14
     """
-    given = {
-        "backbone": backbone, "weights": weights, "layers": layers, "resize": resize, "precision": precision,
-        "output_size": output_size, "sampling_ratio": sampling_ratio, "aligned": aligned, "mode": mode, "clip": clip,
-        "kernel": kernel, "dtype": dtype, "device": device, "workers": workers, "compile": compile_,
-        "boxes_format": boxes_format, "on_error": on_error,
-        "columns": columns, "classes": classes, "images_json": images_json, "voc_origin": voc_origin, "labels": labels,
-        "min_score": min_score, "min_size": min_size, "max_boxes": max_boxes, "crowd": crowd,
-        "grid": "1x1" if whole_image else grid,
-    }  # fmt: skip
+    given = options.settings_given(locals())
     from roialign_cli.ablation.grid import make_grid, parse_vary
 
     settings = configuration.load(config, given, others=frozenset({VARY}))

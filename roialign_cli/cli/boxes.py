@@ -42,11 +42,7 @@ def boxes(
 
     Example: roialign boxes images/ boxes.json --write native.json
     """
-    given = {
-        "boxes_format": boxes_format, "columns": columns, "classes": classes, "images_json": images_json,
-        "voc_origin": voc_origin, "labels": labels, "min_score": min_score, "min_size": min_size, "max_boxes": max_boxes,
-        "crowd": crowd, "grid": "1x1" if whole_image else grid, "clip": clip,
-    }  # fmt: skip
+    given = options.settings_given(locals())
     settings = load(None, given)
     from dataclasses import replace
 

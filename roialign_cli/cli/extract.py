@@ -71,16 +71,7 @@ def extract(
 
     Example: roialign extract images/ boxes.json -o features.h5 -c quickstart
     """
-    given = {
-        "backbone": backbone, "weights": weights, "layers": layers, "resize": resize, "precision": precision,
-        "output_size": output_size, "sampling_ratio": sampling_ratio, "aligned": aligned, "mode": mode,
-        "reduce": reduce, "head": head, "clip": clip, "kernel": kernel, "dtype": dtype, "device": device,
-        "batch_size": batch_size, "workers": workers, "processes": processes, "compile": compile_,
-        "boxes_format": boxes_format, "on_error": on_error,
-        "columns": columns, "classes": classes, "images_json": images_json, "voc_origin": voc_origin, "labels": labels,
-        "min_score": min_score, "min_size": min_size, "max_boxes": max_boxes, "crowd": crowd,
-        "grid": "1x1" if whole_image else grid,
-    }  # fmt: skip
+    given = options.settings_given(locals())
     settings = load(config, given)  # a wrong option is told before torch is loaded
     from roialign_cli.cli.console import print_json
     from roialign_cli.cli.progress import shown, stop_on_interrupt

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
+from roialign_cli.config import NAMES, Settings
 from roialign_cli.config import BoxesFormat as Formats
-from roialign_cli.config import Settings
 
 DEFAULTS = Settings()
 BINS = "x".join(map(str, DEFAULTS.output_size))
@@ -19,6 +20,14 @@ def option(help_text: str, *names: str, panel: str, default: object = None) -> A
     """An option of a panel whose help tells its default."""
     shown = help_text if default is None else f"{help_text} (default: {default})"
     return typer.Option(*names, help=shown, rich_help_panel=panel, show_default=False)
+
+
+def settings_given(arguments: Mapping[str, object]) -> dict[str, object]:
+    """The settings among a command's arguments; `compile_` means compile, and --whole-image a grid of one."""
+    found = {name.rstrip("_"): value for name, value in arguments.items()}
+    if found.get("whole_image"):
+        found["grid"] = "1x1"
+    return {name: found[name] for name in NAMES if name in found}
 
 
 Images = Annotated[Path, typer.Argument(help="Folder of images, searched with its subfolders.", show_default=False)]

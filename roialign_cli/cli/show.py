@@ -54,10 +54,7 @@ def show(
 
     Example: roialign show cat.jpg boxes.json -o cat.png --box 1 -c quickstart
     """
-    given = {
-        "backbone": backbone, "weights": weights, "layers": layers, "resize": resize, "output_size": output_size,
-        "sampling_ratio": sampling_ratio, "aligned": aligned, "mode": mode, "device": device, "boxes_format": boxes_format,
-    }  # fmt: skip
+    given = options.settings_given(locals())
     settings = load(config, given)
     if colour not in Colour:
         raise ConfigError("config-value", f"colour: expected one of {', '.join(Colour)}, found {colour!r}")
