@@ -31,7 +31,7 @@ class Settings:
     aligned: bool = True
     mode: Literal["avg", "max", "exact"] = "avg"
     reduce: Literal["none", "mean", "max"] = "none"
-    head: Literal["none", "box"] = "none"  # box: the detection model's own, a vector per box
+    head: Literal["none", "box", "c5"] = "none"  # a vector per box: by a detector's box head, by a ResNet's last stage
     resize: str = "backbone"  # backbone (its own choice), none, or SHORT[,MAX]
     clip: bool = False
     labels: tuple[str, ...] = ()  # of the boxes that are wanted; empty: all
@@ -63,7 +63,10 @@ class Settings:
         return {name: getattr(self, name) for name in names[: names.index("dtype") + 1]}
 
 
-BOX_HEAD = {"sampling_ratio": 2, "aligned": False}  # as torchvision's box heads were trained; what is given overrules
+HEADS: Mapping[str, Mapping[str, object]] = {  # what they take; what is given overrules
+    "box": {"sampling_ratio": 2, "aligned": False},  # as torchvision's were trained
+    "c5": {"output_size": (14, 14)},  # detectron2's POOLER_RESOLUTION of its C4 models
+}
 NAMES = [field.name for field in dataclasses.fields(Settings)]
 
 
@@ -78,8 +81,7 @@ def load(config: str | None, given: Mapping[str, object], *, others: frozenset[s
         values = {key: value for key, value in read(config).items() if key not in others}
         merged.update(_check_keys(values, str(find_config(config))))
     merged.update({name: value for name, value in _check_keys(given, "settings").items() if value is not None})
-    if merged.get("head") == "box":
-        merged = {**BOX_HEAD, **merged}
+    merged = {**HEADS.get(str(merged.get("head")), {}), **merged}
     return _validate({name: _normalise(name, value) for name, value in merged.items()})
 
 
@@ -159,7 +161,7 @@ def _normalise(name: str, value: object) -> object:
         return [value, value]
     if name == "output_size" and isinstance(value, str):
         sides = value.lower().split("x")
-        if len(sides) in (1, 2) and all(side.strip().isdigit() for side in sides):
+        if len(sides) in (1, 2) and all(side.strip().isdecimal() for side in sides):
             return [int(sides[0]), int(sides[-1])]
         raise ConfigError("config-value", f"output_size: expected a number or HEIGHTxWIDTH, found {value!r}")
     if name == "resize" and value is not None and not isinstance(value, str | bool):
@@ -201,11 +203,12 @@ def _validate(values: dict[str, object]) -> Settings:
             raise ConfigError("config-value", f"{name}: expected at least {low}, found {getattr(settings, name)}")
     if min(settings.output_size) < 1:
         raise ConfigError("config-value", f"output_size: expected at least 1, found {settings.output_size}")
-    if settings.head == "box" and settings.reduce != "none":
-        raise ConfigError("config-value", f"reduce: expected none beside head box, found {settings.reduce!r}")
+    if settings.head != "none" and settings.reduce != "none":
+        found = f"expected none beside head {settings.head}, found {settings.reduce!r}"
+        raise ConfigError("config-value", f"reduce: {found}")
     sides = settings.resize.split(",")
     if settings.resize not in ("backbone", "none") and not (
-        len(sides) <= 2 and all(side.isdigit() and int(side) > 0 for side in sides)
+        len(sides) <= 2 and all(side.isdecimal() and int(side) > 0 for side in sides)
     ):
         raise ConfigError("config-value", f"resize: expected none or SHORT[,MAX], found {settings.resize!r}")
     return settings

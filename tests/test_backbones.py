@@ -11,7 +11,9 @@ import torchvision
 from conftest import SAMPLE_BOXES, SAMPLE_IMAGES, relative_error
 from PIL import Image
 from safetensors.torch import save_file
+from torchvision.ops import roi_align
 from torchvision.ops.poolers import LevelMapper
+from torchvision.transforms.functional import normalize
 
 from roialign_cli import FeatureFile, extract
 from roialign_cli.backbones import available, describe, load_backbone
@@ -261,9 +263,32 @@ def test_the_box_head_is_torchvision_s(name: str, tmp_path: Path) -> None:
         assert relative_error(torch.tensor(file["coffee.jpg"].features), expected) < 1e-4
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_the_c5_head_is_the_last_stage_on_regions(name: str, tmp_path: Path) -> None:
+    model = model_of(name)
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", backbone=name, weights=str(tmp_path / "w.pth"), head="c5")
+    with Image.open(SAMPLE_IMAGES / "coffee.jpg") as image:
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
+    pixels = normalize(pixels, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])[None]
+    with FeatureFile(tmp_path / "f.h5") as file, torch.inference_mode():
+        assert file.layers == ["layer3"]
+        regions = file["coffee.jpg"]
+        assert regions.features.shape == (3, model.fc.in_features)
+        stages = [model.conv1, model.bn1, model.relu, model.maxpool, model.layer1, model.layer2, model.layer3]
+        c4 = torch.nn.Sequential(*stages)(pixels)
+        pooled = roi_align(c4, [torch.tensor(regions.boxes)], 14, 1 / 16, 2, aligned=True)
+        expected = model.layer4(pooled).mean((2, 3))
+        assert relative_error(torch.tensor(regions.features), expected) < 1e-4
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        ({"backbone": "vgg11", "head": "c5"}, "expected a ResNet"),
+        ({"backbone": "fasterrcnn_resnet50_fpn", "head": "c5"}, "expected a ResNet"),
+        ({"backbone": "resnet18", "head": "c5", "layers": ("layer2",)}, "expected layer layer3 beside head c5"),
         ({"backbone": "resnet18"}, "expected a detection model"),
         ({"backbone": "retinanet_resnet50_fpn"}, "expected a two-stage detector"),
         ({"backbone": "fasterrcnn_resnet50_fpn", "output_size": (5, 5)}, "expected output size 7x7 of fpn, found 5x5"),
@@ -271,4 +296,4 @@ def test_the_box_head_is_torchvision_s(name: str, tmp_path: Path) -> None:
 )
 def test_box_heads_that_are_none(options: dict[str, object], expected: str) -> None:
     with pytest.raises(BackboneError, match=expected):
-        load_backbone(Settings(weights="random", head="box", **options))
+        load_backbone(Settings(**{"weights": "random", "head": "box", **options}))

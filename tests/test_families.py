@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
 from conftest import relative_error
 
-from roialign_cli.backbones import describe, load_backbone
+from roialign_cli.backbones import available, describe, load_backbone
 from roialign_cli.backbones.vit import image_size
 from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
@@ -80,3 +82,22 @@ def test_transformers_of_other_sizes(tmp_path: object) -> None:
     assert image_size(state) == 384
     early = load_backbone(Settings(backbone="vit_b_32", weights="random", layers=("encoder_layer_1",)))
     assert len(early.model.blocks) == 2  # what comes after is not kept
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fcn_resnet50", "lraspp_mobilenet_v3_large"])
+def test_segmentation_models_give_torchvision_s_maps(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    options = {"aux_loss": True} if name.startswith("fcn") else {}
+    model = torchvision.models.get_model(name, weights=None, weights_backbone=None, **options).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    backbone = load_backbone(Settings(backbone=name, weights=str(tmp_path / "w.pth")))
+    assert backbone.preprocessing.resize == (520, None)
+    images = torch.rand(1, 3, 90, 130)
+    with torch.inference_mode():
+        features = model.backbone(images)
+        expected = features["high" if "high" in features else "out"]
+        assert relative_error(backbone(images)[0][0], expected) < 1e-4
+    assert describe(name)[0]["backbone"] == (backbone.layers[0].channels, backbone.layers[0].strides[0])
+    assert "input" not in describe(name)[0]
+    assert available()[name] == "segmentation"

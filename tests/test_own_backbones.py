@@ -181,3 +181,47 @@ def test_timm(code: Path) -> None:
     assert torch.equal(found[1][0], expected[4])
     with pytest.raises(BackboneError, match="timm has no model of that name"):
         load_backbone(Settings(backbone="timm:resnet19"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "layers", "strides"),
+    [
+        ("vit_small_patch14_dinov2", ("norm",), (14,)),
+        ("vit_tiny_patch16_224", ("blocks.3", "norm"), (16, 16)),
+        ("swin_tiny_patch4_window7_224", ("0", "3"), (4, 32)),
+        ("convnext_atto", ("3",), (32,)),
+    ],
+)
+def test_timm_s_transformers_are_maps_at_any_size(
+    tmp_path: Path, name: str, layers: tuple[str, ...], strides: tuple[int, ...]
+) -> None:
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(3)
+    own = {"dynamic_img_size": True} if not name.startswith("convnext") else {}
+    model = timm.create_model(name, **own).eval()
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    backbone = load_backbone(Settings(backbone=f"timm:{name}", layers=layers, weights=str(tmp_path / "w.pth")))
+    assert [layer.strides for layer in backbone.layers] == [(stride,) for stride in strides]
+    side = 224 if strides[0] != 14 else 210
+    images = torch.rand(2, 3, side, 2 * side)
+    with torch.inference_mode():
+        maps = [features for (features,) in backbone(images)]
+        expected = model.forward_features(images)
+        if name.startswith("swin"):  # features_only leaves the norm out
+            maps[-1] = model.norm(maps[-1].permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            expected = expected.permute(0, 3, 1, 2)
+        elif expected.dim() == 3:
+            expected = expected[:, model.num_prefix_tokens :].mT.reshape(maps[-1].shape)
+    assert relative_error(maps[-1], expected) < 1e-5
+    for features, stride in zip(maps, strides, strict=True):
+        assert features.shape[2:] == (side // stride, 2 * side // stride)
+    torch.save({"blocks.0.norm1.weight": torch.zeros(2)}, tmp_path / "other.pth")
+    with pytest.raises(BackboneError, match=r"[Mm]issing|size mismatch"):
+        load_backbone(Settings(backbone=f"timm:{name}", layers=layers, weights=str(tmp_path / "other.pth")))
+
+
+def test_timm_s_blocks_by_name() -> None:
+    pytest.importorskip("timm")
+    with pytest.raises(BackboneError, match=r"expected blocks.0 to blocks.11 or norm, found 'blocks.12'"):
+        load_backbone(Settings(backbone="timm:vit_tiny_patch16_224", layers=("blocks.12",), weights="random"))

@@ -98,7 +98,7 @@ def _read(name: str, value: Any) -> Any:
     """Numbers and truth values from the words of a command line."""
     if not isinstance(value, str):
         return value
-    if name == "sampling_ratio" and value.lstrip("-").isdigit():
+    if name == "sampling_ratio" and value.lstrip("-").isdecimal():
         return int(value)
     if name == "aligned":
         return TRUTH.get(value.lower(), value)

@@ -12,7 +12,7 @@ __all__ = ["Backbone", "available", "describe", "fetch_weights", "load_backbone"
 
 
 def available() -> dict[str, str]:
-    """Names of all backbones with their kind: built-in, classification, detection."""
+    """Names of all backbones with their kind: built-in, classification, segmentation, detection."""
     from roialign_cli.backbones import torchvision
 
     return {"gabor": "built-in", **torchvision.available()}
@@ -52,9 +52,13 @@ def load_backbone(settings: Settings) -> Backbone:
     """
     from roialign_cli.backbones import own
 
-    if settings.head != "none" and available().get(settings.backbone) != "detection":
+    kind = available().get(settings.backbone)
+    if settings.head == "box" and kind != "detection":
         message = f"{settings.backbone}: head: expected a detection model, which has a box head, found another"
         raise BackboneError("backbone-head", message, "--backbone fasterrcnn_resnet50_fpn")
+    if settings.head == "c5" and kind != "classification":
+        message = f"{settings.backbone}: head: expected a ResNet, which has a stage C5, found another"
+        raise BackboneError("backbone-head", message, "--backbone resnet101")
     if settings.backbone == "gabor":
         from roialign_cli.backbones import gabor
 

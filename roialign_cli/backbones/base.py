@@ -70,12 +70,13 @@ def measure(model: nn.Module, multiple: int) -> dict[str, tuple[int, int] | None
     where nothing is computed; padding, which misleads a single quotient, cancels out.
     """
     small, large = (-(-size // multiple) * multiple for size in (512, 1024))
-    shadow = copy.deepcopy(model).to("meta")
+    shadow = copy.deepcopy(model).eval().to("meta")  # a copied graph has forgotten its mode
     with torch.inference_mode():
         first, second = (shadow(torch.empty(1, 3, size, size, device="meta")) for size in (small, large))
     found: dict[str, tuple[int, int] | None] = {}
     for name in first:
-        grown = second[name].shape[-1] - first[name].shape[-1] if first[name].dim() == 4 else 0
+        is_map = isinstance(first[name], Tensor) and first[name].dim() == 4  # a graph has nodes of sizes, too
+        grown = second[name].shape[-1] - first[name].shape[-1] if is_map else 0
         found[name] = (int(first[name].shape[1]), round((large - small) / grown)) if grown > 0 else None
     return found
 

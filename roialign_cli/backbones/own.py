@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from roialign_cli.backbones import timm
 from roialign_cli.backbones.base import Backbone, chosen_resize
 from roialign_cli.backbones.optimize import Compiled
 from roialign_cli.backbones.weights import file_weights, fit, state_sha256
@@ -26,7 +27,6 @@ from roialign_cli.errors import BackboneError
 from roialign_cli.structures import Layer, Preprocessing
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-TIMM = "timm:"
 KEYS = ("mean", "std", "resize", "multiple")
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 SIZES = (256, 512)  # pixels a side at which strides are measured
@@ -34,20 +34,15 @@ SIZES = (256, 512)  # pixels a side at which strides are measured
 
 def is_own(name: str) -> bool:
     """Whether a backbone's name is that of a function, of an exported program, or of timm's."""
-    return name.startswith(TIMM) or name.endswith(".pt2") or FUNCTION.fullmatch(name) is not None
+    return name.startswith(timm.PREFIX) or name.endswith(".pt2") or FUNCTION.fullmatch(name) is not None
 
 
 def load(settings: Settings) -> Backbone:
     """The model with its weights, or with those of --weights PATH; strides measured."""
     name = settings.backbone
-    exported = name.endswith(".pt2")
-    if name.startswith(TIMM):
-        model = _timm(name, pretrained=settings.weights == "DEFAULT")
-    else:
-        model = _exported(Path(name)) if exported else _made(name)
-    about = _preprocessing(name, getattr(model, "preprocessing", {}))
-    weights, sha256 = "its own", ""
-    if settings.weights == "random" and name.startswith(TIMM):
+    exported, of_timm = name.endswith(".pt2"), name.startswith(timm.PREFIX)
+    weights, sha256, state = "its own", "", None
+    if settings.weights == "random" and of_timm:
         weights = "random:0"
     elif settings.weights != "DEFAULT":
         if exported:
@@ -55,9 +50,14 @@ def load(settings: Settings) -> Backbone:
                 "weights-unknown", f"{name}: expected no --weights, it has its own, found {settings.weights}"
             )
         found = file_weights(Path(settings.weights))
-        assert found.state is not None
-        fit(model, found.state, set(model.state_dict()), found.name)
-        weights, sha256 = found.name, found.sha256
+        weights, sha256, state = found.name, found.sha256, found.state
+    if of_timm:
+        model = timm.make(name, settings.layers, state or settings.weights == "DEFAULT")
+    else:
+        model = _exported(Path(name)) if exported else _made(name)
+        if state is not None:
+            fit(model, state, set(model.state_dict()), weights)
+    about = _preprocessing(name, getattr(model, "preprocessing", {}))
     maps = _measure(name, model, about.multiple)
     unknown = [layer for layer in settings.layers if layer not in maps]
     if unknown:
@@ -117,32 +117,6 @@ def _made(name: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         found = f"found {type(model).__name__}"
         raise BackboneError("backbone-own", f"{name}: expected a function that returns a torch.nn.Module, {found}")
-    return model.eval()
-
-
-def _timm(name: str, *, pretrained: bool) -> nn.Module:
-    """A model of timm's as maps (`features_only`), from the finest on, with its own mean and std."""
-    try:
-        import timm
-    except ImportError:
-        message = f"{name}: expected the package timm, found none"
-        raise BackboneError("backbone-own", message, "pip install 'roialign[timm]'") from None
-    model_name = name.removeprefix(TIMM)
-    if not timm.is_model(model_name):
-        close = timm.list_models(f"*{model_name.split('_')[0]}*")[:3]
-        hint = f"did you mean {' or '.join(close)}?" if close else ""
-        raise BackboneError("backbone-unknown", f"{name}: timm has no model of that name", hint)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            model: nn.Module = timm.create_model(model_name, features_only=True, pretrained=pretrained)
-    except Exception as error:  # no network, or a model without maps: timm and its hub raise many kinds
-        reason = str(error).split("\n", maxsplit=1)[0]
-        hint = "--weights PATH with a state dict fetched elsewhere, or --weights random" if pretrained else ""
-        raise BackboneError("weights-unreachable", f"{name}: cannot be made: {reason}", hint) from None
-    data: Any = importlib.import_module("timm.data")
-    config = data.resolve_model_data_config(model)
-    model.preprocessing = {"mean": config["mean"], "std": config["std"]}  # type: ignore[assignment]
     return model.eval()
 
 

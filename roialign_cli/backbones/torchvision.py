@@ -1,40 +1,40 @@
-"""torchvision's models: classification models tapped at any node, detection models at their feature pyramid."""
+"""torchvision's models by name; those for classification and segmentation are tapped at any node of their graph."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import warnings
-from collections import OrderedDict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision
-from torch import Tensor, nn
-from torchvision.models import VisionTransformer, detection
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torch import nn
+from torchvision.models import ResNet, VisionTransformer, detection, segmentation
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
-from roialign_cli.backbones import vit
+from roialign_cli.backbones import pyramid, vit
 from roialign_cli.backbones.base import Backbone, chosen_resize, measure, measure_maps
-from roialign_cli.backbones.optimize import Compiled, OnDemand, fold
+from roialign_cli.backbones.optimize import OnDemand, fold
 from roialign_cli.backbones.weights import Weights, cached_file, find_weights, fit, state_sha256
 from roialign_cli.config import Settings, nearest
 from roialign_cli.errors import BackboneError
 from roialign_cli.structures import Layer, Preprocessing
 
-PYRAMID = "fpn"
+C4 = "layer3"  # the layer that torchvision's ResNets call so
 LEAST_STRIDE = 8  # of the layer that is taken where none is named: finer ones have seen next to nothing of the image
 
 
 @cache
 def available() -> dict[str, str]:
-    """Names of the classification models and of the detection models with a feature pyramid."""
+    """Names of the models for classification and segmentation, and of the detection models with a feature pyramid."""
     pyramids = [name for name in torchvision.models.list_models(module=detection) if "fpn" in name]
     plain = torchvision.models.list_models(module=torchvision.models)
-    return dict.fromkeys(plain, "classification") | dict.fromkeys(pyramids, "detection")
+    dense = torchvision.models.list_models(module=segmentation)
+    kinds = {"classification": plain, "segmentation": dense, "detection": pyramids}
+    return {name: kind for kind, names in kinds.items() for name in names}
 
 
 def load(settings: Settings) -> Backbone:
@@ -44,10 +44,10 @@ def load(settings: Settings) -> Backbone:
     weights = find_weights(settings.weights, entries)
     whole = _build(settings.backbone, weights.seed, vit.image_size(weights.state))
     if kind == "detection":
-        return _pyramid(settings, whole, weights)
+        return pyramid.load(settings, whole, weights)
     if isinstance(whole, VisionTransformer):
-        return _transformer(settings, whole, weights, weights.origin or entries.DEFAULT)
-    return _classifier(settings, whole, weights, weights.origin or entries.DEFAULT)
+        return vit.load(settings, whole, weights, weights.origin or entries.DEFAULT)
+    return _tapped(settings, whole, weights, weights.origin or entries.DEFAULT)
 
 
 def fetch(name: str, weights: str) -> tuple[Path, str]:
@@ -76,7 +76,9 @@ def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
     with torch.device("meta"):  # nothing is allocated or computed, however large the model
         model = _build(name, 0)
         if kind == "detection":
-            tapped: nn.Module = _Pyramid(model.backbone, {key: key for key in _pyramid_keys(model.backbone)})
+            tapped: nn.Module = pyramid.Pyramid(
+                model.backbone, {key: key for key in pyramid.level_names(model.backbone)}
+            )
         elif isinstance(model, VisionTransformer):
             return dict.fromkeys(vit.layer_names(model), (model.hidden_dim, model.patch_size)), entries
         else:
@@ -97,7 +99,7 @@ def size(name: str) -> tuple[int, list[str]]:
 
 def _build(name: str, seed: int, image_size: int | None = None) -> Any:
     """The whole model, randomly initialised from the seed; for images of a size, where the model depends on it."""
-    options: dict[str, Any] = {"weights_backbone": None} if available()[name] == "detection" else {}
+    options: dict[str, Any] = {"weights_backbone": None} if available()[name] != "classification" else {}
     if image_size is not None:
         options["image_size"] = image_size
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
@@ -106,20 +108,18 @@ def _build(name: str, seed: int, image_size: int | None = None) -> Any:
         return torchvision.models.get_model(name, weights=None, **options).eval()
 
 
-def _pyramid_keys(backbone: nn.Module) -> list[str]:
-    """Names of the levels, finest first; `pool`, which serves proposals only, is none."""
-    with torch.inference_mode():
-        return [key for key in backbone(torch.zeros(1, 3, 64, 64)) if key != "pool"]
-
-
 def _nodes(model: nn.Module) -> list[str]:
     nodes: list[str] = get_graph_node_names(model, suppress_diff_warning=True)[1]
-    return [node for node in nodes if node != "x"]
+    return nodes[1:]  # the first is the image itself
 
 
-def _classifier(settings: Settings, whole: nn.Module, weights: Weights, entry: Any) -> Backbone:
+def _tapped(settings: Settings, whole: nn.Module, weights: Weights, entry: Any) -> Backbone:
     nodes = _nodes(whole)
-    layers = settings.layers or (_last_spatial(whole),)
+    head, head_channels = None, 0
+    if settings.head == "c5":
+        layers, head, head_channels = _c5_head(settings, whole)
+    else:
+        layers = settings.layers or (_last_spatial(whole),)
     for layer in layers:
         if not any(node == layer or node.startswith(f"{layer}.") for node in nodes):
             blocks = list(dict.fromkeys(node.split(".")[0] for node in nodes))
@@ -132,42 +132,38 @@ def _classifier(settings: Settings, whole: nn.Module, weights: Weights, entry: A
             raise BackboneError("layer-unknown", f"{settings.backbone}: {known}, found {layer!r}", hint)
     model = _tap(whole, layers)
     if weights.state is not None:
-        fit(model, weights.state, set(whole.state_dict()), weights.name)
+        extra = {key for key in weights.state if key.startswith("aux_classifier.")}  # only training uses it
+        fit(model, weights.state, set(whole.state_dict()) | extra, weights.name)
+        if head is not None:
+            fit(whole, weights.state, set(whole.state_dict()), weights.name)
     found = measure_maps(model, multiple=1)
     transform = entry.transforms()
+    own = (transform.resize_size[0], None) if available()[settings.backbone] == "segmentation" else None
     return Backbone(
         name=settings.backbone,
         model=OnDemand(fold(model), compiled=settings.compile),
         layers=tuple(Layer(name, channels, (stride,)) for name, (channels, stride) in found.items()),
-        preprocessing=Preprocessing(tuple(transform.mean), tuple(transform.std), chosen_resize(settings, None)),
+        preprocessing=Preprocessing(tuple(transform.mean), tuple(transform.std), chosen_resize(settings, own)),
         weights=weights.name,
         weights_sha256=weights.sha256 or state_sha256(model),
+        head=head,
+        head_channels=head_channels,
     )
 
 
-def _transformer(settings: Settings, whole: VisionTransformer, weights: Weights, entry: Any) -> Backbone:
-    names = vit.layer_names(whole)
-    layers = settings.layers or (vit.LAST,)
-    for layer in layers:
-        if layer not in names:
-            hint = nearest(layer, names)
-            raise BackboneError(
-                "layer-unknown", f"{settings.backbone}: expected {', '.join(names)}, found {layer!r}", hint
-            )
-    if weights.state is not None:
-        fit(whole, weights.state, set(whole.state_dict()), weights.name)
-    model: nn.Module = vit.TokenMaps(whole, layers).eval()
-    digest = weights.sha256 or state_sha256(model)
-    transform = entry.transforms()
-    resize = chosen_resize(settings, None)
-    return Backbone(
-        name=settings.backbone,
-        model=Compiled(model) if settings.compile else model,
-        layers=tuple(Layer(layer, whole.hidden_dim, (whole.patch_size,)) for layer in layers),
-        preprocessing=Preprocessing(tuple(transform.mean), tuple(transform.std), resize, multiple=whole.patch_size),
-        weights=weights.name,
-        weights_sha256=digest,
-    )
+def _c5_head(settings: Settings, whole: nn.Module) -> tuple[tuple[str, ...], nn.Module, int]:
+    """The layer to pool, and a ResNet's last stage and mean on top of its RoIs, as detectors without a pyramid have them.
+
+    arXiv:1506.01497 for ResNets (arXiv:1512.03385, appendix A); RoIs of 14 x 14 bins become vectors [K, 2048].
+    """
+    if not isinstance(whole, ResNet):
+        message = f"{settings.backbone}: head: expected a ResNet, which has a stage C5, found another"
+        raise BackboneError("backbone-head", message, "--backbone resnet101")
+    if settings.layers not in ((), (C4,)):
+        message = f"{settings.backbone}: head: expected layer {C4} beside head c5, found {', '.join(settings.layers)}"
+        raise BackboneError("backbone-head", message)
+    head = nn.Sequential(whole.layer4, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return (C4,), head.eval(), whole.fc.in_features
 
 
 def _tap(model: nn.Module, layers: tuple[str, ...]) -> nn.Module:
@@ -178,7 +174,8 @@ def _tap(model: nn.Module, layers: tuple[str, ...]) -> nn.Module:
 
 def _last_spatial(model: nn.Module) -> str:
     """The last top-level block whose map still grows with the image: what comes before the pooling."""
-    blocks = [name for name, _ in model.named_children()]
+    inside = "backbone." if hasattr(model, "backbone") else ""  # of a segmentation model
+    blocks = [inside + name for name, _ in model.get_submodule(inside.rstrip(".")).named_children()]
     for name in reversed(blocks):
         try:
             with contextlib.redirect_stderr(io.StringIO()):  # torch.fx prints where a traced model fails
@@ -189,86 +186,3 @@ def _last_spatial(model: nn.Module) -> str:
             return name
     names = ", ".join(blocks)
     raise BackboneError("layer-unknown", f"no block of this model gives a map; its blocks are {names}", "pass --layers")
-
-
-class _Pyramid(nn.Module):
-    """The maps of a pyramid that were asked for, named."""
-
-    def __init__(self, backbone: BackboneWithFPN, names: dict[str, str]) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.names = names
-
-    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        maps = self.backbone(images)
-        return OrderedDict((name, maps[key]) for name, key in self.names.items())
-
-
-def _pyramid(settings: Settings, whole: Any, weights: Weights) -> Backbone:
-    backbone = whole.backbone
-    assert isinstance(backbone, BackboneWithFPN)
-    keys = _pyramid_keys(backbone)
-    layers = settings.layers or (PYRAMID,)
-    for layer in layers:
-        if layer not in (PYRAMID, *keys):
-            known = f"expected {PYRAMID}, {', '.join(keys)}"
-            raise BackboneError("layer-unknown", f"{settings.backbone}: {known}, found {layer!r}")
-    names = {f"{layer}/{key}": key for layer in layers for key in (keys if layer == PYRAMID else [layer])}
-    head, head_channels = _box_head(settings, whole) if settings.head == "box" else (None, 0)
-    model = _Pyramid(backbone, names).eval()
-    if weights.state is not None:
-        everything = set(whole.state_dict())
-        state = weights.state
-        if not any(key.startswith("backbone.") for key in state):
-            state = {f"backbone.{key}": value for key, value in state.items()}
-        own = {key for key in state if key.startswith("backbone.")}
-        rest = everything if own else set()  # a fine-tuned head of any shape is of no concern here
-        fit(model, {key: state[key] for key in own}, rest, weights.name)
-        if head is not None:
-            begin = "roi_heads.box_head."
-            of_head = {key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)}
-            fit(head, of_head, set(head.state_dict()), weights.name)
-        if weights.origin is not None and weights.origin.name in ("COCO_V1", "COCO_LEGACY"):
-            _legacy_epsilon(settings.backbone, model)
-    found = measure_maps(model, multiple=32)
-    tapped = []
-    for layer in layers:
-        own_maps = [found[name] for name in names if name.startswith(f"{layer}/")]
-        tapped.append(Layer(layer, own_maps[0][0], tuple(stride for _, stride in own_maps)))
-    transform = whole.transform
-    resize = chosen_resize(settings, (transform.min_size[0], transform.max_size))
-    return Backbone(
-        name=settings.backbone,
-        model=OnDemand(fold(model), compiled=settings.compile),
-        layers=tuple(tapped),
-        preprocessing=Preprocessing(
-            tuple(transform.image_mean), tuple(transform.image_std), resize, antialias=False, multiple=32
-        ),
-        weights=weights.name,
-        weights_sha256=weights.sha256 or state_sha256(model),
-        head=head,
-        head_channels=head_channels,
-    )
-
-
-def _box_head(settings: Settings, whole: Any) -> tuple[nn.Module, int]:
-    """The model's box head and the length of its vectors; it takes RoIs of the whole pyramid in its own output size."""
-    if not hasattr(whole, "roi_heads"):
-        message = f"{settings.backbone}: head: expected a two-stage detector, which has a box head, found another"
-        raise BackboneError("backbone-head", message, "--backbone fasterrcnn_resnet50_fpn")
-    size = tuple(whole.roi_heads.box_roi_pool.output_size)
-    if settings.output_size != size or settings.layers not in ((), (PYRAMID,)):
-        found = f"{'x'.join(map(str, settings.output_size))} of {', '.join(settings.layers) or PYRAMID}"
-        expected = f"expected output size {'x'.join(map(str, size))} of {PYRAMID}"
-        raise BackboneError("backbone-head", f"{settings.backbone}: head: {expected}, found {found}")
-    head: nn.Module = whole.roi_heads.box_head.eval()
-    with torch.inference_mode():
-        return head, int(head(torch.zeros(1, whole.backbone.out_channels, *size)).shape[1])
-
-
-def _legacy_epsilon(name: str, model: nn.Module) -> None:
-    """torchvision's first ResNet-50 detection weights were trained with frozen batch norm of epsilon 0."""
-    if "resnet50_fpn" in name and not name.endswith("_v2") and "fcos" not in name:
-        for module in model.modules():
-            if isinstance(module, nn.BatchNorm2d):
-                module.eps = 0.0

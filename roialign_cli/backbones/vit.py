@@ -15,6 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import VisionTransformer
 
+from roialign_cli.backbones.base import Backbone, chosen_resize
+from roialign_cli.backbones.optimize import Compiled
+from roialign_cli.backbones.weights import Weights, fit, state_sha256
+from roialign_cli.config import Settings, nearest
+from roialign_cli.errors import BackboneError
+from roialign_cli.structures import Layer, Preprocessing
+
 LAST = "encoder"  # after the last block and its norm
 
 
@@ -29,6 +36,32 @@ def image_size(state: Mapping[str, Tensor] | None) -> int | None:
         return None
     tokens, patch = state["encoder.pos_embedding"].shape[1] - 1, state["conv_proj.weight"].shape[-1]
     return int(math.isqrt(max(tokens, 0)) * patch) or None
+
+
+def load(settings: Settings, whole: VisionTransformer, weights: Weights, entry: Any) -> Backbone:
+    """The blocks that `layers` name, and the last map by default; `entry` says how its images are prepared."""
+    names = layer_names(whole)
+    layers = settings.layers or (LAST,)
+    for layer in layers:
+        if layer not in names:
+            hint = nearest(layer, names)
+            raise BackboneError(
+                "layer-unknown", f"{settings.backbone}: expected {', '.join(names)}, found {layer!r}", hint
+            )
+    if weights.state is not None:
+        fit(whole, weights.state, set(whole.state_dict()), weights.name)
+    model: nn.Module = TokenMaps(whole, layers).eval()
+    digest = weights.sha256 or state_sha256(model)
+    transform = entry.transforms()
+    resize = chosen_resize(settings, None)
+    return Backbone(
+        name=settings.backbone,
+        model=Compiled(model) if settings.compile else model,
+        layers=tuple(Layer(layer, whole.hidden_dim, (whole.patch_size,)) for layer in layers),
+        preprocessing=Preprocessing(tuple(transform.mean), tuple(transform.std), resize, multiple=whole.patch_size),
+        weights=weights.name,
+        weights_sha256=digest,
+    )
 
 
 class TokenMaps(nn.Module):

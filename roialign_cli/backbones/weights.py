@@ -33,7 +33,7 @@ def find_weights(spec: str, entries: Any) -> Weights:
     """What --weights names: DEFAULT, an entry of the model's torchvision enum, a path, or random[:SEED]."""
     kind, _, seed = spec.partition(":")
     if kind == "random":
-        if seed and not seed.isdigit():
+        if seed and not seed.isdecimal():
             raise BackboneError("weights-unknown", f"weights: expected random:SEED with a whole number, found {spec!r}")
         return Weights(f"random:{int(seed or 0)}", None, "", seed=int(seed or 0))
     names = [*entries.__members__]

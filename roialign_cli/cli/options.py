@@ -67,7 +67,11 @@ Reduce = Annotated[
 ]
 Head = Annotated[
     str | None,
-    option("box: a vector per box, by the detection model's own box head.", default=DEFAULTS.head, panel=POOLING),
+    option(
+        "A vector per box: box, by a detector's box head; c5, by a ResNet's last stage.",
+        default=DEFAULTS.head,
+        panel=POOLING,
+    ),
 ]
 Clip = Annotated[bool | None, option("Clip boxes to their image.", "--clip/--no-clip", panel=POOLING)]
 Kernel = Annotated[str | None, option("auto, cpu, cuda or torchvision.", default=DEFAULTS.kernel, panel=POOLING)]

@@ -85,7 +85,7 @@ def _by_number(images: ImageNames) -> dict[int | str, str]:
         stem = PurePosixPath(name).stem
         found[stem] = name
         number = stem.rpartition("_")[2]
-        if number.isascii() and number.isdigit() and (number == stem or len(number) == DIGITS):
+        if number.isascii() and number.isdecimal() and (number == stem or len(number) == DIGITS):
             found[int(number)] = name
     return found
 

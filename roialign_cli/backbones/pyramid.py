@@ -1,0 +1,110 @@
+"""torchvision's detection models: the levels of their feature pyramid, and the box head on top of it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+
+from roialign_cli.backbones.base import Backbone, chosen_resize, measure_maps
+from roialign_cli.backbones.optimize import OnDemand, fold
+from roialign_cli.backbones.weights import Weights, fit, state_sha256
+from roialign_cli.config import Settings
+from roialign_cli.errors import BackboneError
+from roialign_cli.structures import Layer, Preprocessing
+
+PYRAMID = "fpn"
+
+
+def level_names(backbone: nn.Module) -> list[str]:
+    """Names of the levels, finest first; `pool`, which serves proposals only, is none."""
+    with torch.inference_mode():
+        return [key for key in backbone(torch.zeros(1, 3, 64, 64)) if key != "pool"]
+
+
+class Pyramid(nn.Module):
+    """The maps of a pyramid that were asked for, named."""
+
+    def __init__(self, backbone: BackboneWithFPN, names: dict[str, str]) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.names = names
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """Images of a multiple of 32 pixels a side."""
+        maps = self.backbone(images)
+        return OrderedDict((name, maps[key]) for name, key in self.names.items())
+
+
+def load(settings: Settings, whole: Any, weights: Weights) -> Backbone:
+    """The pyramid or single levels of a detection model, and with --head box what its box head takes and gives."""
+    backbone = whole.backbone
+    assert isinstance(backbone, BackboneWithFPN)
+    levels = level_names(backbone)
+    layers = settings.layers or (PYRAMID,)
+    for layer in layers:
+        if layer not in (PYRAMID, *levels):
+            known = f"expected {PYRAMID}, {', '.join(levels)}"
+            raise BackboneError("layer-unknown", f"{settings.backbone}: {known}, found {layer!r}")
+    names = {f"{layer}/{key}": key for layer in layers for key in (levels if layer == PYRAMID else [layer])}
+    head, head_channels = _box_head(settings, whole) if settings.head == "box" else (None, 0)
+    model = Pyramid(backbone, names).eval()
+    if weights.state is not None:
+        everything = set(whole.state_dict())
+        state = weights.state
+        if not any(key.startswith("backbone.") for key in state):
+            state = {f"backbone.{key}": value for key, value in state.items()}
+        own = {key for key in state if key.startswith("backbone.")}
+        rest = everything if own else set()  # a fine-tuned head of any shape is of no concern here
+        fit(model, {key: state[key] for key in own}, rest, weights.name)
+        if head is not None:
+            begin = "roi_heads.box_head."
+            of_head = {key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)}
+            fit(head, of_head, set(head.state_dict()), weights.name)
+        if weights.origin is not None and weights.origin.name in ("COCO_V1", "COCO_LEGACY"):
+            _legacy_epsilon(settings.backbone, model)
+    found = measure_maps(model, multiple=32)
+    tapped = []
+    for layer in layers:
+        own_maps = [found[name] for name in names if name.startswith(f"{layer}/")]
+        tapped.append(Layer(layer, own_maps[0][0], tuple(stride for _, stride in own_maps)))
+    transform = whole.transform
+    resize = chosen_resize(settings, (transform.min_size[0], transform.max_size))
+    return Backbone(
+        name=settings.backbone,
+        model=OnDemand(fold(model), compiled=settings.compile),
+        layers=tuple(tapped),
+        preprocessing=Preprocessing(
+            tuple(transform.image_mean), tuple(transform.image_std), resize, antialias=False, multiple=32
+        ),
+        weights=weights.name,
+        weights_sha256=weights.sha256 or state_sha256(model),
+        head=head,
+        head_channels=head_channels,
+    )
+
+
+def _box_head(settings: Settings, whole: Any) -> tuple[nn.Module, int]:
+    """The model's box head and the length of its vectors; it takes RoIs of the whole pyramid in its own output size."""
+    if not hasattr(whole, "roi_heads"):
+        message = f"{settings.backbone}: head: expected a two-stage detector, which has a box head, found another"
+        raise BackboneError("backbone-head", message, "--backbone fasterrcnn_resnet50_fpn")
+    size = tuple(whole.roi_heads.box_roi_pool.output_size)
+    if settings.output_size != size or settings.layers not in ((), (PYRAMID,)):
+        found = f"{'x'.join(map(str, settings.output_size))} of {', '.join(settings.layers) or PYRAMID}"
+        expected = f"expected output size {'x'.join(map(str, size))} of {PYRAMID}"
+        raise BackboneError("backbone-head", f"{settings.backbone}: head: {expected}, found {found}")
+    head: nn.Module = whole.roi_heads.box_head.eval()
+    with torch.inference_mode():
+        return head, int(head(torch.zeros(1, whole.backbone.out_channels, *size)).shape[1])
+
+
+def _legacy_epsilon(name: str, model: nn.Module) -> None:
+    """torchvision's first ResNet-50 detection weights were trained with frozen batch norm of epsilon 0."""
+    if "resnet50_fpn" in name and not name.endswith("_v2") and "fcos" not in name:
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eps = 0.0
