@@ -8,20 +8,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
-from roialign_cli.store.schema import DONE, STATUS_NAMES, Place, features_path, open_file, places
+from roialign_cli.store.parts import Array, Stack, open_parts
+from roialign_cli.store.schema import DONE, STATUS_NAMES, features_path
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
     from roialign_cli.store.datasets import ImageDataset, RowDataset
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -48,21 +47,24 @@ class Regions:
 class FeatureFile(Mapping[str, Regions]):
     """A feature file as a mapping from image name to `Regions`, in the order of the box file.
 
+    The path may be a pattern, `features-*-of-0016.h5`: all shards of a run are read as one file.
+
     Raises OutputError for files that are no feature files, and for images that have no features (yet).
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._maps: dict[str, Array] = {}
-        with open_file(self.path) as file:
-            self.places = places(file)
-            attributes = {
-                name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()
-            }
-        self.attributes: dict[str, Any] = attributes
-        self.layers: list[str] = json.loads(attributes["layers"])
-        self.names: list[str] = [name.decode("utf-8", "surrogateescape") for name in self._map("images/name").tolist()]
-        self.offset = self._map("images/offset")
+        self.parts = open_parts(self.path)
+        self.places = self.parts[0].places
+        self.attributes = self.parts[0].attributes
+        self.layers: list[str] = json.loads(self.attributes["layers"])
+        self.names = [name.decode("utf-8", "surrogateescape") for name in np.asarray(self._map("images/name")).tolist()]
+        self.offset: Array = self._map("images/offset")
+        if len(self.parts) > 1:  # each counts from 0
+            counts = np.concatenate([np.diff(part.map("images/offset")) for part in self.parts])
+            self.offset = np.concatenate([[0], np.cumsum(counts)])
+            if len(self._index) < len(self.names):
+                raise OutputError("shards-differ", f"{self.path}: expected each image in one file, found one in two")
         self.sizes = self._map("images/size")
 
     @cached_property
@@ -98,11 +100,14 @@ class FeatureFile(Mapping[str, Regions]):
         return {self.names[i]: ledger[i].decode("utf-8", "replace") for i in failed.tolist()}
 
     def dataset(self, name: str) -> Array:
-        """A whole dataset by its path in the file, memory-mapped and read-only."""
+        """A whole dataset by its path in the file, memory-mapped and read-only; of several files, see `Stack`."""
         return self._map(name)
 
     def features(self, layer: str | None = None) -> Array:
-        """All rows of a layer [N, C, PH, PW], memory-mapped; the layer may be left out where there is only one."""
+        """All rows of a layer [N, C, PH, PW], memory-mapped; the layer may be left out where there is only one.
+
+        Of several files they come as a `Stack`: rows, slices and arrays of rows can be taken from it, and np.array of all.
+        """
         if layer is None and len(self.layers) > 1:
             raise OutputError("layer-unknown", f"{self.path}: expected one of the layers {', '.join(self.layers)}")
         return self._map(features_path(layer or self.layers[0], len(self.layers)))
@@ -124,11 +129,12 @@ class FeatureFile(Mapping[str, Regions]):
             if values.dtype.kind == "S":
                 columns[key] = np.char.decode(values, "utf-8")
         by_layer = {layer: self.features(layer)[rows] for layer in self.layers}
+        height, width = self.sizes[i].tolist()
         return Regions(
             name=name,
             features=by_layer if len(self.layers) > 1 else by_layer[self.layers[0]],
             boxes=self._map("boxes")[rows],
-            size=(int(self.sizes[i, 0]), int(self.sizes[i, 1])),
+            size=(height, width),
             **columns,
         )
 
@@ -162,7 +168,8 @@ class FeatureFile(Mapping[str, Regions]):
             "image": np.array(self.names, object)[owner],
             "status": np.array(STATUS_NAMES, object)[self.status[owner]],
         }
-        columns |= {name: np.array(self._map("boxes")[:, i]) for i, name in enumerate(("x1", "y1", "x2", "y2"))}
+        boxes = np.array(self._map("boxes"))
+        columns |= {name: boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))}
         for name in ("labels", "scores", "ids", "levels"):
             if name in self.places:
                 values = np.array(self._map(name))
@@ -174,7 +181,8 @@ class FeatureFile(Mapping[str, Regions]):
 
     def close(self) -> None:
         """Let go of the mapped file; arrays already taken from it stay valid."""
-        self._maps.clear()
+        for part in self.parts:
+            part.close()
 
     def __enter__(self) -> Self:
         return self
@@ -185,17 +193,6 @@ class FeatureFile(Mapping[str, Regions]):
         self.close()
 
     def _map(self, name: str) -> Array:
-        if name not in self._maps:
-            place = self.places[name]
-            self._maps[name] = _memory_map(self.path, place)
-        return self._maps[name]
-
-
-def _memory_map(path: Path, place: Place) -> Array:
-    dtype = np.dtype(f"S{place.dtype.itemsize}") if place.dtype.kind == "S" else place.dtype
-    if 0 in place.shape:
-        return np.empty(place.shape, dtype)
-    try:
-        return np.memmap(path, dtype, "r", place.offset, place.shape)
-    except (OSError, ValueError) as error:
-        raise OutputError("file-truncated", f"{path}: expected more bytes than are there: {error}") from None
+        if len(self.parts) == 1:
+            return self.parts[0].map(name)
+        return cast("Array", Stack([part.map(name) for part in self.parts]))

@@ -1,0 +1,136 @@
+"""The arrays of a feature file, memory-mapped: of one file, or of several that are read as one, such as all shards of a run."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from roialign_cli.errors import OutputError
+from roialign_cli.store.schema import Place, open_file, places
+
+Array = npt.NDArray[Any]
+SAME = ("config", "weights_sha256", "layers")  # attributes that files read as one must share, as shards also the next
+OF_SHARDS = ("shards", "boxes_sha256")
+
+
+class Part:
+    """One file: its attributes, where its datasets lie, and their memory maps."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with open_file(path) as file:
+            self.places = places(file)
+            self.attributes: dict[str, Any] = {
+                name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()
+            }
+        self._maps: dict[str, Array] = {}
+
+    def map(self, name: str) -> Array:
+        """A dataset, read-only."""
+        if name not in self._maps:
+            if name not in self.places:
+                raise OutputError("file-layout", f"{self.path}: expected a dataset {name}, found none")
+            self._maps[name] = _memory_map(self.path, self.places[name])
+        return self._maps[name]
+
+    def close(self) -> None:
+        """Let go of the maps; arrays taken from them stay valid."""
+        self._maps.clear()
+
+
+class Stack:
+    """Arrays [n_i, ...] that lie apart as one [sum n_i, ...], for reading: by row, by slice, or by an array of rows.
+
+    A slice within one of them is a view of it; everything else is a copy.
+    """
+
+    def __init__(self, arrays: Sequence[Array]) -> None:
+        self.arrays = arrays
+        self.offset = np.cumsum([0, *map(len, arrays)])
+        self.dtype = np.result_type(*arrays)
+        self.shape = (int(self.offset[-1]), *arrays[0].shape[1:])
+
+    def __len__(self) -> int:
+        return int(self.offset[-1])
+
+    def __getitem__(self, key: Any) -> Array:
+        if isinstance(key, slice):
+            low, high, step = key.indices(len(self))
+            if step == 1:
+                return self._range(low, high)
+            key = np.arange(low, high, step)
+        if isinstance(key, tuple):
+            raise TypeError("expected a row, a slice or an array of rows of several files, found several indices")
+        index = np.asarray(key)
+        if index.dtype == bool:
+            index = np.flatnonzero(index)
+        index = np.where(index < 0, index + len(self), index)
+        if index.size and (index.min() < 0 or index.max() >= len(self)):
+            raise IndexError(f"row {key} of {len(self)}")
+        owner = np.searchsorted(self.offset, index, side="right") - 1
+        if index.ndim == 0:
+            row: Array = self.arrays[int(owner)][int(index - self.offset[owner])]
+            return row
+        found = np.empty((*index.shape, *self.shape[1:]), self.dtype)
+        for i in np.unique(owner).tolist():
+            found[owner == i] = self.arrays[i][index[owner == i] - self.offset[i]]
+        return found
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        del copy
+        return self._range(0, len(self)).astype(dtype or self.dtype)
+
+    def _range(self, low: int, high: int) -> Array:
+        pieces = [
+            array[max(low - begin, 0) : high - begin]
+            for array, begin in zip(self.arrays, self.offset.tolist(), strict=False)
+            if low < begin + len(array) and begin < high
+        ]
+        return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [self.arrays[0][:0]])
+
+
+def open_parts(path: Path) -> list[Part]:
+    """The file of a name, or all of a pattern such as `features-*-of-0016.h5`, shards in their order.
+
+    Raises OutputError: none is there, one is no feature file, they do not belong together, or a shard is missing.
+    """
+    if path.exists() or not glob.has_magic(str(path)):
+        return [Part(path)]
+    root = Path(path.anchor)
+    found = [Part(name) for name in sorted(root.glob(str(path.relative_to(root))))]
+    if not found:
+        raise OutputError("file-missing", f"{path}: expected feature files of such names, found none")
+    shards = "shard" in found[0].attributes
+    for part in found[1:]:
+        for key in (*SAME, *(OF_SHARDS if shards else ())):
+            mine, theirs = (one.attributes.get(key) for one in (part, found[0]))
+            if mine != theirs:
+                expected = f"expected {key} as in {found[0].path.name}, {theirs}, found {mine}"
+                raise OutputError("shards-differ", f"{part.path}: {expected}", "they are of different runs")
+    if shards:
+        found.sort(key=lambda part: int(part.attributes["shard"]))
+        numbers = [int(part.attributes["shard"]) for part in found]
+        total = int(found[0].attributes["shards"])
+        if missing := sorted(set(range(1, total + 1)) - set(numbers)):
+            listed = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+            message = f"{path}: expected {total} shards, found {len(numbers)}; missing: {listed}"
+            raise OutputError("shards-missing", message, f"extract with --shard {missing[0]}/{total}")
+        if len(set(numbers)) < len(numbers):
+            raise OutputError("shards-differ", f"{path}: expected each shard once, found {json.dumps(numbers)}")
+    return found
+
+
+def _memory_map(path: Path, place: Place) -> Array:
+    dtype = np.dtype(f"S{place.dtype.itemsize}") if place.dtype.kind == "S" else place.dtype
+    if 0 in place.shape:
+        return np.empty(place.shape, dtype)
+    try:
+        return np.memmap(path, dtype, "r", place.offset, place.shape)
+    except (OSError, ValueError) as error:
+        raise OutputError("file-truncated", f"{path}: expected more bytes than are there: {error}") from None
