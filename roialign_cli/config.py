@@ -56,6 +56,9 @@ class Settings:
     images_json: str = ""  # COCO file that names the images of COCO results
     voc_origin: Literal[0, 1] = 1  # what the first pixel of a VOC file is called
     on_error: Literal["skip", "stop"] = "skip"
+    on_nonfinite: Literal["error", "keep"] = (
+        "error"  # an image with NaN or infinite features fails, or is kept and noted
+    )
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what the file holds; a resumed run must agree in all of them."""

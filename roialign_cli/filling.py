@@ -21,6 +21,7 @@ from roialign_cli import memory
 from roialign_cli.backbones import Backbone
 from roialign_cli.backbones.base import Levels
 from roialign_cli.config import Settings
+from roialign_cli.flaws import Flaws, all_finite, cut
 from roialign_cli.inputs.images import ImageError
 from roialign_cli.loading import Decoded, load_batches
 from roialign_cli.planning import Batch, make_batches, row_range
@@ -35,7 +36,6 @@ from roialign_cli.structures import Integers, Layer, Plan, Progress
 BATCH_PIXELS = 2 << 20  # of the network's input per batch, where the batch size is ours to choose
 BLOCK_BYTES = 64 << 20  # features computed and handed to the writer at a time
 BLOCKS = 3  # such blocks in memory
-FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ class Filling:
     ) -> None:
         self.job = job
         self.done = done
-        self.saturated = 0
+        self.flaws = Flaws()  # of all images
+        self._flaws: dict[int, Flaws] = {}  # of the images at hand
         self._device = device
         self._settle = settle
         self._counts = np.diff(job.plan.table.offset)
@@ -140,7 +141,7 @@ class Filling:
             self._compute_as_fits(images, pixels, size)
             for image in images:
                 if not self.done[image]:
-                    self._finish(image)
+                    self._finish(image, self._flaws.pop(image, Flaws()))
 
     def _fail(self, image: int, error: ImageError) -> None:
         if self.job.settings.on_error == "stop":
@@ -190,6 +191,7 @@ class Filling:
             maps = backbone(inputs, settings.precision, reads)
             rest = Rows(rows.rois[todo], rows.number[todo], rows.image[todo])
             for image in images:
+                self._flaws.pop(image, None)
                 self._writer.begin(image)
             for layer, of_layer, of_rows in zip(backbone.layers, maps, levels, strict=True):
                 self._pool_layer(layer, of_layer, rest, None if of_rows is None else of_rows[todo])
@@ -213,7 +215,7 @@ class Filling:
         for begin in range(0, len(rois), step):
             part = slice(begin, begin + step)
             part_levels = levels[part] if levels is not None else None
-            values, release = self._pool_block(maps, layer, rois[part], part_levels)
+            values, release = self._pool_block(maps, layer, rois[part], part_levels, rows.image[part])
             cuts = [0, *(np.flatnonzero(np.diff(rows.image[part])) + 1).tolist(), len(values)]
             for low, high in pairwise(cuts):
                 first = int(rows.number[part][low])
@@ -225,7 +227,7 @@ class Filling:
                 )
 
     def _pool_block(
-        self, maps: Levels, layer: Layer, rois: Tensor, levels: Tensor | None
+        self, maps: Levels, layer: Layer, rois: Tensor, levels: Tensor | None, images: Integers
     ) -> tuple[npt.NDArray[Any], Callable[[], None]]:
         """Rows as they are stored, and what to call when they have been written: their memory is used again."""
         dtype = getattr(torch, self.job.settings.dtype)
@@ -233,20 +235,33 @@ class Filling:
         size = math.prod(shape) * dtype.itemsize
         block = self._blocks.get() if size <= BLOCK_BYTES else None
         rows = block[:size].view(dtype).view(shape) if block is not None else torch.empty(shape, dtype=dtype)
-        if self.job.backbone.head is not None:
-            pooled = pool(maps, layer, rois, levels, self.job.settings, torch.float32, None)
-            rows.copy_(self.job.backbone.head(pooled))
+        head = self.job.backbone.head
+
+        def pooled(kind: torch.dtype, out: Tensor | None) -> Tensor:
+            return pool(maps, layer, rois, levels, self.job.settings, kind, out)
+
+        def exact() -> Tensor:
+            return pooled(torch.float32, None) if head is None else head(pooled(torch.float32, None)).float()
+
+        if head is not None:
+            rows.copy_(exact())
         elif self._device.type == "cpu":
-            pool(maps, layer, rois, levels, self.job.settings, dtype, rows)
+            pooled(dtype, rows)
         else:
-            rows.copy_(pool(maps, layer, rois, levels, self.job.settings, dtype, None))
-        if dtype == torch.float16 and (cut := int(rows.isinf().sum())):
-            self.saturated += cut
-            rows.clamp_(-FLOAT16_MAX, FLOAT16_MAX)
+            rows.copy_(pooled(dtype, None))
+        if not all_finite(rows):
+            not_finite, saturated = cut(rows, exact)
+            for image in np.unique(images).tolist():
+                of = torch.from_numpy(images == image)
+                self._flaws[image] = self._flaws.get(image, Flaws()) + Flaws.of(not_finite[of], saturated[of])
         return rows.numpy(), (lambda: self._blocks.put(block)) if block is not None else (lambda: None)
 
-    def _finish(self, image: int) -> None:
-        _write_done(self.job, self._writer, image)
+    def _finish(self, image: int, flaws: Flaws) -> None:
+        self.flaws += flaws
+        if flaws.not_finite and self.job.settings.on_nonfinite == "error":
+            self._fail(image, ImageError("features-nonfinite", f"its features have {flaws}", "--on-nonfinite keep"))
+            return
+        _write_done(self.job, self._writer, image, str(flaws))
         self._settle(image)
 
 
@@ -280,13 +295,13 @@ def _writer(job: Job) -> FeatureWriter:
         return FeatureWriter(job.output, file.places)
 
 
-def _write_done(job: Job, writer: FeatureWriter, image: int) -> None:
+def _write_done(job: Job, writer: FeatureWriter, image: int, note: str = "") -> None:
     """All rows of an image are on their way; sizes and clipped boxes too, which an earlier run may not have known."""
     writer.rows("images/size", image, job.plan.sizes[image : image + 1])
     if job.plan.sized:
         first, stop = row_range(job.plan.table.offset, image)
         writer.rows("boxes", first, job.plan.table.boxes[first:stop])
-    writer.done(image)
+    writer.done(image, note)
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -19,6 +19,7 @@ from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError
 from roialign_cli.filling import Filling, Job, Tally, batches_left, settle_known
+from roialign_cli.flaws import Flaws
 from roialign_cli.inputs.images import quiet_decoding
 from roialign_cli.planning import plan_run
 from roialign_cli.processes import fill_in_processes
@@ -91,22 +92,22 @@ def run_job(
     with locked(job.output), memory.kept():
         status = open_output(job.output, job.plan, job.layout, overwrite=overwrite)
         finished_before = bool((status == DONE).all())
-        saturated = 0
+        flaws = Flaws()
         if not finished_before:
             tally = Tally(job, status == DONE, on_progress)
             settle_known(job, tally)
-            saturated = _fill(job, tally, should_stop)
-    return _summarise(job, saturated, finished_before, time.monotonic() - started)
+            flaws = _fill(job, tally, should_stop)
+    return _summarise(job, flaws, finished_before, time.monotonic() - started)
 
 
-def _fill(job: Job, tally: Tally, should_stop: Callable[[], bool]) -> int:
-    """Fill what is not settled, in this process or in several; returns how many values were cut to float16's range."""
+def _fill(job: Job, tally: Tally, should_stop: Callable[[], bool]) -> Flaws:
+    """Fill what is not settled, in this process or in several."""
     if len(job.devices) > 1:
         return fill_in_processes(job, tally, should_stop)
     done = tally.settled.copy()
     filling = Filling(job, job.devices[0], done, tally.settle)
     filling.fill(batches_left(job, done), should_stop)
-    return filling.saturated
+    return filling.flaws
 
 
 def find_devices(names: str, processes: int = 0) -> tuple[torch.device, ...]:
@@ -163,7 +164,7 @@ def provenance(settings: Settings, boxes_sha256: str, backbone: Backbone) -> dic
     }
 
 
-def _summarise(job: Job, saturated: int, finished_before: bool, seconds: float) -> Summary:
+def _summarise(job: Job, flaws: Flaws, finished_before: bool, seconds: float) -> Summary:
     plan = job.plan
     with FeatureFile(job.output) as file:
         status, failures = file.status, file.errors
@@ -179,7 +180,8 @@ def _summarise(job: Job, saturated: int, finished_before: bool, seconds: float) 
         outside_boxes=plan.outside_boxes,
         empty_boxes=plan.empty_boxes,
         unused_images=plan.unused_images,
-        saturated_values=saturated,
+        nonfinite_values=flaws.not_finite,
+        saturated_values=flaws.saturated,
         bytes=job.layout.feature_bytes(plan.rows),
         seconds=round(seconds, 3),
         finished=pending == 0,

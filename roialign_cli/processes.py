@@ -26,6 +26,7 @@ from roialign_cli import memory
 from roialign_cli.backbones import load_backbone
 from roialign_cli.errors import RoialignError
 from roialign_cli.filling import Filling, Job, Tally, batches_left
+from roialign_cli.flaws import Flaws
 from roialign_cli.inputs.images import quiet_decoding
 from roialign_cli.planning import Batch
 from roialign_cli.store.reader import FeatureFile
@@ -49,7 +50,7 @@ class _Worker:
     connection: Connection
     given: list[Batch] = field(default_factory=list)  # the file says what came of them
     idle: bool = False
-    saturated: int = 0
+    flaws: Flaws = field(default_factory=Flaws)
 
     def tell(self, message: object) -> None:
         """Send a message; that the process has died is seen when it is listened to."""
@@ -67,11 +68,10 @@ class _Worker:
             self.tell(GO_ON)
 
 
-def fill_in_processes(job: Job, tally: Tally, should_stop: Callable[[], bool]) -> int:
+def fill_in_processes(job: Job, tally: Tally, should_stop: Callable[[], bool]) -> Flaws:
     """Fill the rest of the file, a process for each device of the job.
 
-    Returns how many values were cut to the range of float16. Raises the first error of a process, once all have ended. A
-    process that dies is a warning.
+    Raises the first error of a process, once all have ended. A process that dies is a warning.
     """
     left = _Left(job, tally.settled.copy())
     workers = [_start(job, device) for device in job.devices]
@@ -99,7 +99,7 @@ def fill_in_processes(job: Job, tally: Tally, should_stop: Callable[[], bool]) -
             worker.process.join()
     if error is not None:
         raise error
-    return sum(worker.saturated for worker in workers)
+    return sum((worker.flaws for worker in workers), Flaws())
 
 
 def _listen(worker: _Worker, tally: Tally, left: _Left, stopping: bool) -> RoialignError | None:
@@ -110,7 +110,7 @@ def _listen(worker: _Worker, tally: Tally, left: _Left, stopping: bool) -> Roial
     elif kind == WANT and not stopping:
         worker.give(left.take())
     elif kind == IDLE:
-        worker.idle, worker.saturated = True, value
+        worker.idle, worker.flaws = True, value
     elif kind == FAILED:
         failure: RoialignError = value
         return failure
@@ -206,5 +206,5 @@ def _fill_on_request(connection: Connection, job: Job) -> None:
     filling = Filling(job, job.devices[0], nothing_done, lambda image: connection.send((SETTLED, image)))
     while not stopped:
         filling.fill(orders(), told_to_stop)
-        connection.send((IDLE, filling.saturated))
+        connection.send((IDLE, filling.flaws))
         stopped = stopped or connection.recv() == STOP

@@ -106,6 +106,7 @@ class Summary:
     outside_boxes: int
     empty_boxes: int
     unused_images: int
+    nonfinite_values: int
     saturated_values: int
     bytes: int
     seconds: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 from roialign_cli import FeatureFile, config, extract
 from roialign_cli.errors import InputError, OutputError
+from roialign_cli.inputs.images import ImageError
 from roialign_cli.pipeline import prepare_job, run_job
 from roialign_cli.planning import plan_run
 from roialign_cli.store.check import check
@@ -307,6 +309,58 @@ def test_saturation_in_float16_is_counted(tmp_path: Path, photos: tuple[Path, Pa
     full = np.array(FeatureFile(tmp_path / "full.h5").features())
     assert summary.saturated_values == (np.abs(full) >= 65520).sum() > 0  # what rounds to infinity
     assert (values[full > 65504] == 65504).all()
+    with FeatureFile(tmp_path / "f.h5") as file:
+        counted = {name: int(note.split()[0]) for name, note in file.notes.items()}
+        for name in file:
+            assert counted.get(name, 0) == (np.abs(full[file.rows(name)]) >= 65520).sum()
+
+
+BRIGHT = """
+import torch
+from torch import nn
+
+class Bright(nn.Module):
+    # Not a number in the upper half of white images, infinite below.
+
+    def forward(self, x):
+        maps = nn.functional.avg_pool2d(x, 4)
+        broken = x.amin((1, 2, 3), keepdim=True) > 2
+        below = (torch.arange(maps.shape[2]) >= 8)[:, None]
+        return maps.where(~broken, torch.where(below, torch.inf, torch.nan))
+"""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_features_that_are_no_numbers_fail_their_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, processes: int
+) -> None:
+    (tmp_path / "bright.py").write_text(BRIGHT)
+    (tmp_path / "im").mkdir()
+    for name, value in (("a.png", 0), ("b.png", 255), ("c.png", 128)):
+        Image.new("RGB", (64, 64), (value, value, value)).save(tmp_path / "im" / name)
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps({name: [[0, 0, 64, 20], [0, 44, 64, 64]] for name in ("a.png", "b.png", "c.png")}))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delitem(sys.modules, "bright", raising=False)
+    options = {"backbone": "bright:Bright", "dtype": dtype, "processes": processes}
+    summary = extract(tmp_path / "im", boxes, tmp_path / "f.h5", **options)
+    assert (summary.done, summary.failed) == (2, 1)
+    values = 2 * 3 * 49
+    assert summary.failures == {"b.png": f"its features have {values} values not finite"}
+    assert summary.nonfinite_values == values
+    with pytest.raises(ImageError, match=r'"b.png": its features have 294 .*\n.*keep'):
+        extract(tmp_path / "im", boxes, tmp_path / "stop.h5", on_error="stop", **options)
+    kept = extract(tmp_path / "im", boxes, tmp_path / "f.h5", on_nonfinite="keep", **options)
+    assert (kept.done, kept.nonfinite_values, kept.saturated_values) == (3, values, 0)
+    with FeatureFile(tmp_path / "f.h5") as file:
+        assert file.notes == {"b.png": f"{values} values not finite"}
+        assert file.errors == {}
+        assert np.isnan(file["b.png"].features[0]).all()
+        assert np.isposinf(file["b.png"].features[1]).all()
+        assert np.isfinite(file["c.png"].features).all()
+        assert check(file).problems == []
 
 
 def test_should_stop_leaves_a_file_to_go_on_with(tmp_path: Path, photos: tuple[Path, Path]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from roialign_cli.ablation.grid import Variant
 from roialign_cli.backbones import Backbone
-from roialign_cli.filling import FLOAT16_MAX
+from roialign_cli.flaws import Flaws, all_finite, cut
 from roialign_cli.store.layout import Layout, check_space, create
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import features_path
@@ -30,6 +30,7 @@ class Features:
         self._layers = layers
         self._writers = writers
         self._dtype = dtype
+        self.flaws = Flaws()  # of all variants
 
     @classmethod
     @contextmanager
@@ -72,8 +73,8 @@ class Features:
         if not self._writers:
             return
         stored = pooled.to(self._dtype).cpu()
-        if stored.dtype == torch.float16:
-            stored = stored.clamp_(-FLOAT16_MAX, FLOAT16_MAX)
+        if not all_finite(stored):
+            self.flaws += Flaws.of(*cut(stored, lambda: pooled))
         writer = self._writers[variant]
         if levels is not None:
             writer.rows("levels", first, levels.to(torch.uint8).numpy())

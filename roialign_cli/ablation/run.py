@@ -23,6 +23,7 @@ from roialign_cli.ablation.summary import Measurements, Recommendation, Row, mak
 from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
+from roialign_cli.flaws import Flaws
 from roialign_cli.inputs.boxes import read_boxes
 from roialign_cli.inputs.images import ImageError
 from roialign_cli.loading import load_batches
@@ -52,6 +53,7 @@ class Ablation:
     failures: dict[str, str]
     finished: bool
     probe: dict[str, Any] | None
+    flaws: Flaws  # of the features that were saved
     provenance: dict[str, Any]
 
 
@@ -89,7 +91,16 @@ def ablate(
         scored = found.probe.score(0, 0) if found.probe else None
         about = {"chance": scored.chance, "boxes": scored.boxes, "classes": scored.classes} if scored else None
         return Ablation(
-            rows, recommend(rows, tolerance), tolerance, images, with_boxes, failures, finished, about, made_by
+            rows,
+            recommend(rows, tolerance),
+            tolerance,
+            images,
+            with_boxes,
+            failures,
+            finished,
+            about,
+            features.flaws,
+            made_by,
         )
 
     done, finished, told = 0, True, time.monotonic()

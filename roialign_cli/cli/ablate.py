@@ -175,5 +175,7 @@ def _tell(result: Ablation, folder: Path) -> None:
     if not result.finished:
         stdout.print(f"\ninterrupted after {result.images} of {result.total_images} images", highlight=False)
     stdout.print(f"\n{count(result.images, 'image')} measured; {folder / 'report.html'}", highlight=False)
+    if result.flaws:
+        stderr.print(f"warning: the features saved have {result.flaws}", highlight=False)
     for name, reason in list(result.failures.items())[:10]:
         stderr.print(f'failed: "{name}": {reason}', highlight=False, markup=False)

@@ -61,6 +61,7 @@ def extract(
     whole_image: options.WholeImage = False,
     grid: options.Grid = None,
     on_error: options.OnError = None,
+    on_nonfinite: options.OnNonfinite = None,
     overwrite: options.Overwrite = False,
     dry_run: Annotated[bool, option("Check and plan only; write nothing.", "--dry-run", panel=RUN)] = False,
     json: options.AsJson = False,
@@ -142,6 +143,7 @@ def _tell_plan(job: Job, *, as_json: bool) -> None:
 
 def _tell_summary(summary: Summary) -> None:
     from roialign_cli.cli.console import count, human_bytes, pairs, stderr, stdout
+    from roialign_cli.flaws import Flaws
 
     title = f"{summary.output}: " + (
         "was finished already, nothing to do" if summary.already_finished
@@ -154,8 +156,8 @@ def _tell_summary(summary: Summary) -> None:
     rows = [("images", counts), ("boxes", str(summary.boxes))]
     rows += [(f"layer {layer}", str(list(shape))) for layer, shape in summary.features.items()]
     rows += [("size", human_bytes(summary.bytes)), ("time", f"{summary.seconds:.1f} s")]
-    if summary.saturated_values:
-        rows.append(("saturated", f"{summary.saturated_values} values beyond the range of float16 were cut to it"))
+    if flaws := Flaws(summary.nonfinite_values, summary.saturated_values):
+        rows.append(("warning", f"features have {flaws}; `roialign inspect` names the images"))
     stdout.print(pairs(title, rows), highlight=False)
     for name, reason in list(summary.failures.items())[:10]:
         stderr.print(f'failed: "{name}": {reason}', highlight=False, markup=False)

@@ -48,6 +48,7 @@ def inspect(
             }
             print_json({
                 "attributes": features.attributes, "datasets": datasets, "status": status, "errors": features.errors,
+                "notes": features.notes,
                 "values": {layer: found and asdict(found) for layer, found in sampled.items()},
             })  # fmt: skip
             return
@@ -73,6 +74,8 @@ def inspect(
                 stdout.print(pairs("", [(f"values of {layer}", f"{text} ({found.rows} boxes)")]), highlight=False)
         for name, reason in features.errors.items():
             stdout.print(f'failed: "{name}": {reason}', highlight=False, markup=False)
+        for name, note in features.notes.items():
+            stdout.print(f'note: "{name}": {note}', highlight=False, markup=False)
 
 
 def _tell_image(features: FeatureFile, name: str, *, as_json: bool) -> None:

@@ -105,5 +105,9 @@ Grid = Annotated[str | None, option("No box file: ROWSxCOLUMNS equal boxes per i
 OnError = Annotated[
     str | None, option("Images that fail: skip (and record) or stop.", default=DEFAULTS.on_error, panel=RUN)
 ]
+OnNonfinite = Annotated[
+    str | None,
+    option("Images with NaN or infinite features: error or keep.", default=DEFAULTS.on_nonfinite, panel=RUN),
+]
 Overwrite = Annotated[bool, option("Replace an existing output.", "--overwrite", panel=RUN)]
 AsJson = Annotated[bool, option("Print the result as JSON on stdout.", "--json", panel=RUN)]

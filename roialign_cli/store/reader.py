@@ -99,6 +99,12 @@ class FeatureFile(Mapping[str, Regions]):
         failed = np.flatnonzero(self.status == STATUS_NAMES.index("failed"))
         return {self.names[i]: ledger[i].decode("utf-8", "replace") for i in failed.tolist()}
 
+    @property
+    def notes(self) -> dict[str, str]:
+        """What is odd about the features of images that are done, by name: values that are not finite, or were cut."""
+        ledger, status = np.array(self._map("images/error")), self.status
+        return {self.names[i]: ledger[i].decode() for i in np.flatnonzero((status == DONE) & (ledger != b"")).tolist()}
+
     def dataset(self, name: str) -> Array:
         """A whole dataset by its path in the file, memory-mapped and read-only; of several files, see `Stack`."""
         return self._map(name)

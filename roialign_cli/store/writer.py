@@ -64,9 +64,9 @@ class FeatureWriter:
 
         self._put(task, release)
 
-    def done(self, image: int) -> None:
-        """All rows of the image have been handed over."""
-        self._put(lambda: self._finish(image, DONE, ""))
+    def done(self, image: int, note: str = "") -> None:
+        """All rows of the image have been handed over; a note may say what is odd about them."""
+        self._put(lambda: self._finish(image, DONE, note))
 
     def failed(self, image: int, message: str) -> None:
         """The image has no features; the ledger says why."""
