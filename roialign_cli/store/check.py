@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from roialign_cli.store.checksum import TABLES, features_crc32, table_crc32
 from roialign_cli.store.reader import FeatureFile
-from roialign_cli.store.schema import DONE, FAILED, PENDING
+from roialign_cli.store.schema import DONE, FAILED, PENDING, STATUS_NAMES
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ def check(file: FeatureFile) -> Report:
         for i, name in enumerate(file.names):
             if status[i] == DONE and image_crc32(file, name) != file.dataset("images/crc32")[i]:
                 problems.append(f'"{name}": marked done, but its features do not match its checksum')
+            if status[i] != PENDING and not _table_is_right(file, i, int(status[i])):
+                word = STATUS_NAMES[status[i]]
+                problems.append(
+                    f'"{name}": marked {word}, but its boxes or its line in /images do not match their checksum'
+                )
     done, failed, pending = (int((status == value).sum()) for value in (DONE, FAILED, PENDING))
     rows = int(file.offset[-1]) if len(file.offset) else 0
     return Report(len(file.names), rows, done, failed, pending, problems)
@@ -41,8 +48,18 @@ def image_crc32(file: FeatureFile, name: str) -> int:
     rows = file.rows(name)
     crc = 0
     for layer in file.layers:
-        crc = zlib.crc32(np.ascontiguousarray(file.features(layer)[rows]).data, crc)
+        crc = features_crc32(file.features(layer)[rows], crc)
     return crc
+
+
+def _table_is_right(file: FeatureFile, image: int, status: int) -> bool:
+    if TABLES not in file.places:
+        return True
+
+    def read(name: str, first: int, count: int) -> npt.NDArray[Any]:
+        return (file.offset if name == "images/offset" else file.dataset(name))[first : first + count]
+
+    return table_crc32(read, file.places, image, status) == int(file.dataset(TABLES)[image])
 
 
 @dataclass(frozen=True)

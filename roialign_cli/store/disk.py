@@ -26,7 +26,9 @@ class Disk:
     """A file open for writing. All methods raise OSError."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._cached = FileIO(path, "r+b")
+        self._size = os.fstat(self._cached.fileno()).st_size
         self._direct: FileIO | None = None
         if hasattr(os, "O_DIRECT"):
             with suppress(OSError):  # not every file system has it
@@ -34,6 +36,7 @@ class Disk:
 
     def write(self, position: int, values: npt.NDArray[Any]) -> None:
         """Write an array's bytes in C order from `position` on."""
+        self._check_size()
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         begin = -position % BLOCK
         end = max(begin, len(data) - (position + len(data)) % BLOCK)
@@ -60,9 +63,29 @@ class Disk:
                 self._direct = None
         _write(self._cached, position + written, data[written:])
 
+    def read(self, position: int, size: int) -> bytes:
+        """Bytes from `position` on, as they were written last."""
+        data = os.pread(self._cached.fileno(), size, position)
+        if len(data) < size:
+            raise OSError(errno.EIO, f"expected {size} bytes at {position}, found {len(data)}")
+        return data
+
     def sync(self) -> None:
-        """All that was written is on the disk."""
+        """All that was written is on the disk, in the file that has the name now."""
         os.fsync(self._cached.fileno())
+        self._check_size()
+        try:
+            same = os.path.samestat(self._path.stat(), os.fstat(self._cached.fileno()))
+        except FileNotFoundError:
+            raise OSError(errno.ENOENT, "the file was removed under the run") from None
+        if not same:
+            raise OSError(errno.ESTALE, "another file has taken its place under the run")
+
+    def _check_size(self) -> None:
+        """A file that was cut short would grow again with the next write, and have holes where rows were."""
+        found = os.fstat(self._cached.fileno()).st_size
+        if found < self._size:
+            raise OSError(errno.EIO, f"it was cut from {self._size:,} to {found:,} bytes under the run")
 
     def close(self) -> None:
         """Close the file."""

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
+from roialign_cli.store.checksum import TABLES
 from roialign_cli.store.disk import BLOCK, LONG
 from roialign_cli.store.schema import ERROR_BYTES, FORMAT, VERSION, encode, features_path, string_dtype
 from roialign_cli.structures import Plan
@@ -100,7 +101,8 @@ def _write(file: h5py.File, plan: Plan, layout: Layout) -> None:
     _allocate(file, "images/status", names.shape, np.dtype(np.uint8), np.zeros(names.shape, np.uint8))
     errors = encode([""] * plan.images, ERROR_BYTES)
     _allocate(file, "images/error", names.shape, string_dtype(ERROR_BYTES), errors)
-    _allocate(file, "images/crc32", names.shape, np.dtype(np.uint32), np.zeros(names.shape, np.uint32))
+    for name in ("images/crc32", TABLES):
+        _allocate(file, name, names.shape, np.dtype(np.uint32), np.zeros(names.shape, np.uint32))
 
 
 def _allocate(

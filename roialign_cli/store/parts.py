@@ -127,10 +127,9 @@ def open_parts(path: Path) -> list[Part]:
 
 
 def _memory_map(path: Path, place: Place) -> Array:
-    dtype = np.dtype(f"S{place.dtype.itemsize}") if place.dtype.kind == "S" else place.dtype
     if 0 in place.shape:
-        return np.empty(place.shape, dtype)
+        return np.empty(place.shape, place.raw_dtype)
     try:
-        return np.memmap(path, dtype, "r", place.offset, place.shape)
+        return np.memmap(path, place.raw_dtype, "r", place.offset, place.shape)
     except (OSError, ValueError) as error:
         raise OutputError("file-truncated", f"{path}: expected more bytes than are there: {error}") from None

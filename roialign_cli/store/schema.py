@@ -29,6 +29,11 @@ class Place:
     dtype: np.dtype[Any]
 
     @property
+    def raw_dtype(self) -> np.dtype[Any]:
+        """Its type without HDF5's own notes, such as that strings are UTF-8."""
+        return np.dtype(f"S{self.dtype.itemsize}") if self.dtype.kind == "S" else self.dtype
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
         return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize

@@ -5,7 +5,6 @@ from __future__ import annotations
 import queue
 import threading
 import time
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
+from roialign_cli.store.checksum import TABLES, features_crc32, table_crc32
 from roialign_cli.store.disk import Disk
 from roialign_cli.store.schema import DONE, ERROR_BYTES, FAILED, Place, cut
 
@@ -60,7 +60,7 @@ class FeatureWriter:
 
         def task() -> None:
             self._write(dataset, first, values)
-            self._crc[image] = zlib.crc32(values.data, self._crc.get(image, 0))
+            self._crc[image] = features_crc32(values, self._crc.get(image, 0))
 
         self._put(task, release)
 
@@ -129,6 +129,11 @@ class FeatureWriter:
         assert 0 <= first <= first + len(values) <= place.shape[0]
         self._disk.write(place.offset + first * place.row_bytes, values)
 
+    def _read(self, dataset: str, first: int, count: int) -> npt.NDArray[Any]:
+        place = self._places[dataset]
+        data = self._disk.read(place.offset + first * place.row_bytes, count * place.row_bytes)
+        return np.frombuffer(data, place.raw_dtype).reshape(count, *place.shape[1:])
+
     def _forget(self, image: int) -> None:
         self._crc.pop(image, None)
 
@@ -136,6 +141,9 @@ class FeatureWriter:
         text = cut(message.encode("utf-8", "replace"), ERROR_BYTES)
         self._write("images/crc32", image, np.array([self._crc.pop(image, 0)], np.uint32))
         self._write("images/error", image, np.array([text], f"S{ERROR_BYTES}"))
+        if TABLES in self._places:
+            vouched = table_crc32(self._read, self._places, image, status)
+            self._write(TABLES, image, np.array([vouched], np.uint32))
         self._finished.append((image, status))
 
     def _checkpoint(self) -> None:

@@ -1,0 +1,40 @@
+"""What vouches for an image: a checksum of its features, and one of its line and the lines of its boxes in the other tables."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Collection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+TABLES = "images/table_crc32"
+OF_IMAGE = ("images/name", "images/size", "images/error", "images/crc32")
+OF_BOXES = ("boxes", "labels", "scores", "ids", "levels")
+
+Read = Callable[[str, int, int], npt.NDArray[Any]]  # dataset, first row, number of rows
+
+
+def features_crc32(values: npt.NDArray[Any], so_far: int = 0) -> int:
+    """CRC-32 of feature rows, going on from those before: layer after layer in the order of the attribute `layers`."""
+    return zlib.crc32(np.ascontiguousarray(values).data, so_far)
+
+
+def table_crc32(read: Read, there: Collection[str], image: int, status: int) -> int:
+    """CRC-32 of an image's status, number of boxes, line in /images and lines in the tables of boxes that are there.
+
+    Strings count without their padding, so that it holds in files of other string lengths, too.
+    """
+    first, stop = read("images/offset", image, 2).tolist()
+    crc = zlib.crc32(f"{status} {stop - first}".encode())
+    for name in OF_IMAGE:
+        crc = zlib.crc32(_bytes(read(name, image, 1)), crc)
+    for name in OF_BOXES:
+        if name in there:
+            crc = zlib.crc32(_bytes(read(name, first, stop - first)), crc)
+    return crc
+
+
+def _bytes(values: npt.NDArray[Any]) -> bytes:
+    return b"\0".join(values.tolist()) if values.dtype.kind == "S" else values.tobytes()
