@@ -19,6 +19,9 @@ BoxesFormat = Literal[
 ]
 
 
+MAX_PIXELS = 178_956_970  # Pillow's limit
+
+
 @dataclass(frozen=True)
 class Settings:
     """How features are made. The fields up to `dtype` decide what the file holds; the others only how it gets there."""
@@ -55,6 +58,8 @@ class Settings:
     classes: str = ""  # file of YOLO's class names
     images_json: str = ""  # COCO file that names the images of COCO results
     voc_origin: Literal[0, 1] = 1  # what the first pixel of a VOC file is called
+    max_pixels: int = MAX_PIXELS  # of an image: more are taken for an attack; 0: no limit
+    image_timeout: float = 300.0  # seconds to decode an image; 0: no limit
     on_error: Literal["skip", "stop"] = "skip"
     on_nonfinite: Literal["error", "keep"] = (
         "error"  # an image with NaN or infinite features fails, or is kept and noted
@@ -197,6 +202,8 @@ def _validate(values: dict[str, object]) -> Settings:
             "min_score",
             "min_size",
             "max_boxes",
+            "max_pixels",
+            "image_timeout",
         ),
         0,
     )

@@ -116,7 +116,7 @@ class Filling:
     def fill(self, batches: Iterable[Batch], should_stop: Callable[[], bool]) -> None:
         """Compute batch after batch; at the end all of it is on the disk."""
         with _writer(self.job) as self._writer:
-            for batch, decoded in load_batches(self.job.folder, self.job.plan, batches, self.job.settings.workers):
+            for batch, decoded in load_batches(self.job.folder, self.job.plan, batches, self.job.settings):
                 if should_stop():
                     return
                 self._compute(batch, decoded)

@@ -20,7 +20,7 @@ from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError
 from roialign_cli.filling import Filling, Job, Tally, batches_left, settle_known
 from roialign_cli.flaws import Flaws
-from roialign_cli.inputs.images import quiet_decoding
+from roialign_cli.inputs.images import decoding
 from roialign_cli.planning import plan_run
 from roialign_cli.processes import fill_in_processes
 from roialign_cli.store.layout import Layout, check_space
@@ -58,7 +58,7 @@ def extract(
         RoialignError: see the subclasses in `errors`; what is marked done in the file stays valid.
     """
     chosen = config.load(config_name, settings)
-    with quiet_decoding():
+    with decoding(chosen.max_pixels):
         plan = plan_run(Path(images), None if boxes is None else Path(boxes), Path(output), chosen)
         job = prepare_job(plan, Path(images), Path(output), chosen)
         return run_job(job, overwrite=overwrite, on_progress=on_progress, should_stop=should_stop)

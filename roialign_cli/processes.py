@@ -27,7 +27,7 @@ from roialign_cli.backbones import load_backbone
 from roialign_cli.errors import RoialignError
 from roialign_cli.filling import Filling, Job, Tally, batches_left
 from roialign_cli.flaws import Flaws
-from roialign_cli.inputs.images import quiet_decoding
+from roialign_cli.inputs.images import decoding
 from roialign_cli.planning import Batch
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import PENDING
@@ -173,7 +173,7 @@ def _serve(connection: Connection, parts: dict[str, Any], threads: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
     try:
-        with suppress(EOFError, OSError), memory.kept(), quiet_decoding():
+        with suppress(EOFError, OSError), memory.kept(), decoding(parts["settings"].max_pixels):
             _fill_on_request(connection, Job(backbone=load_backbone(parts["settings"]), **parts))
     except RoialignError as error:
         connection.send((FAILED, error))

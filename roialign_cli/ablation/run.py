@@ -152,7 +152,7 @@ def _views(
     """Image by image, one pass each; those that fail join the failures, or end the run with --on-error stop."""
     backbone.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     one_by_one = make_batches(plan, 1, 0)
-    for batch, (decoded,) in load_batches(folder, plan, one_by_one, settings.workers):
+    for batch, (decoded,) in load_batches(folder, plan, one_by_one, settings):
         (image,) = batch.images
         if isinstance(decoded, ImageError):
             if settings.on_error == "stop":

@@ -85,6 +85,8 @@ def ablate(
     crowd: options.Crowd = None,
     whole_image: options.WholeImage = False,
     grid: options.Grid = None,
+    max_pixels: options.MaxPixels = None,
+    image_timeout: options.ImageTimeout = None,
     on_error: options.OnError = None,
     overwrite: options.Overwrite = False,
     json: options.AsJson = False,
@@ -114,10 +116,10 @@ def ablate(
     from roialign_cli.ablation.run import ablate as run
     from roialign_cli.cli.console import print_json
     from roialign_cli.cli.progress import shown, stop_on_interrupt
-    from roialign_cli.inputs.images import quiet_decoding
+    from roialign_cli.inputs.images import decoding
     from roialign_cli.report.write import write_report, write_tables
 
-    with stop_on_interrupt("the tables keep what is measured") as should_stop, quiet_decoding():
+    with stop_on_interrupt("the tables keep what is measured") as should_stop, decoding(settings.max_pixels):
         with shown("measuring") as progress:
             result = run(
                 images, boxes, settings, variants, tolerance=tolerance, probe=probe is not None,

@@ -48,11 +48,11 @@ def boxes(
 
     from roialign_cli.cli.console import print_json
     from roialign_cli.inputs.boxes import read_boxes
-    from roialign_cli.inputs.images import quiet_decoding
+    from roialign_cli.inputs.images import decoding
     from roialign_cli.inputs.survey import survey, write_native
     from roialign_cli.planning import make_plan
 
-    with quiet_decoding():
+    with decoding():
         table = replace(read_boxes(boxes, images, settings), sizes=None)  # the images' own, whatever the file says
         plan = make_plan(images, table, clip=settings.clip, on_error="skip")
     found = survey(plan)

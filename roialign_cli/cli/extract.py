@@ -60,6 +60,8 @@ def extract(
     crowd: options.Crowd = None,
     whole_image: options.WholeImage = False,
     grid: options.Grid = None,
+    max_pixels: options.MaxPixels = None,
+    image_timeout: options.ImageTimeout = None,
     on_error: options.OnError = None,
     on_nonfinite: options.OnNonfinite = None,
     overwrite: options.Overwrite = False,
@@ -76,10 +78,10 @@ def extract(
     settings = load(config, given)  # a wrong option is told before torch is loaded
     from roialign_cli.cli.console import print_json
     from roialign_cli.cli.progress import shown, stop_on_interrupt
-    from roialign_cli.inputs.images import quiet_decoding
+    from roialign_cli.inputs.images import decoding
     from roialign_cli.planning import plan_run
 
-    with stop_on_interrupt() as should_stop, quiet_decoding():
+    with stop_on_interrupt() as should_stop, decoding(settings.max_pixels):
         plan = plan_run(images, boxes, output, settings)
         from roialign_cli.pipeline import prepare_job, run_job
 

@@ -102,6 +102,10 @@ Crowd = Annotated[
 ]
 WholeImage = Annotated[bool, option("No box file: one box per image, all of it.", "--whole-image", panel=BOXES)]
 Grid = Annotated[str | None, option("No box file: ROWSxCOLUMNS equal boxes per image.", panel=BOXES)]
+MaxPixels = Annotated[int | None, option("Refuse larger images; 0: none.", default=str(DEFAULTS.max_pixels), panel=RUN)]
+ImageTimeout = Annotated[
+    float | None, option("Seconds to decode an image; 0: any.", default=f"{DEFAULTS.image_timeout:g}", panel=RUN)
+]
 OnError = Annotated[
     str | None, option("Images that fail: skip (and record) or stop.", default=DEFAULTS.on_error, panel=RUN)
 ]

@@ -87,7 +87,7 @@ def _sheet(path: Path, layer: str | None, name: str | None) -> tuple[Figure, dic
 
 def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str) -> tuple[Figure, dict[str, object]]:
     from roialign_cli.inputs.boxes import read_boxes
-    from roialign_cli.inputs.images import ImageError, decode, quiet_decoding
+    from roialign_cli.inputs.images import ImageError, decode, decoding
 
     table = read_boxes(boxes, image.parent, settings)
     index = _find(image, boxes, table)
@@ -97,7 +97,7 @@ def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str
             "box-unknown", f"box: expected one of the {stop - first} boxes of {image}, from 0, found {box}"
         )
     try:
-        with quiet_decoding():
+        with decoding():
             pixels = decode(image)
     except ImageError as error:
         raise error.of(str(image)) from None

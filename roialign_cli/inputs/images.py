@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
+from roialign_cli.config import MAX_PIXELS
 from roialign_cli.errors import InputError
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".mpo"})
@@ -64,25 +65,34 @@ def decode(path: Path) -> npt.NDArray[np.uint8]:
 
 
 @contextmanager
-def quiet_decoding() -> Iterator[None]:
-    """Without Pillow's warnings: what matters of an image becomes an error of that image."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
+def decoding(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+    """Images of more pixels are refused before they are decoded; without Pillow's warnings: what matters becomes an error."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels // 2 or None  # Pillow warns at this many and refuses at twice as many
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[Image.Image]:
     """Open an image; whatever goes wrong with it becomes an ImageError."""
     if not path.is_file():
-        raise ImageError("image-missing", NOT_THERE)
+        there = os.path.lexists(path)
+        raise ImageError(
+            "image-missing", "expected an image file, found no file but another thing" if there else NOT_THERE
+        )
     try:
         with Image.open(path) as image:
             yield image
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        raise ImageError("image-too-large", str(error)) from None
+        text = str(error).partition(", could be")[0]
+        raise ImageError("image-too-large", f"{text}; --max-pixels allows more") from None
     except MemoryError:
         raise ImageError("image-memory", "not enough memory to decode it") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on hostile input
