@@ -57,8 +57,9 @@ def export(
         writer(file, names, _counted(file, names, on_image), partial, compression)
         _remove(output)
         partial.replace(output)
-    except OSError as error:
-        raise OutputError("output-write", f"{output}: cannot be written: {error.strerror or error}") from None
+    except (OSError, RuntimeError) as error:  # h5py and torch raise the latter, too
+        reason = getattr(error, "strerror", None) or str(error).split("\n", maxsplit=1)[0]
+        raise OutputError("output-write", f"{output}: cannot be written: {reason}") from None
     finally:  # renamed, or of no use
         with suppress(OSError):
             _remove(partial)

@@ -49,7 +49,8 @@ def write_pt(_: FeatureFile, __: Sequence[str], images: Iterator[Regions], folde
         for name, value in found.items():
             if isinstance(value, np.ndarray):
                 found[name] = value.tolist() if value.dtype.kind == "U" else torch.from_numpy(value)
-        torch.save(found, _place(folder, regions.name, ".pt"))
+        with _place(folder, regions.name, ".pt").open("wb") as target:
+            torch.save(found, target)
 
 
 def write_lmdb(_: FeatureFile, names: Sequence[str], images: Iterator[Regions], folder: Path, __: str) -> None:
@@ -58,8 +59,9 @@ def write_lmdb(_: FeatureFile, names: Sequence[str], images: Iterator[Regions], 
         import lmdb
     except ImportError:
         raise OutputError("export-extra", "lmdb: expected the package lmdb, found none", "pip install lmdb") from None
-    environment = lmdb.open(str(folder), map_size=MAP_BYTES)
+    environment = None
     try:
+        environment = lmdb.open(str(folder), map_size=MAP_BYTES)
         for regions in images:
             buffer = io.BytesIO()
             np.savez(buffer, **arrays_of(regions))
@@ -70,7 +72,8 @@ def write_lmdb(_: FeatureFile, names: Sequence[str], images: Iterator[Regions], 
     except lmdb.Error as error:
         raise OutputError("output-write", f"{folder}: cannot be written: {error}") from None
     finally:
-        environment.close()
+        if environment is not None:
+            environment.close()
 
 
 def _place(folder: Path, name: str, suffix: str) -> Path:

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from roialign_cli.errors import OutputError
+from roialign_cli.store.disk import Shielded
 from roialign_cli.store.reader import FeatureFile, Regions
 from roialign_cli.store.schema import encode, features_path
 
@@ -19,7 +20,7 @@ CHUNK_BYTES = 1 << 20
 
 def write_groups(file: FeatureFile, _: Sequence[str], images: Iterator[Regions], path: Path, __: str) -> None:
     """/<image>/features, boxes, labels, ...; a folder in an image's name is a group, too."""
-    with h5py.File(path, "w", track_order=True) as output:
+    with Shielded(path) as target, h5py.File(target, "w", track_order=True) as output:
         output.attrs.update(file.attributes)
         for regions in images:
             group = output.create_group(regions.name)
@@ -42,7 +43,7 @@ def write_chunked(
     columns = {
         name: file.dataset(name) for name in ("boxes", "labels", "scores", "ids", "levels") if name in file.places
     }
-    with h5py.File(path, "w") as output:
+    with Shielded(path) as target, h5py.File(target, "w") as output:
         output.attrs.update({**file.attributes, "format": "roialign-features-compressed"})
         output["images/name"] = encode(list(names))
         output["images/offset"] = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)

@@ -94,6 +94,43 @@ class Disk:
             self._direct.close()
 
 
+class Shielded(FileIO):
+    """A file for h5py to write, which never sees an error of the disk: the first is raised when it is closed, here.
+
+    HDF5 crashes, or h5py only prints, where what was kept back cannot be written as a dataset or a file is closed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+b")
+        self._error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        """All of it; told to be written though it may not be."""
+        whole = memoryview(data).cast("B")
+        left = whole
+        while self._error is None and left:
+            try:
+                left = left[super().write(left) :]
+            except OSError as error:
+                self._error = error
+        if self._error is not None:
+            self.seek(len(left), os.SEEK_CUR)
+        return len(whole)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """Of that size; told to be though it may not be."""
+        try:
+            return super().truncate(size)
+        except OSError as error:
+            self._error = self._error or error
+            return size or 0
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        super().__exit__(kind, error, traceback)
+        if self._error is not None:
+            raise self._error
+
+
 def _write(file: FileIO, position: int, data: npt.NDArray[np.uint8]) -> None:
     left = data.data
     file.seek(position)

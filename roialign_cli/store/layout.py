@@ -20,8 +20,18 @@ import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import TABLES
-from roialign_cli.store.disk import BLOCK, LONG
-from roialign_cli.store.schema import ERROR_BYTES, FORMAT, VERSION, encode, features_path, string_dtype
+from roialign_cli.store.disk import BLOCK, LONG, Disk, Shielded
+from roialign_cli.store.schema import (
+    ERROR_BYTES,
+    FORMAT,
+    PENDING,
+    VERSION,
+    encode,
+    features_path,
+    open_file,
+    places,
+    string_dtype,
+)
 from roialign_cli.structures import Plan
 
 
@@ -59,18 +69,20 @@ def check_space(path: Path, needed: int) -> int:
 def create(path: Path, plan: Plan, layout: Layout) -> None:
     """Write the file beside its place, allocate and reserve everything, sync, and rename it into place."""
     partial = path.with_name(path.name + ".partial")
+    tables = _tables(plan, layout)
     try:
-        aligned = {
-            "alignment_threshold": LONG,
-            "alignment_interval": BLOCK,
-        }  # what is long can be written past the cache
-        with h5py.File(partial, "w", libver=("v110", "v110"), locking=False, **aligned) as file:
-            file.attrs.update({"format": FORMAT, "format_version": VERSION, **layout.attributes})
-            file.attrs["layers"] = json.dumps(list(layout.layers))
-            _write(file, plan, layout)
+        _allocate(partial, plan, layout, tables)
         with partial.open("r+b") as handle:
             _reserve(handle.fileno(), os.fstat(handle.fileno()).st_size, path)
-            os.fsync(handle.fileno())
+        with open_file(partial) as file:
+            where = places(file)
+        disk = Disk(partial)
+        try:
+            for name, (_, values) in tables.items():
+                disk.write(where[name].offset, values)
+            disk.sync()
+        finally:
+            disk.close()
         partial.replace(path)
         _sync_folder(path.parent)
     except OutputError:
@@ -81,34 +93,33 @@ def create(path: Path, plan: Plan, layout: Layout) -> None:
         raise OutputError("output-create", f"{path}: cannot be created: {error.strerror or error}") from None
 
 
-def _write(file: h5py.File, plan: Plan, layout: Layout) -> None:
-    table = plan.table
-    for layer, shape in layout.layers.items():
-        _allocate(file, features_path(layer, len(layout.layers)), (plan.rows, *shape), np.dtype(layout.dtype))
-    _allocate(file, "boxes", (plan.rows, 4), np.dtype(np.float32), table.boxes)
+def _tables(plan: Plan, layout: Layout) -> dict[str, tuple[np.dtype[Any], npt.NDArray[Any]]]:
+    """Everything but features: HDF5's type and the values to begin with."""
+    table, images = plan.table, plan.images
+    found: dict[str, tuple[np.dtype[Any], npt.NDArray[Any]]] = {"boxes": (np.dtype(np.float32), table.boxes)}
     columns: Mapping[str, npt.NDArray[Any] | None] = {"labels": table.labels, "scores": table.scores, "ids": table.ids}
     for name, values in columns.items():
         if values is not None:
             stored = encode([str(value) for value in values]) if values.dtype.kind == "U" else values
-            kind = string_dtype(stored.itemsize) if values.dtype.kind == "U" else stored.dtype
-            _allocate(file, name, stored.shape, kind, stored)
+            found[name] = (string_dtype(stored.itemsize) if values.dtype.kind == "U" else stored.dtype, stored)
     if layout.levels:
-        _allocate(file, "levels", (plan.rows,), np.dtype(np.uint8), np.zeros(plan.rows, np.uint8))
+        found["levels"] = (np.dtype(np.uint8), np.zeros(plan.rows, np.uint8))
     names = encode(list(table.names))
-    _allocate(file, "images/name", names.shape, string_dtype(names.itemsize), names)
-    _allocate(file, "images/offset", table.offset.shape, np.dtype(np.int64), table.offset)
-    _allocate(file, "images/size", plan.sizes.shape, np.dtype(np.int64), plan.sizes)
-    _allocate(file, "images/status", names.shape, np.dtype(np.uint8), np.zeros(names.shape, np.uint8))
-    errors = encode([""] * plan.images, ERROR_BYTES)
-    _allocate(file, "images/error", names.shape, string_dtype(ERROR_BYTES), errors)
+    errors = encode([""] * images, ERROR_BYTES)
+    found["images/name"] = (string_dtype(names.itemsize), names)
+    found["images/offset"] = (np.dtype(np.int64), table.offset)
+    found["images/size"] = (np.dtype(np.int64), plan.sizes)
+    found["images/status"] = (np.dtype(np.uint8), np.full(images, PENDING, np.uint8))
+    found["images/error"] = (string_dtype(ERROR_BYTES), errors)
     for name in ("images/crc32", TABLES):
-        _allocate(file, name, names.shape, np.dtype(np.uint32), np.zeros(names.shape, np.uint32))
+        found[name] = (np.dtype(np.uint32), np.zeros(images, np.uint32))
+    return found
 
 
 def _allocate(
-    file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any], values: npt.NDArray[Any] | None = None
+    path: Path, plan: Plan, layout: Layout, tables: Mapping[str, tuple[np.dtype[Any], npt.NDArray[Any]]]
 ) -> None:
-    """A contiguous dataset whose place is fixed at once: nothing of HDF5's own changes in the file afterwards."""
+    """Every dataset contiguous, its place fixed at once: nothing of HDF5's own changes in the file afterwards."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -116,10 +127,19 @@ def _allocate(
     links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     links.set_create_intermediate_group(True)
     links.set_char_encoding(h5py.h5t.CSET_UTF8)
-    kind, space = h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape)
-    dataset = h5py.Dataset(h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=properties, lcpl=links))
-    if values is not None and values.size:
-        dataset[...] = values.view(dtype)  # the same bytes, but HDF5 tells UTF-8 from ASCII by the type
+    wanted = {
+        features_path(layer, len(layout.layers)): ((plan.rows, *shape), np.dtype(layout.dtype))
+        for layer, shape in layout.layers.items()
+    }
+    wanted |= {name: (values.shape, kind) for name, (kind, values) in tables.items()}
+    # What is long is aligned, so that it can be written past the cache.
+    aligned = {"alignment_threshold": LONG, "alignment_interval": BLOCK}
+    with Shielded(path) as target, h5py.File(target, "w", libver=("v110", "v110"), **aligned) as file:
+        file.attrs.update({"format": FORMAT, "format_version": VERSION, **layout.attributes})
+        file.attrs["layers"] = json.dumps(list(layout.layers))
+        for name, (shape, dtype) in wanted.items():
+            kind, space = h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape)
+            h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=properties, lcpl=links)
 
 
 def _reserve(descriptor: int, size: int, path: Path) -> None:

@@ -1,0 +1,62 @@
+"""The library that harms, the processes it is loaded into, and the table of what came of it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from runs import TABLE, Data, Runs, make_data
+
+HEAD = ("fault", "runs", "lost rows", "wrong rows", "files unreadable", "hangs")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All of it is slow, and Linux's."""
+    for item in items:
+        if Path(__file__).parent in Path(item.fspath).parents:
+            item.add_marker(pytest.mark.slow)
+            if not sys.platform.startswith("linux"):
+                item.add_marker(pytest.mark.skip(reason="faults are injected by Linux's means"))
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    compiler = shutil.which("cc") or pytest.skip("no C compiler")
+    target = tmp_path_factory.mktemp("library") / "faults.so"
+    source = Path(__file__).with_name("faults.c")
+    subprocess.run([compiler, "-O1", "-shared", "-fPIC", "-o", target, source, "-ldl"], check=True)
+    return target
+
+
+@pytest.fixture(scope="session")
+def runs(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    with Runs(library, tmp_path_factory.mktemp("runs")) as runs:
+        yield runs
+
+
+@pytest.fixture(scope="session")
+def data(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return make_data(tmp_path_factory.mktemp("data") / "d", 12, runs)
+
+
+def table() -> str:
+    """What was found, as Markdown."""
+    lines = [" | ".join(HEAD), " | ".join("---" for _ in HEAD)]
+    for fault, line in TABLE.items():
+        numbers = (line.runs, line.lost_rows, line.wrong_rows, line.unreadable, line.hangs)
+        lines.append(" | ".join([fault, *map(str, numbers)]))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if TABLE:
+        terminalreporter.write_line(f"\n{table()}\n\n{sum(line.runs for line in TABLE.values())} faults injected")
+        if path := os.environ.get("ROIALIGN_FAULTS_TABLE"):
+            Path(path).write_text(table() + "\n")

@@ -1,0 +1,47 @@
+"""An export that meets a full disk says so and leaves nothing; one that says it is finished is whole."""
+
+from __future__ import annotations
+
+import errno
+import filecmp
+import random
+from pathlib import Path
+
+import pytest
+from runs import FAIL, FULL, TABLE, Arm, Data, Runs
+
+FORMS = ["npz", "pt", "tsv", "h5-groups", "h5", "parquet", "lmdb"]
+
+
+def same(one: Path, other: Path) -> bool:
+    if one.is_file():
+        return one.read_bytes() == other.read_bytes()
+    names = [path.name for path in one.iterdir()]
+    return filecmp.cmpfiles(one, other, names, shallow=False)[0] == names
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("form", FORMS)
+def test_an_export_is_whole_or_nothing(form: str, runs: Runs, data: Data, tmp_path: Path) -> None:
+    if form in ("parquet", "lmdb"):
+        pytest.importorskip({"parquet": "pyarrow"}.get(form, form))
+    command = ["export", str(data.whole), "--to", form, "-o"]
+    output, line = tmp_path / "exported", TABLE["ENOSPC in an export"]
+    assert runs([*command, str(tmp_path / "right")]).code == 0
+    assert runs([*command, str(output)], Arm("exported", 0)).code == 0
+    calls = runs.calls
+    assert same(output, tmp_path / "right")
+    assert calls > 3
+    random_calls = random.Random(0).sample(range(1, calls + 1), min(8, calls))
+    for call in range(1, calls + 1) if FULL else sorted(random_calls):
+        ended = runs([*command, str(output), "--overwrite"], Arm("exported", call, FAIL, errno.ENOSPC))
+        line.runs += 1
+        line.hangs += ended.hung
+        assert "Traceback" not in ended.log, (call, ended.log)
+        if ended.code == 0:
+            line.wrong_rows += not same(output, tmp_path / "right")
+        else:
+            assert "error[output" in ended.log, (call, ended.log)
+            assert not output.exists() or same(output, tmp_path / "right"), call
+        assert not output.with_name("exported.partial").exists(), call
+        assert line.harmless, (call, ended)
