@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from runs import TABLE, Data, Runs, make_data
+from faults.runs import TABLE, Data, Runs, make_data
 
 HEAD = ("fault", "runs", "lost rows", "wrong rows", "files unreadable", "hangs")
 

@@ -7,7 +7,8 @@ import random
 from pathlib import Path
 
 import pytest
-from runs import FAIL, FULL, KILL_AFTER, KILL_BEFORE, SHORT, TABLE, Arm, Data, Runs
+
+from faults.runs import FAIL, FULL, KILL_AFTER, KILL_BEFORE, SHORT, TABLE, Arm, Data, Runs
 
 FAULTS = {
     "killed before a call": (KILL_BEFORE, 0),

@@ -8,7 +8,8 @@ import random
 from pathlib import Path
 
 import pytest
-from runs import FAIL, FULL, TABLE, Arm, Data, Runs
+
+from faults.runs import FAIL, FULL, TABLE, Arm, Data, Runs
 
 FORMS = ["npz", "pt", "tsv", "h5-groups", "h5", "parquet", "lmdb"]
 

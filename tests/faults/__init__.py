@@ -1,0 +1,1 @@
+"""Runs that are harmed on purpose, and what they leave behind: nothing is ever lost."""
