@@ -35,6 +35,7 @@ from roialign_cli.structures import Integers, Layer, Plan, Progress
 
 BATCH_PIXELS = 2 << 20  # of the network's input per batch, where the batch size is ours to choose
 BLOCK_BYTES = 64 << 20  # features computed and handed to the writer at a time
+NO_MEMORY = ("DefaultCPUAllocator", "could not create a primitive", "could not create a memory", "bad_alloc")
 BLOCKS = 3  # such blocks in memory
 
 
@@ -305,5 +306,5 @@ def _write_done(job: Job, writer: FeatureWriter, image: int, note: str = "") -> 
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether torch's device or host allocator has given up; the latter has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether torch's device or host allocator, or oneDNN, has given up; the latter two have no exception of their own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(text in str(error) for text in NO_MEMORY)

@@ -6,7 +6,6 @@ import difflib
 import math
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,9 +14,12 @@ import numpy as np
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes import read_boxes
-from roialign_cli.inputs.images import NOT_THERE, ImageError, list_images, read_size
+from roialign_cli.inputs.images import NOT_THERE, ImageError, list_images, read_size, too_slow
 from roialign_cli.store.layout import check_space
 from roialign_cli.structures import BoxTable, Integers, Plan
+from roialign_cli.threads import Threads
+
+AHEAD = 1024  # headers read while one is waited for
 
 Size = tuple[int, int]
 
@@ -34,10 +36,12 @@ def plan_run(folder: Path, boxes: Path | None, output: Path, settings: Settings)
     """Everything that can be checked without the backbone; needs no torch, so that mistakes are told at once."""
     check_space(output, 0)
     table = read_boxes(boxes, folder, settings)
-    return make_plan(folder, table, clip=settings.clip, on_error=settings.on_error)
+    return make_plan(
+        folder, table, clip=settings.clip, on_error=settings.on_error, image_timeout=settings.image_timeout
+    )
 
 
-def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str) -> Plan:
+def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str, image_timeout: float = 0.0) -> Plan:
     """Look every image up, learn its size from the box file or its header, check the boxes against it.
 
     A size that the box file states is taken for true until the image is decoded; where boxes are clipped or relative, it
@@ -58,7 +62,7 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str) -> Pl
         sizes = table.sizes.copy()
         sizes[list(problems)] = 0
     else:
-        sizes, problems = _read_sizes(folder, table.names, on_error)
+        sizes, problems = _read_sizes(folder, table.names, on_error, image_timeout)
     known = np.repeat(sizes, np.diff(table.offset), axis=0)[:, ::-1]  # (width, height) of each row's image
     boxes = table.boxes
     if table.shares is not None:
@@ -79,21 +83,23 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str) -> Pl
     )
 
 
-def _read_sizes(folder: Path, names: tuple[str, ...], on_error: str) -> tuple[Integers, dict[int, str]]:
+def _read_sizes(folder: Path, names: tuple[str, ...], on_error: str, timeout: float) -> tuple[Integers, dict[int, str]]:
     """(height, width) of every image [M, 2] from its header, zeros for those that have a problem; and the problems."""
 
-    def look(name: str) -> tuple[tuple[int, int], str]:
-        try:
-            return read_size(folder / name), ""
-        except ImageError as error:
-            if on_error == "stop":
-                raise error.of(name) from None
-            return (0, 0), error.message
-
-    with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as pool:
-        found = list(pool.map(look, names, chunksize=64))
-    sizes = np.array([size for size, _ in found], np.int64).reshape(-1, 2)
-    return sizes, {i: problem for i, (_, problem) in enumerate(found) if problem}
+    threads = Threads(read_size, min(32, 4 * (os.cpu_count() or 1)), timeout)
+    sizes, problems = np.zeros((len(names), 2), np.int64), {}
+    try:
+        for i, result in enumerate(threads.map((folder / name for name in names), AHEAD)):
+            try:
+                sizes[i] = result()
+            except (ImageError, TimeoutError) as error:
+                problem = error if isinstance(error, ImageError) else too_slow(timeout)
+                if on_error == "stop":
+                    raise problem.of(names[i]) from None
+                problems[i] = problem.message
+    finally:
+        threads.close()
+    return sizes, problems
 
 
 def _missing(folder: Path, missing: list[str], listed: set[str], total: int) -> InputError:

@@ -74,7 +74,10 @@ def ablate(
 
     With `save`, the features of each variant are written to the file it names. Raises RoialignError.
     """
-    plan = make_plan(folder, read_boxes(boxes, folder, settings), clip=settings.clip, on_error=settings.on_error)
+    table = read_boxes(boxes, folder, settings)
+    plan = make_plan(
+        folder, table, clip=settings.clip, on_error=settings.on_error, image_timeout=settings.image_timeout
+    )
     device = find_device(settings.device)
     for variant in variants:
         if variant.op == "roi_align":

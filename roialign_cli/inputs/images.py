@@ -32,6 +32,11 @@ class ImageError(InputError):
         return ImageError(self.reference, f'"{name}": {self.message}', self.hint)
 
 
+def too_slow(seconds: float) -> ImageError:
+    """An image that takes longer than --image-timeout to read."""
+    return ImageError("image-timeout", f"expected it to be read in {seconds:g} s, it was not")
+
+
 def list_images(folder: Path) -> set[str]:
     """Names of the image files below a folder, relative to it, with forward slashes."""
     if not folder.is_dir():

@@ -24,7 +24,11 @@ from roialign_cli.store.check import check
 
 FULL = os.environ.get("ROIALIGN_FAULTS") == "full"  # all faults, as `make faults` does; otherwise a slice of them
 HANG_SECONDS = 60.0
-CHECKPOINTS = "import roialign_cli.store.writer as writer; writer.CHECKPOINT_SECONDS = 0.02"  # every state is met
+# So that every state is met, and data this small goes past the page cache, too.
+OFTEN = """
+import roialign_cli.store.disk as disk; disk.LONG = 4096
+import roialign_cli.store.writer as writer; writer.CHECKPOINT_SECONDS = 0.02
+"""
 
 # What happens at a system call; see faults.c.
 KILL_BEFORE, KILL_AFTER, FAIL, SHORT, STOP = 1, 2, 3, 4, 5
@@ -32,7 +36,7 @@ KILL_BEFORE, KILL_AFTER, FAIL, SHORT, STOP = 1, 2, 3, 4, 5
 # Imports take seconds, so one process does them and forks a child for every run; it answers with pid and wait status.
 SERVER = f"""
 import ctypes, json, os, resource, signal, sys
-{CHECKPOINTS}
+{OFTEN}
 import roialign_cli.pipeline, roialign_cli.backbones.gabor, roialign_cli.ops.cpu_kernels, roialign_cli.cli.extract
 from roialign_cli.__main__ import main
 for line in sys.stdin:
@@ -43,6 +47,8 @@ for line in sys.stdin:
         for descriptor in (0, 1, 2):
             os.dup2(log, descriptor)
         for name, limit in order["limits"].items():
+            if limit < 0:  # so much more than there is
+                limit = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() - limit
             resource.setrlimit(getattr(resource, name), (limit, limit))
         if order["arm"]:
             text, call, action, code, only_syncs, recording = order["arm"]
@@ -91,6 +97,7 @@ class Runs:
 
     def __init__(self, library: Path | None, folder: Path) -> None:
         environment = dict(os.environ) | ({"LD_PRELOAD": str(library)} if library else {})
+        self._child = 0  # 0: none is running
         self._log, self._count = folder / "log.txt", folder / "count.txt"
         self._server = subprocess.Popen(
             [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -114,12 +121,14 @@ class Runs:
         if hung:
             self.kill()
         code = os.waitstatus_to_exitcode(int(self._server.stdout.readline()))
+        self._child = 0
         return Ended(code, self._log.read_text(errors="replace"), hung)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal; the process may have ended."""
-        with suppress(ProcessLookupError):
-            os.kill(self._child, number)
+        if self._child:
+            with suppress(ProcessLookupError):
+                os.kill(self._child, number)
 
     def __call__(self, run: list[str], arm: Arm | None = None, **more: Any) -> Ended:
         self.start(run, arm, **more)
@@ -134,6 +143,7 @@ class Runs:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.kill()  # a stopped one would be waited for for ever
         with self._server:
             self._server.stdin.close()
 

@@ -1,0 +1,58 @@
+"""Signals at random instants: the same command goes on, and the file ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from faults.runs import FULL, TABLE, Data, Ended, Runs, make_data
+
+SIGNALS = {"SIGKILL": 300, "SIGTERM": 100, "SIGINT": 100, "SIGSTOP": 100}  # how many of each in the full run
+ENDS = {"SIGKILL": {-9, 0}, "SIGTERM": {130, 0, -15}, "SIGINT": {130, 0}, "SIGSTOP": {0}}
+
+
+@pytest.fixture(scope="module")
+def data(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """Images enough that a run takes a while."""
+    return make_data(tmp_path_factory.mktemp("data") / "d", 120, runs)
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", SIGNALS)
+def test_a_signal_at_any_instant(name: str, runs: Runs, data: Data, tmp_path: Path) -> None:
+    output, line = tmp_path / "f.h5", TABLE[name + (" and SIGCONT" if name == "SIGSTOP" else "")]
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    started = time.monotonic()
+    assert runs(data.arguments(output)).code == 0
+    duration = time.monotonic() - started
+    data.clear(output)
+    partial = signals = 0
+    while signals < (SIGNALS[name] if FULL else 10):
+        runs.start(data.arguments(output))
+        time.sleep(rng.uniform(0, duration))
+        runs.kill(getattr(signal, name))
+        if name == "SIGSTOP":
+            time.sleep(rng.uniform(0, 0.2))
+            runs.kill(signal.SIGCONT)
+        ended: Ended = runs.wait()
+        signals += 1
+        line.runs += 1
+        line.hangs += ended.hung
+        assert ended.code in ENDS[name], ended
+        assert "Traceback" not in ended.log, ended.log
+        partial += ended.code != 0 and output.exists()
+        data.judge(output, line)
+        if ended.code == 0:
+            data.judge_end(output, ended, line)
+            data.clear(output)
+        assert line.harmless, (seed, ended)
+    print(f"{name}: seed {seed}, {signals} signals, {partial} found a file filled in part")
+    assert name == "SIGSTOP" or partial > 0
+    data.judge_end(output, runs(data.arguments(output)), line)
+    assert line.harmless
+    assert not Path(f"{output}.partial").exists()
