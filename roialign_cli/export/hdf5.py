@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 
 from roialign_cli.errors import OutputError
+from roialign_cli.store.checksum import ATTRIBUTES
 from roialign_cli.store.disk import Shielded
 from roialign_cli.store.reader import FeatureFile, Regions
 from roialign_cli.store.schema import encode, features_path
@@ -21,7 +22,7 @@ CHUNK_BYTES = 1 << 20
 def write_groups(file: FeatureFile, _: Sequence[str], images: Iterator[Regions], path: Path, __: str) -> None:
     """/<image>/features, boxes, labels, ...; a folder in an image's name is a group, too."""
     with Shielded(path) as target, h5py.File(target, "w", track_order=True) as output:
-        output.attrs.update(file.attributes)
+        output.attrs.update(_attributes(file))
         for regions in images:
             group = output.create_group(regions.name)
             layers = regions.features if isinstance(regions.features, Mapping) else {"features": regions.features}
@@ -44,7 +45,7 @@ def write_chunked(
         name: file.dataset(name) for name in ("boxes", "labels", "scores", "ids", "levels") if name in file.places
     }
     with Shielded(path) as target, h5py.File(target, "w") as output:
-        output.attrs.update({**file.attributes, "format": "roialign-features-compressed"})
+        output.attrs.update({**_attributes(file), "format": "roialign-features-compressed"})
         output["images/name"] = encode(list(names))
         output["images/offset"] = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
         output["images/size"] = np.array([file[name].size for name in names], np.int64).reshape(-1, 2)
@@ -62,6 +63,10 @@ def write_chunked(
                 if len(regions):
                     made[name][first : first + len(regions)] = values[rows]
             first += len(regions)
+
+
+def _attributes(file: FeatureFile) -> dict[str, Any]:
+    return {name: value for name, value in file.attributes.items() if name != ATTRIBUTES}
 
 
 def _filters(compression: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roialign_cli.store.checksum import TABLES, features_crc32, table_crc32
+from roialign_cli.store.checksum import ATTRIBUTES, TABLES, attributes_crc32, features_crc32, table_crc32
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import DONE, FAILED, PENDING, STATUS_NAMES
 
@@ -90,6 +90,9 @@ def values(file: FeatureFile, layer: str, most: int = 1000) -> Values | None:
 
 def _structure(file: FeatureFile) -> list[str]:
     images, problems = len(file.names), []
+    for part in file.parts:
+        if part.attributes.get(ATTRIBUTES, (found := attributes_crc32(part.attributes))) != found:
+            problems.append(f"{part.path.name}: its attributes do not match their checksum")
     offset = file.offset
     if len(offset) != images + 1 or offset[0] != 0 or (np.diff(offset) < 0).any():
         problems.append("images/offset: expected M + 1 ascending numbers from 0")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+ATTRIBUTES = "attributes_crc32"
 TABLES = "images/table_crc32"
 OF_IMAGE = ("images/name", "images/size", "images/error", "images/crc32")
 OF_BOXES = ("boxes", "labels", "scores", "ids", "levels")
@@ -34,6 +35,12 @@ def table_crc32(read: Read, there: Collection[str], image: int, status: int) -> 
         if name in there:
             crc = zlib.crc32(_bytes(read(name, first, stop - first)), crc)
     return crc
+
+
+def attributes_crc32(attributes: Mapping[str, Any]) -> int:
+    """CRC-32 of the attributes by name, each as a line `name=value`, but of itself; HDF5 keeps no checksum of long ones."""
+    lines = (f"{name}={value}\n" for name, value in sorted(attributes.items()) if name != ATTRIBUTES)
+    return zlib.crc32("".join(lines).encode("utf-8", "surrogateescape"))
 
 
 def _bytes(values: npt.NDArray[Any]) -> bytes:

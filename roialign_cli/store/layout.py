@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
-from roialign_cli.store.checksum import TABLES
+from roialign_cli.store.checksum import ATTRIBUTES, TABLES, attributes_crc32
 from roialign_cli.store.disk import BLOCK, LONG, Disk, Shielded
 from roialign_cli.store.schema import (
     ERROR_BYTES,
@@ -135,8 +135,9 @@ def _allocate(
     # What is long is aligned, so that it can be written past the cache.
     aligned = {"alignment_threshold": LONG, "alignment_interval": BLOCK}
     with Shielded(path) as target, h5py.File(target, "w", libver=("v110", "v110"), **aligned) as file:
-        file.attrs.update({"format": FORMAT, "format_version": VERSION, **layout.attributes})
-        file.attrs["layers"] = json.dumps(list(layout.layers))
+        attributes = {"format": FORMAT, "format_version": VERSION, **layout.attributes}
+        attributes["layers"] = json.dumps(list(layout.layers))
+        file.attrs.update({**attributes, ATTRIBUTES: attributes_crc32(attributes)})
         for name, (shape, dtype) in wanted.items():
             kind, space = h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape)
             h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=properties, lcpl=links)

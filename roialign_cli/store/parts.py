@@ -20,15 +20,22 @@ OF_SHARDS = ("shards", "boxes_sha256")
 
 
 class Part:
-    """One file: its attributes, where its datasets lie, and their memory maps."""
+    """One file: its attributes and layers, where its datasets lie, and their memory maps."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with open_file(path) as file:
-            self.places = places(file)
-            self.attributes: dict[str, Any] = {
-                name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()
-            }
+        try:
+            with open_file(path) as file:
+                self.places = places(file)
+                self.attributes: dict[str, Any] = {
+                    name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()
+                }
+                self.layers: list[str] = json.loads(self.attributes["layers"])
+        except OutputError:
+            raise
+        except Exception as error:  # h5py raises many kinds where a file is damaged
+            reason = str(error).split("\n", maxsplit=1)[0]
+            raise OutputError("file-damaged", f"{path}: expected a whole feature file, found: {reason}") from None
         self._maps: dict[str, Array] = {}
 
     def map(self, name: str) -> Array:

@@ -57,7 +57,7 @@ class FeatureFile(Mapping[str, Regions]):
         self.parts = open_parts(self.path)
         self.places = self.parts[0].places
         self.attributes = self.parts[0].attributes
-        self.layers: list[str] = json.loads(self.attributes["layers"])
+        self.layers = self.parts[0].layers
         self.names = [name.decode("utf-8", "surrogateescape") for name in np.asarray(self._map("images/name")).tolist()]
         self.offset: Array = self._map("images/offset")
         if len(self.parts) > 1:  # each counts from 0
