@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench bench-gpu docs fuzz clean
+.PHONY: demo test test-slow lint bench bench-gpu docs fuzz faults clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/roialign extract sample_data/images sample_data/boxes.json -c quickstart -o demo/features.h5
@@ -41,6 +41,9 @@ docs: $(VENV)/demo.stamp # docs/cli.md, from the commands themselves
 
 fuzz: $(VENV)/dev.stamp # every parser of box files, 200,000 damaged files each: hours
 	ROIALIGN_FUZZ=200000 $(BIN)/pytest tests/test_box_formats.py -k anything --timeout 0
+
+faults: $(VENV)/dev.stamp # every fault of tests/faults, thousands of them: about 40 minutes
+	ROIALIGN_FAULTS=full ROIALIGN_FAULTS_TABLE=docs/faults.md $(BIN)/pytest tests/faults -s
 
 clean:
 	rm -rf $(VENV) demo dist
