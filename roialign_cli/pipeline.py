@@ -23,6 +23,7 @@ from roialign_cli.flaws import Flaws
 from roialign_cli.inputs.images import decoding
 from roialign_cli.planning import plan_run
 from roialign_cli.processes import fill_in_processes
+from roialign_cli.sharding import Shard, parse_shard, take_shard
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.store.output import locked, open_output
 from roialign_cli.store.reader import FeatureFile
@@ -36,6 +37,7 @@ def extract(
     boxes: str | Path | None,
     output: str | Path,
     *,
+    shard: str | None = None,
     config_name: str | None = None,
     overwrite: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -48,6 +50,7 @@ def extract(
         images: folder of images.
         boxes: box file or folder of annotations; None with `grid`.
         output: the feature file to make.
+        shard: `I/N`, to do one of N parts into a file of its own, `auto` or `auto/N`; see `sharding.parse_shard`.
         config_name: a named configuration or the path of a YAML file.
         overwrite: replace an existing output.
         on_progress: called after each batch.
@@ -58,23 +61,31 @@ def extract(
         RoialignError: see the subclasses in `errors`; what is marked done in the file stays valid.
     """
     chosen = config.load(config_name, settings)
+    part = parse_shard(shard) if shard else None
     with decoding(chosen.max_pixels):
         plan = plan_run(Path(images), None if boxes is None else Path(boxes), Path(output), chosen)
-        job = prepare_job(plan, Path(images), Path(output), chosen)
+        job = prepare_job(plan, Path(images), Path(output), chosen, part)
         return run_job(job, overwrite=overwrite, on_progress=on_progress, should_stop=should_stop)
 
 
-def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings) -> Job:
-    """Load the backbone and check everything that is left to check before the first image."""
+def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings, shard: Shard | None = None) -> Job:
+    """Load the backbone and check everything that is left to check before the first image.
+
+    Of a shard, the job has its part of the plan, and a file of its own beside `output`.
+    """
     devices = find_devices(settings.device, settings.processes)
     ops.choose(settings.kernel, devices[0], settings.mode)
     backbone = load_backbone(settings)
+    attributes = provenance(settings, plan.table.sha256, backbone)
+    if shard is not None:
+        plan, about = take_shard(plan, shard, backbone.preprocessing.resize)
+        output, attributes = shard.path(output), {**attributes, **about}
     bins = settings.output_size if settings.reduce == "none" else ()
     layout = Layout(
         layers={layer.name: backbone.row_shape(layer, bins) for layer in backbone.layers},
         dtype=settings.dtype,
         levels=any(len(layer.strides) > 1 for layer in backbone.layers),
-        attributes=provenance(settings, plan.table.sha256, backbone),
+        attributes=attributes,
     )  # fmt: skip
     free = check_space(output, 0 if output.exists() else layout.feature_bytes(plan.rows))
     return Job(folder, output, settings, plan, backbone, layout, devices, free)

@@ -64,6 +64,9 @@ def extract(
     image_timeout: options.ImageTimeout = None,
     on_error: options.OnError = None,
     on_nonfinite: options.OnNonfinite = None,
+    shard: Annotated[
+        str | None, option("Only part I of N, into FILE-000I-of-000N.h5: I/N, auto or auto/N.", panel=RUN)
+    ] = None,
     overwrite: options.Overwrite = False,
     dry_run: Annotated[bool, option("Check and plan only; write nothing.", "--dry-run", panel=RUN)] = False,
     json: options.AsJson = False,
@@ -78,6 +81,9 @@ def extract(
     settings = load(config, given)  # a wrong option is told before torch is loaded
     from roialign_cli.cli.console import print_json
     from roialign_cli.cli.progress import shown, stop_on_interrupt
+    from roialign_cli.sharding import parse_shard
+
+    part = parse_shard(shard) if shard else None
     from roialign_cli.inputs.images import decoding
     from roialign_cli.planning import plan_run
 
@@ -85,7 +91,7 @@ def extract(
         plan = plan_run(images, boxes, output, settings)
         from roialign_cli.pipeline import prepare_job, run_job
 
-        job = prepare_job(plan, images, output, settings)
+        job = prepare_job(plan, images, output, settings, part)
         if dry_run:
             _tell_plan(job, as_json=json)
             return

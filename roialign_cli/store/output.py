@@ -19,7 +19,8 @@ from roialign_cli.store.schema import PENDING
 from roialign_cli.structures import Plan
 
 TABLE = "ablation.csv"  # by which a folder is known to hold an ablation
-IDENTITY = ("config", "weights_sha256", "boxes_sha256")  # attributes a run must share with the file it goes on with
+# Attributes that a run must share with the file it goes on with; the latter three are of shards.
+IDENTITY = ("config", "weights_sha256", "boxes_sha256", "plan_sha256", "shard", "shards")
 
 
 @contextmanager
@@ -49,7 +50,7 @@ def open_output(path: Path, plan: Plan, layout: Layout, *, overwrite: bool) -> n
         return np.full(plan.images, PENDING, np.uint8)
     with FeatureFile(path) as file:
         differences = [
-            line for key in IDENTITY for line in _differences(key, file.attributes.get(key), layout.attributes[key])
+            line for key in IDENTITY for line in _differences(key, file.attributes.get(key), layout.attributes.get(key))
         ]
         if differences or len(file.names) != plan.images:
             raise OutputError(

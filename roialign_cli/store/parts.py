@@ -16,7 +16,7 @@ from roialign_cli.store.schema import Place, open_file, places
 
 Array = npt.NDArray[Any]
 SAME = ("config", "weights_sha256", "layers")  # attributes that files read as one must share, as shards also the next
-OF_SHARDS = ("shards", "boxes_sha256")
+OF_SHARDS = ("shards", "plan_sha256")
 
 
 class Part:

@@ -1,0 +1,134 @@
+"""One run as several: the plan cut into ranges of images of equal estimated work, each a feature file of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from roialign_cli.errors import ConfigError
+from roialign_cli.structures import Integers, Plan
+
+BOX_PIXELS = (
+    50  # what a box costs, in pixels of network input (ResNet-50 with a pyramid on a CPU; measured, benchmarks/)
+)
+IMAGE_PIXELS = 2000  # what an image costs besides
+AUTO = "expected I/N, auto under a SLURM array, or auto/N under an indexed Kubernetes job"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` of `count`, counted from 1."""
+
+    number: int
+    count: int
+
+    def path(self, output: Path) -> Path:
+        """features.h5 -> features-0003-of-0016.h5."""
+        return output.with_name(f"{output.stem}-{self.number:04}-of-{self.count:04}{output.suffix}")
+
+
+def parse_shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard:
+    """`3/16`; `auto` from SLURM's array variables; `auto/16` from Kubernetes' JOB_COMPLETION_INDEX. ConfigError otherwise."""
+    kind, _, total = text.partition("/")
+    if kind == "auto":
+        number, count = _auto(total, environment)
+    elif re.fullmatch(r"[0-9]+/[0-9]+", text):
+        number, count = int(kind), int(total)
+    else:
+        raise ConfigError("config-value", f"shard: {AUTO}, found {text!r}")
+    if not 1 <= number <= count:
+        raise ConfigError("config-value", f"shard: expected I from 1 to N, found {number}/{count}")
+    return Shard(number, count)
+
+
+def _auto(total: str, environment: Mapping[str, str]) -> tuple[int, int]:
+    def number(name: str, default: str | None = None) -> int:
+        value = environment.get(name, default)
+        if value is None or not value.isdecimal():
+            found = "nothing" if value is None else repr(value)
+            raise ConfigError("config-value", f"shard: {AUTO}; expected a number in {name}, found {found}")
+        return int(value)
+
+    if total and not total.isdecimal():
+        raise ConfigError("config-value", f"shard: {AUTO}, found 'auto/{total}'")
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        steps = number("SLURM_ARRAY_TASK_ID") - number("SLURM_ARRAY_TASK_MIN")
+        place = steps // max(1, number("SLURM_ARRAY_TASK_STEP", "1")) + 1
+        return place, int(total) if total else number("SLURM_ARRAY_TASK_COUNT")
+    if not total:
+        raise ConfigError("config-value", f"shard: {AUTO}; found neither SLURM_ARRAY_TASK_ID nor N")
+    return number("JOB_COMPLETION_INDEX") + 1, int(total)
+
+
+def estimate_work(sizes: Integers, boxes: Integers, resize: tuple[int, int | None] | None) -> npt.NDArray[np.float64]:
+    """Work of images [M] of (height, width) [M, 2] with so many boxes [M], in pixels of network input; of none, nearly none.
+
+    The resize is that of `preprocessing.resized`, here for many at once.
+    """
+    height, width = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
+    scale = np.ones(len(sizes))
+    if resize is not None:
+        short, longest = resize
+        with np.errstate(divide="ignore"):
+            scale = short / np.minimum(height, width)
+            if longest is not None:
+                scale = np.minimum(scale, longest / np.maximum(height, width))
+        scale = np.where(np.isfinite(scale), scale, 0.0)
+    computed = height * width * scale**2 + BOX_PIXELS * boxes + IMAGE_PIXELS
+    return np.where((boxes > 0) & (height > 0), computed, 1.0)
+
+
+def cuts(work: npt.NDArray[np.float64], count: int) -> Integers:
+    """[count + 1] ascending: shard i is images cuts[i]:cuts[i + 1], of equal work as nearly as images allow."""
+    ends = np.concatenate([[0.0], np.cumsum(work)])
+    wanted = ends[-1] * np.arange(1, count) / count
+    after = np.clip(np.searchsorted(ends, wanted), 1, len(work)) if len(work) else np.zeros(count - 1, np.int64)
+    nearer = np.where(wanted - ends[after - 1] < ends[after] - wanted, after - 1, after) if len(work) else after
+    return np.concatenate([[0], np.maximum.accumulate(nearer), [len(work)]]).astype(np.int64)
+
+
+def plan_sha256(plan: Plan) -> str:
+    """SHA-256 over the names, boxes and sizes of a whole plan: shards of different plans do not belong together."""
+    digest = hashlib.sha256()
+    for begin in range(0, plan.images, 1 << 16):
+        digest.update("\0".join(plan.table.names[begin : begin + (1 << 16)]).encode("utf-8", "surrogateescape"))
+    for values in (plan.table.offset, plan.table.boxes, plan.sizes):
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()
+
+
+def part_of(plan: Plan, first: int, stop: int) -> Plan:
+    """The images first .. stop - 1 of a plan, as a plan."""
+    table = plan.table
+    low, high = int(table.offset[first]), int(table.offset[stop])
+    rows = {
+        name: values[low:high]
+        for name in ("boxes", "labels", "scores", "ids", "crowd", "shares")
+        if (values := getattr(table, name)) is not None
+    }
+    part = replace(table, names=table.names[first:stop], offset=table.offset[first : stop + 1] - low, **rows)
+    if table.sizes is not None:
+        part = replace(part, sizes=table.sizes[first:stop])
+    problems = {image - first: problem for image, problem in plan.problems.items() if first <= image < stop}
+    return replace(plan, table=part, sizes=plan.sizes[first:stop].copy(), problems=problems)
+
+
+def take_shard(plan: Plan, shard: Shard, resize: tuple[int, int | None] | None) -> tuple[Plan, dict[str, Any]]:
+    """The plan of a shard, and the attributes by which its file is known."""
+    if shard.count > max(1, plan.images):
+        raise ConfigError("config-value", f"shard: expected at most {plan.images}, one per image, found {shard.count}")
+    work = estimate_work(plan.sizes, np.diff(plan.table.offset), resize)
+    first, stop = cuts(work, shard.count)[shard.number - 1 : shard.number + 1].tolist()
+    about: dict[str, Any] = {
+        "shard": shard.number, "shards": shard.count, "plan_sha256": plan_sha256(plan),
+        "plan_images": plan.images, "plan_boxes": plan.rows,
+    }  # fmt: skip
+    return part_of(plan, first, stop), about
