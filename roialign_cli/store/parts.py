@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from roialign_cli.store.schema import Place, open_file, places
 
 Array = npt.NDArray[Any]
 SAME = ("config", "weights_sha256", "layers")  # attributes that files read as one must share, as shards also the next
+LINKED = "linked"  # attribute of a file that only names others, relative to it
 OF_SHARDS = ("shards", "plan_sha256")
 
 
@@ -24,9 +25,11 @@ class Part:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.places: Mapping[str, Place]
         try:
             with open_file(path) as file:
-                self.places = places(file)
+                self.linked: list[str] = json.loads(file.attrs.get(LINKED, "[]"))
+                self.places = places(file) if not self.linked else {}
                 self.attributes: dict[str, Any] = {
                     name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()
                 }
@@ -102,34 +105,47 @@ class Stack:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [self.arrays[0][:0]])
 
 
-def open_parts(path: Path) -> list[Part]:
-    """The file of a name, or all of a pattern such as `features-*-of-0016.h5`, shards in their order.
+def open_parts(path: Path | Sequence[Path]) -> list[Part]:
+    """The file of a name; or several: all of a pattern such as `features-*-of-0016.h5`, those of a list, or those linked.
 
     Raises OutputError: none is there, one is no feature file, they do not belong together, or a shard is missing.
     """
+    if not isinstance(path, Path):
+        return _join(path[0].parent, [Part(one) for one in path])
     if path.exists() or not glob.has_magic(str(path)):
-        return [Part(path)]
+        part = Part(path)
+        linked = [path.parent / name for name in part.linked]
+        return _join(path, [Part(one) for one in linked]) if linked else [part]
     root = Path(path.anchor)
     found = [Part(name) for name in sorted(root.glob(str(path.relative_to(root))))]
     if not found:
         raise OutputError("file-missing", f"{path}: expected feature files of such names, found none")
-    shards = "shard" in found[0].attributes
+    return _join(path, found)
+
+
+def _join(path: Path, found: list[Part]) -> list[Part]:
+    """The same files, shards in their order, if they belong together."""
+    first = found[0]
+    shards = "shard" in first.attributes
     for part in found[1:]:
         for key in (*SAME, *(OF_SHARDS if shards else ())):
-            mine, theirs = (one.attributes.get(key) for one in (part, found[0]))
+            mine, theirs = (one.attributes.get(key) for one in (part, first))
             if mine != theirs:
-                expected = f"expected {key} as in {found[0].path.name}, {theirs}, found {mine}"
+                expected = f"expected {key} as in {first.path.name}, {theirs}, found {mine}"
                 raise OutputError("shards-differ", f"{part.path}: {expected}", "they are of different runs")
-    if shards:
-        found.sort(key=lambda part: int(part.attributes["shard"]))
-        numbers = [int(part.attributes["shard"]) for part in found]
-        total = int(found[0].attributes["shards"])
-        if missing := sorted(set(range(1, total + 1)) - set(numbers)):
-            listed = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
-            message = f"{path}: expected {total} shards, found {len(numbers)}; missing: {listed}"
-            raise OutputError("shards-missing", message, f"extract with --shard {missing[0]}/{total}")
-        if len(set(numbers)) < len(numbers):
-            raise OutputError("shards-differ", f"{path}: expected each shard once, found {json.dumps(numbers)}")
+    if not shards:
+        return found
+    found = sorted(found, key=lambda part: int(part.attributes["shard"]))
+    numbers = [int(part.attributes["shard"]) for part in found]
+    total = int(first.attributes["shards"])
+    if missing := sorted(set(range(1, total + 1)) - set(numbers)):
+        listed = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        message = f"{path}: expected {total} shards, found {len(numbers)}; missing: {listed}"
+        raise OutputError("shards-missing", message, f"extract with --shard {missing[0]}/{total}")
+    images = sum(part.places["images/name"].shape[0] for part in found)
+    if len(numbers) > total or images != first.attributes["plan_images"]:
+        expected = f"expected {total} shards of {first.attributes['plan_images']:,} images"
+        raise OutputError("shards-differ", f"{path}: {expected}, found {len(numbers)} of {images:,}")
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -47,14 +47,19 @@ class Regions:
 class FeatureFile(Mapping[str, Regions]):
     """A feature file as a mapping from image name to `Regions`, in the order of the box file.
 
-    The path may be a pattern, `features-*-of-0016.h5`: all shards of a run are read as one file.
+    The path may be a pattern, `features-*-of-0016.h5`, or a list: all shards of a run are read as one file.
 
     Raises OutputError for files that are no feature files, and for images that have no features (yet).
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.parts = open_parts(self.path)
+    def __init__(self, path: str | Path | Sequence[Path]) -> None:
+        self._opened = path
+        if isinstance(path, str | Path):
+            self.path = Path(path)
+            self.parts = open_parts(self.path)
+        else:
+            self.path = path[0].parent
+            self.parts = open_parts(path)
         self.places = self.parts[0].places
         self.attributes = self.parts[0].attributes
         self.layers = self.parts[0].layers
@@ -157,13 +162,13 @@ class FeatureFile(Mapping[str, Regions]):
         """A torch dataset over the images that are done; safe with fork and spawn workers, see `collate`."""
         from roialign_cli.store.datasets import ImageDataset
 
-        return ImageDataset(FeatureFile(self.path))
+        return ImageDataset(FeatureFile(self._opened))
 
     def as_row_dataset(self) -> RowDataset:
         """A torch dataset over the boxes of the images that are done."""
         from roialign_cli.store.datasets import RowDataset
 
-        return RowDataset(FeatureFile(self.path))
+        return RowDataset(FeatureFile(self._opened))
 
     def to_pandas(self) -> DataFrame:
         """A row per box, all but its features: image, status, x1, y1, x2, y2, label, score, id, level; needs pandas."""
@@ -182,8 +187,8 @@ class FeatureFile(Mapping[str, Regions]):
                 columns[name[:-1]] = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
         return pandas.DataFrame(columns)
 
-    def __reduce__(self) -> tuple[type[FeatureFile], tuple[Path]]:
-        return FeatureFile, (self.path,)  # to another process goes the path, not what is mapped
+    def __reduce__(self) -> tuple[type[FeatureFile], tuple[str | Path | Sequence[Path]]]:
+        return FeatureFile, (self._opened,)  # to another process goes the path, not what is mapped
 
     def close(self) -> None:
         """Let go of the mapped file; arrays already taken from it stay valid."""

@@ -1,0 +1,195 @@
+"""Shards joined: copied into one ordinary file, or linked by a small file over them."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from roialign_cli.errors import OutputError
+from roialign_cli.store.checksum import ATTRIBUTES, OF_BOXES, TABLES, attributes_crc32
+from roialign_cli.store.disk import Disk, Shielded
+from roialign_cli.store.layout import Layout
+from roialign_cli.store.output import locked, open_output
+from roialign_cli.store.parts import LINKED, Part
+from roialign_cli.store.reader import FeatureFile
+from roialign_cli.store.schema import PENDING, features_path
+from roialign_cli.structures import BoxTable, Plan
+
+PIECE = 64 << 20  # bytes copied between two looks at whether to stop
+OF_SHARD = ("shard", "shards", "plan_sha256", "plan_images", "plan_boxes")
+SETTLED = ("images/size", "images/error", "images/crc32", TABLES)  # what is known of an image when it is settled
+NO_RANGES = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What came of it; `bytes` are those of the features."""
+
+    output: str
+    shards: int
+    images: int
+    failed: int
+    boxes: int
+    bytes: int
+    finished: bool
+
+
+def open_shards(paths: Sequence[Path]) -> FeatureFile:
+    """All shards of a run as one file. OutputError: they do not belong together, or something is missing."""
+    file = FeatureFile(paths)
+    pending = {part.path.name: int((part.map("images/status") == PENDING).sum()) for part in file.parts}
+    if any(pending.values()):
+        listed = ", ".join(f"{count:,} of {name}" for name, count in pending.items() if count)
+        message = f"{paths[0].parent}: expected shards that are finished, found images pending: {listed}"
+        raise OutputError("shards-unfinished", message, "the extract command of these shards goes on")
+    return file
+
+
+def merge(
+    paths: Sequence[Path],
+    output: Path,
+    *,
+    overwrite: bool = False,
+    on_bytes: Callable[[int, int], None] = lambda _, __: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Merged:
+    """Copy shards into one file, in the order of the plan; the same call goes on where a former one ended.
+
+    The file is laid out whole and its space reserved first. Then the features of each shard are copied as one range of bytes
+    and synced, and only then its images marked as they are in the shard. Calls `on_bytes` with bytes copied and all bytes.
+    """
+    file = open_shards(paths)
+    names = {layer: features_path(layer, len(file.layers)) for layer in file.layers}
+    layout = Layout(
+        layers={layer: file.places[name].shape[1:] for layer, name in names.items()},
+        dtype=str(file.places[next(iter(names.values()))].dtype),
+        levels="levels" in file.places,
+        attributes={k: v for k, v in file.attributes.items() if k not in (*OF_SHARD, ATTRIBUTES, "layers")},
+    )
+    rows, finished = int(file.offset[-1]), True
+    copied, total = 0, layout.feature_bytes(rows)
+    with locked(output):
+        status = open_output(output, _plan(file), layout, overwrite=overwrite)
+        target = Part(output)
+        disk = Disk(output)
+        try:
+            image = row = 0
+            for part in file.parts:
+                wanted = part.map("images/status")
+                if not np.array_equal(status[image : image + len(wanted)], wanted):
+                    for size in _copy(part, target, list(names.values()), row):
+                        copied += size
+                        on_bytes(copied, total)
+                        if should_stop():
+                            finished = False
+                            break
+                    if not finished:
+                        break
+                    _settle(disk, part, target, image, row)
+                else:
+                    copied += sum(part.places[name].row_bytes * part.places[name].shape[0] for name in names.values())
+                image, row = image + len(wanted), row + int(part.map("images/offset")[-1])
+        except OSError as error:
+            raise OutputError("output-write", f"{output}: cannot be written: {error.strerror or error}") from None
+        finally:
+            disk.close()
+    return Merged(str(output), len(file.parts), len(file), len(file.errors), rows, total, finished)
+
+
+def link(paths: Sequence[Path], output: Path, *, overwrite: bool = False) -> Merged:
+    """Write a small file over shards: FeatureFile reads them through it, other programs see HDF5's virtual datasets.
+
+    Virtual datasets, not external storage: they read as fast, and find the shards by the place of the file, not of the reader.
+    Shards in other folders are named relative to it. The small tables are copied.
+    """
+    file = open_shards(paths)
+    if output.exists() and not overwrite:
+        raise OutputError("output-exists", f"{output}: expected nothing there", "choose another -o, or --overwrite")
+    partial = output.with_name(output.name + ".partial")
+    sources = [os.path.relpath(part.path.resolve(), output.parent.resolve()) for part in file.parts]
+    attributes = {**{k: v for k, v in file.attributes.items() if k != ATTRIBUTES}, LINKED: json.dumps(sources)}
+    try:
+        with Shielded(partial) as target, h5py.File(target, "w", libver=("v110", "v110")) as made:
+            made.attrs.update({**attributes, ATTRIBUTES: attributes_crc32(attributes)})
+            for name, place in file.places.items():
+                if not name.startswith("features"):
+                    values = file.offset if name == "images/offset" else np.array(file.dataset(name))
+                    kind = h5py.string_dtype("utf-8", values.itemsize) if values.dtype.kind == "S" else values.dtype
+                    made.create_dataset(name, data=values.view(kind), dtype=kind)
+                    continue
+                virtual = h5py.VirtualLayout((int(file.offset[-1]), *place.shape[1:]), place.dtype)
+                first = 0
+                for part, source in zip(file.parts, sources, strict=True):
+                    shape = part.places[name].shape
+                    virtual[first : first + shape[0]] = h5py.VirtualSource(source, name, shape, place.dtype)
+                    first += shape[0]
+                made.create_virtual_dataset(name, virtual)
+        partial.replace(output)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise OutputError("output-write", f"{output}: cannot be written: {error.strerror or error}") from None
+    return Merged(str(output), len(file.parts), len(file), len(file.errors), int(file.offset[-1]), 0, finished=True)
+
+
+def _plan(file: FeatureFile) -> Plan:
+    """The tables of all shards, as a plan."""
+
+    def column(name: str) -> npt.NDArray[Any] | None:
+        if name not in file.places:
+            return None
+        values = np.array(file.dataset(name))
+        return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
+
+    boxes = np.array(file.dataset("boxes"))
+    table = BoxTable(tuple(file.names), file.offset, boxes, column("labels"), column("scores"), column("ids"))
+    return Plan(table, np.array(file.sizes), {}, unused_images=0, outside_boxes=0, empty_boxes=0)
+
+
+def _copy(part: Part, target: Part, names: Sequence[str], row: int) -> Iterator[int]:
+    """Copy the features of a shard to their rows; yields the bytes of each piece."""
+    with part.path.open("rb") as source, target.path.open("r+b") as sink:
+        for name in names:
+            place = part.places[name]
+            begin, size = place.offset, place.row_bytes * place.shape[0]
+            to = target.places[name].offset + row * place.row_bytes
+            done = 0
+            while done < size:
+                piece = _copy_range(source.fileno(), sink.fileno(), begin + done, to + done, min(PIECE, size - done))
+                if piece == 0:
+                    raise OutputError("file-truncated", f"{part.path}: expected {size - done:,} more bytes of {name}")
+                done += piece
+                yield piece
+
+
+def _copy_range(source: int, sink: int, begin: int, to: int, size: int) -> int:
+    """Copy bytes within the system, which may share the blocks of the disk instead; through memory where it cannot."""
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(source, sink, size, begin, to)
+        except OSError as error:
+            if error.errno not in NO_RANGES:
+                raise
+    data = os.pread(source, min(size, 8 << 20), begin)
+    return os.pwrite(sink, data, to) if data else 0
+
+
+def _settle(disk: Disk, part: Part, target: Part, image: int, row: int) -> None:
+    """Everything of a shard but its features, and at last that its images are done or failed."""
+    for name in (*OF_BOXES, *SETTLED, "images/status"):
+        if name not in target.places:
+            continue
+        place = target.places[name]
+        if name == "images/status":
+            disk.sync()
+        values = part.map(name).astype(place.raw_dtype)  # strings may be longer in other shards
+        disk.write(place.offset + (row if name in OF_BOXES else image) * place.row_bytes, values)
+    disk.sync()
