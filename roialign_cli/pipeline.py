@@ -68,14 +68,22 @@ def extract(
         return run_job(job, overwrite=overwrite, on_progress=on_progress, should_stop=should_stop)
 
 
-def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings, shard: Shard | None = None) -> Job:
+def prepare_job(
+    plan: Plan,
+    folder: Path,
+    output: Path,
+    settings: Settings,
+    shard: Shard | None = None,
+    backbone: Backbone | None = None,
+) -> Job:
     """Load the backbone and check everything that is left to check before the first image.
 
-    Of a shard, the job has its part of the plan, and a file of its own beside `output`.
+    Of a shard, the job has its part of the plan, and a file of its own beside `output`. A backbone that is given was made
+    by the same settings.
     """
     devices = find_devices(settings.device, settings.processes)
     ops.choose(settings.kernel, devices[0], settings.mode)
-    backbone = load_backbone(settings)
+    backbone = backbone or load_backbone(settings)
     attributes = provenance(settings, plan.table.sha256, backbone)
     if shard is not None:
         plan, about = take_shard(plan, shard, backbone.preprocessing.resize)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from roialign_cli.cli import options
-from roialign_cli.cli.options import RUN, option
-from roialign_cli.config import load
-from roialign_cli.errors import ImagesFailedError
+from roialign_cli.cli.options import CLUSTER, RUN, option
+from roialign_cli.config import Settings, load
+from roialign_cli.errors import ConfigError, ImagesFailedError
 
 if TYPE_CHECKING:
     from roialign_cli.filling import Job
-    from roialign_cli.structures import Summary
+    from roialign_cli.structures import Plan, Summary
 
 INTERRUPTED, SOME_FAILED = 130, ImagesFailedError.exit_code
 
@@ -67,6 +67,13 @@ def extract(
     shard: Annotated[
         str | None, option("Only part I of N, into FILE-000I-of-000N.h5: I/N, auto or auto/N.", panel=RUN)
     ] = None,
+    engine: Annotated[str, option("local, or ray: the shards on a cluster.", default="local", panel=CLUSTER)] = "local",
+    address: Annotated[str, option("Of a Ray cluster.", default="one started here", panel=CLUSTER)] = "",
+    num_shards: Annotated[int, option("Shards of a run by Ray.", default="64", panel=CLUSTER)] = 64,
+    gpus_per_worker: Annotated[float, option("GPUs of each of Ray's workers.", default="0", panel=CLUSTER)] = 0.0,
+    merge: Annotated[
+        bool, option("Whether Ray's shards become one file.", "--merge/--no-merge", default="merge", panel=CLUSTER)
+    ] = True,
     overwrite: options.Overwrite = False,
     dry_run: Annotated[bool, option("Check and plan only; write nothing.", "--dry-run", panel=RUN)] = False,
     json: options.AsJson = False,
@@ -79,26 +86,50 @@ def extract(
     """
     given = options.settings_given(locals())
     settings = load(config, given)  # a wrong option is told before torch is loaded
-    from roialign_cli.cli.console import print_json
     from roialign_cli.cli.progress import shown, stop_on_interrupt
     from roialign_cli.sharding import parse_shard
 
     part = parse_shard(shard) if shard else None
+    if engine not in ("local", "ray") or (engine == "ray" and part is not None):
+        found = engine if part is None else f"{engine} and --shard {shard}"
+        raise ConfigError("config-value", f"engine: expected local, or ray without --shard, found {found}")
+    if num_shards < 1 or gpus_per_worker < 0:
+        found = f"{num_shards} shards, {gpus_per_worker:g} GPUs"
+        raise ConfigError("config-value", f"engine: expected at least 1 shard and 0 GPUs, found {found}")
     from roialign_cli.inputs.images import decoding
     from roialign_cli.planning import plan_run
 
     with stop_on_interrupt() as should_stop, decoding(settings.max_pixels):
         plan = plan_run(images, boxes, output, settings)
+        if engine == "ray" and not dry_run:
+            from roialign_cli.ray_engine import Cluster, extract_on_cluster
+
+            _warn(plan, settings)
+            cluster = Cluster(address, settings.processes, gpus_per_worker, num_shards)
+            with shown() as progress:
+                summary = extract_on_cluster(
+                    plan, images, output, settings, cluster,
+                    join=merge, overwrite=overwrite, on_progress=progress, should_stop=should_stop,
+                )  # fmt: skip
+            _tell_end(summary, as_json=json)
+            return
         from roialign_cli.pipeline import prepare_job, run_job
 
         job = prepare_job(plan, images, output, settings, part)
         if dry_run:
             _tell_plan(job, as_json=json)
             return
-        _warn(job)
+        _warn(job.plan, settings)
         with shown() as progress:
             summary = run_job(job, overwrite=overwrite, on_progress=progress, should_stop=should_stop)
-    if json:
+    _tell_end(summary, as_json=json)
+
+
+def _tell_end(summary: Summary, *, as_json: bool) -> None:
+    """What came of it, and the exit code."""
+    from roialign_cli.cli.console import print_json
+
+    if as_json:
         print_json(asdict(summary))
     else:
         _tell_summary(summary)
@@ -108,10 +139,10 @@ def extract(
         raise typer.Exit(SOME_FAILED)
 
 
-def _warn(job: Job) -> None:
+def _warn(plan: Plan, settings: Settings) -> None:
     from roialign_cli.cli.console import count, stderr
 
-    plan, clipped = job.plan, job.settings.clip
+    clipped = settings.clip
     for number, noun, text in (
         (len(plan.problems), "image", "cannot be read; recorded as failed"),
         (

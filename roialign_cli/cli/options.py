@@ -13,7 +13,7 @@ from roialign_cli.config import BoxesFormat as Formats
 
 DEFAULTS = Settings()
 BINS = "x".join(map(str, DEFAULTS.output_size))
-MODEL, POOLING, BOXES, RUN = "Backbone", "RoI Align", "Boxes", "Run"
+MODEL, POOLING, BOXES, RUN, CLUSTER = "Backbone", "RoI Align", "Boxes", "Run", "Cluster"
 
 
 def option(help_text: str, *names: str, panel: str, default: object = None) -> Any:
