@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ FORMAT = "roialign-features"
 VERSION = 1
 PENDING, DONE, FAILED = 0, 1, 2
 STATUS_NAMES = ("pending", "done", "failed")
+HEAP, HEAPS_BYTES = b"GCOL\1\0\0\0", 1 << 20  # how HDF5 marks a heap of strings, and where ours are
 ERROR_BYTES = 256  # room for the message of a failed image
 
 
@@ -69,6 +71,7 @@ def features_path(layer: str, layers: int) -> str:
 def open_file(path: Path) -> h5py.File:
     """Open a feature file for reading, or OutputError if it is none."""
     try:
+        _check_heaps(path)
         file = h5py.File(path, "r", locking=False)
     except FileNotFoundError:
         raise OutputError("file-missing", f"{path}: expected a feature file, found nothing there") from None
@@ -88,6 +91,27 @@ def open_file(path: Path) -> h5py.File:
             "file-version", f"{path}: expected format version {VERSION}, found {version}", "update roialign"
         )
     return file
+
+
+def _check_heaps(path: Path) -> None:
+    """OutputError if a heap of strings, as attributes have, is damaged: HDF5 may then read it for ever.
+
+    Heaps of feature files lie near their beginning. See HDF5's file format specification, III.E, global heap.
+    """
+    with path.open("rb") as file:
+        head = file.read(HEAPS_BYTES)
+    begin = head.find(HEAP)
+    while begin >= 0:
+        (size,) = struct.unpack_from("<Q", head, begin + 8) if begin + 16 <= len(head) else (0,)
+        at, end = begin + 16, begin + size
+        while at + 16 <= end <= len(head):
+            index, length = struct.unpack_from("<H6xQ", head, at)
+            at += length if index == 0 else 16 + -(-length // 8) * 8  # of what is free, the length is of all
+            if at - begin < 32 or (index == 0 and length < 16):
+                break
+        if not end - 16 < at <= end:
+            raise OutputError("file-damaged", f"{path}: expected a whole feature file, found a damaged heap of strings")
+        begin = head.find(HEAP, begin + 16)
 
 
 def places(file: h5py.File) -> Mapping[str, Place]:
