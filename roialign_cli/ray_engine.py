@@ -7,6 +7,8 @@ file and output must be on storage that all nodes share; that is checked on each
 from __future__ import annotations
 
 import logging
+import re
+import socket
 import sys
 import time
 import uuid
@@ -26,6 +28,7 @@ from roialign_cli.store.schema import DONE, FAILED
 from roialign_cli.structures import Plan, Progress, Summary
 
 LOOK_SECONDS = 1.0  # how often the shards are looked at for progress
+CONNECT_SECONDS = 10.0
 SHARDS = 64  # a number that does not depend on the workers: another day's may be more or fewer
 
 
@@ -101,7 +104,7 @@ def fill_shards(
         worker = ray.remote(max_restarts=-1, max_task_retries=-1, num_cpus=cpus, num_gpus=cluster.gpus_per_actor)(
             _Worker
         )
-        pool = [worker.remote(parts, int(max(1, cpus))) for _ in range(min(actors, count))]
+        pool = [worker.remote([parts], int(max(1, cpus))) for _ in range(min(actors, count))]
         left, running, found = iter(shards), {}, []
         for actor in pool:
             if (shard := next(left, None)) is not None:
@@ -125,11 +128,12 @@ def fill_shards(
 class _Worker:
     """An actor: a plan, a backbone once it is needed, and shards one after another."""
 
-    def __init__(self, parts: tuple[Plan, Path, Path, Settings], threads: int) -> None:
+    def __init__(self, parts: list[Any], threads: int) -> None:
+        import ray
         import torch
 
         torch.set_num_threads(threads)
-        self._plan, self._folder, self._output, self._settings = parts
+        self._plan, self._folder, self._output, self._settings = ray.get(parts[0])  # type: tuple[Plan, Path, Path, Settings]
         self._backbone: Any = None
 
     def fill(self, shard: Shard) -> Summary | RoialignError:
@@ -212,6 +216,13 @@ def _ray(cluster: Cluster) -> Iterator[Any]:
         raise ConfigError(
             "engine", "engine: expected the package ray, found none", "pip install 'roialign[ray]'"
         ) from None
+    if found := re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", cluster.address):  # Ray itself tries for minutes
+        try:
+            socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()
+        except OSError as error:
+            raise ConfigError(
+                "engine", f"address: no Ray cluster at {cluster.address}: {error.strerror or error}"
+            ) from None
     try:
         options = {"address": cluster.address} if cluster.address else {"include_dashboard": False}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -220,11 +231,11 @@ def _ray(cluster: Cluster) -> Iterator[Any]:
         raise ConfigError(
             "engine", f"address: no Ray cluster at {cluster.address or 'this machine'}: {reason}"
         ) from None
-    try:
-        with redirect_stdout(sys.stderr):  # where Ray's own remarks belong: stdout is the result's
+    with redirect_stdout(sys.stderr):  # where Ray's own remarks belong: stdout is the result's
+        try:
             yield ray
-    finally:
-        ray.shutdown()
+        finally:
+            ray.shutdown()
 
 
 def _actors(ray: Any, cluster: Cluster) -> tuple[int, float]:
