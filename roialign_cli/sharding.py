@@ -20,6 +20,7 @@ BOX_PIXELS = (
     50  # what a box costs, in pixels of network input (ResNet-50 with a pyramid on a CPU; measured, benchmarks/)
 )
 IMAGE_PIXELS = 2000  # what an image costs besides
+BLOCK = 1 << 20  # images
 AUTO = "expected I/N, auto under a SLURM array, or auto/N under an indexed Kubernetes job"
 
 
@@ -73,6 +74,9 @@ def estimate_work(sizes: Integers, boxes: Integers, resize: tuple[int, int | Non
 
     The resize is that of `preprocessing.resized`, here for many at once.
     """
+    if len(sizes) > BLOCK:  # what is needed on the way is larger than the result
+        blocks = range(0, len(sizes), BLOCK)
+        return np.concatenate([estimate_work(sizes[i : i + BLOCK], boxes[i : i + BLOCK], resize) for i in blocks])
     height, width = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
     scale = np.ones(len(sizes))
     if resize is not None:

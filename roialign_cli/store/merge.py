@@ -6,6 +6,7 @@ import errno
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,10 +78,12 @@ def merge(
     )
     rows, finished = int(file.offset[-1]), True
     copied, total = 0, layout.feature_bytes(rows)
-    with locked(output):
+    # The disk takes in one shard while the next is copied.
+    with locked(output), ThreadPoolExecutor(1) as settling:
         status = open_output(output, _plan(file), layout, overwrite=overwrite)
         target = Part(output)
         disk = Disk(output)
+        settled: list[Future[None]] = []
         try:
             image = row = 0
             for part in file.parts:
@@ -94,13 +97,16 @@ def merge(
                             break
                     if not finished:
                         break
-                    _settle(disk, part, target, image, row)
+                    settled.append(settling.submit(_settle, disk, part, target, image, row))
                 else:
                     copied += sum(part.places[name].row_bytes * part.places[name].shape[0] for name in names.values())
                 image, row = image + len(wanted), row + int(part.map("images/offset")[-1])
+            for one in settled:
+                one.result()
         except OSError as error:
             raise OutputError("output-write", f"{output}: cannot be written: {error.strerror or error}") from None
         finally:
+            settling.shutdown()
             disk.close()
     return Merged(str(output), len(file.parts), len(file), len(file.errors), rows, total, finished)
 
