@@ -32,7 +32,7 @@ def test_a_signal_at_any_instant(name: str, runs: Runs, data: Data, tmp_path: Pa
     duration = time.monotonic() - started
     data.clear(output)
     partial = signals = 0
-    while signals < (SIGNALS[name] if FULL else 10):
+    while signals < (SIGNALS[name] if FULL else 6):
         runs.start(data.arguments(output))
         time.sleep(rng.uniform(0, duration))
         runs.kill(getattr(signal, name))
@@ -52,7 +52,7 @@ def test_a_signal_at_any_instant(name: str, runs: Runs, data: Data, tmp_path: Pa
             data.clear(output)
         assert line.harmless, (seed, ended)
     print(f"{name}: seed {seed}, {signals} signals, {partial} found a file filled in part")
-    assert name == "SIGSTOP" or partial > 0
+    assert name == "SIGSTOP" or partial > 0 or not FULL  # of a few, all may have come too early
     data.judge_end(output, runs(data.arguments(output)), line)
     assert line.harmless
     assert not Path(f"{output}.partial").exists()
