@@ -17,6 +17,7 @@ from roialign_cli import FeatureFile, extract
 from roialign_cli.errors import ConfigError, OutputError
 from roialign_cli.preprocessing import resized
 from roialign_cli.sharding import BOX_PIXELS, IMAGE_PIXELS, Shard, cuts, estimate_work, parse_shard
+from roialign_cli.simulation import Nodes, makespans, simulate
 from roialign_cli.store.check import check
 from roialign_cli.store.merge import merge
 
@@ -218,3 +219,33 @@ def test_what_does_not_belong_together(shards: list[Path], tmp_path: Path, roial
         file.attrs["plan_sha256"] = "another"
     with pytest.raises(OutputError, match="expected plan_sha256 as in"):
         merge(sorted(tmp_path.glob("f-*.h5")), tmp_path / "m.h5")
+
+
+def test_a_simulated_cluster() -> None:
+    """Closed forms: equal nodes that never fail, failures that cost what they cost, and one that lags."""
+    even = Nodes(4, scatter=0, lagging=0, hours_between_failures=1e12)
+    rng = np.random.default_rng(0)
+    assert simulate(np.full(8, 60.0), even, rng) == 120
+    assert simulate(np.full(9, 60.0), even, rng) == 180
+    assert simulate(np.full(2, 60.0), even, rng) == 60
+    failing = Nodes(1, scatter=0, lagging=0, hours_between_failures=1, restart_seconds=36)
+    mean = np.mean([simulate(np.full(10, 3600.0), failing, rng) for _ in range(400)])
+    assert mean == pytest.approx(36000 + 10 * 36, rel=0.002)
+    slow = Nodes(1, scatter=0, lagging=1, lag=2, hours_between_failures=1e12)
+    assert simulate(np.full(3, 10.0), slow, rng) == 60
+    lagging = Nodes(100)
+    few, many = (np.median(makespans(np.full(100 * n, 3600.0 / n), lagging, 50)) for n in (1, 16))
+    assert many < 0.7 * few  # small shards let others do what a slow node would
+
+
+def test_what_a_run_will_take(roialign: Run) -> None:
+    options = ("--images-per-second", "2", "--nodes", "2", "--shards", "4")
+    done = roialign("plan", SAMPLE_IMAGES, SAMPLE_BOXES, *options, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["images"], found["boxes"], found["bytes"]) == (5, 19, 19 * 50176)
+    assert found["node_hours"] == pytest.approx(2.5 / 3600)
+    assert found["ideal_hours"] <= found["median_hours"] <= found["hours_95_percent"]
+    told = roialign("plan", SAMPLE_IMAGES, SAMPLE_BOXES, *options)
+    assert "node-hours" in told.stdout
+    assert roialign("plan", SAMPLE_IMAGES, SAMPLE_BOXES, "--images-per-second", "0").returncode == 2

@@ -16,6 +16,7 @@ from roialign_cli.cli.export import export
 from roialign_cli.cli.extract import extract
 from roialign_cli.cli.inspect import inspect
 from roialign_cli.cli.merge import merge
+from roialign_cli.cli.plan import plan
 from roialign_cli.cli.show import show
 from roialign_cli.cli.verify import verify
 from roialign_cli.cli.weights import weights
@@ -30,7 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (extract, ablate, show, explain, boxes, inspect, verify, merge, export, backbones, bench, doctor):
+for command in (extract, ablate, show, explain, boxes, inspect, verify, plan, merge, export, backbones, bench, doctor):
     app.command()(command)
 app.add_typer(weights, name="weights")
 

@@ -1,0 +1,69 @@
+"""How many shards for how many nodes: simulated runs of 10 million images on 100 nodes, of which some lag and some fail.
+
+    python benchmarks/stragglers.py [--picture docs/pictures/stragglers.png] [--json benchmarks/results/stragglers.json]
+
+Sizes and counts of boxes are drawn as COCO's train2017 has them: longest side 640, 7.3 boxes an image on average. Each shard
+also costs 20 s to begin (imports, model, reading the plan). See `roialign_cli/simulation.py` for what is assumed of nodes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+
+from roialign_cli.sharding import cuts, estimate_work
+from roialign_cli.simulation import Nodes, makespans
+
+IMAGES, NODES, PER_SECOND, BEGIN_SECONDS = 10_000_000, 100, 30.0, 20.0
+SHARDS = (100, 200, 400, 800, 1600, 3200, 6400)
+
+
+def work_of(images: int) -> np.ndarray:
+    """Estimated work of images as COCO's."""
+    rng = np.random.default_rng(0)
+    short = np.where(rng.random(images) < 0.75, rng.integers(424, 482, images), rng.integers(300, 640, images))
+    upright = rng.random(images) < 0.3
+    sizes = np.stack([np.where(upright, 640, short), np.where(upright, short, 640)], axis=1)
+    return estimate_work(sizes, rng.geometric(1 / 8.3, images) - 1, (800, 1333))
+
+
+def main() -> None:
+    """Print and draw hours over what would be ideal."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--picture", type=Path)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    ends = np.concatenate([[0.0], np.cumsum(work_of(IMAGES))])
+    ideal = IMAGES / PER_SECOND / NODES
+    found = []
+    for count in SHARDS:
+        work = np.diff(ends[cuts(np.diff(ends), count)])
+        ran = makespans(work / work.sum() * IMAGES / PER_SECOND + BEGIN_SECONDS, Nodes(NODES)) / ideal
+        skew = float(work.max() / work.mean())
+        found.append(
+            {"shards": count, "skew": skew, "median": float(np.median(ran)), "95 %": float(ran[int(0.95 * len(ran))])}
+        )
+        print(", ".join(f"{key} {value:.4g}" for key, value in found[-1].items()))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+    if arguments.picture:
+        mpl.use("Agg")
+        from matplotlib import pyplot
+
+        figure, axes = pyplot.subplots(figsize=(6.4, 3.6), layout="constrained")
+        for key, style in (("median", "o-"), ("95 %", "s--")):
+            axes.semilogx(
+                [one["shards"] / NODES for one in found], [one[key] for one in found], style, base=2, label=key
+            )
+        axes.set(xlabel="shards per node", ylabel="time over ideal", title="10 million images on 100 nodes")
+        axes.axhline(1, color="gray", linewidth=0.8)
+        axes.legend(frameon=False)
+        figure.savefig(arguments.picture, dpi=110)
+
+
+if __name__ == "__main__":
+    main()
