@@ -61,6 +61,7 @@ def main() -> None:
             )
         axes.set(xlabel="shards per node", ylabel="time over ideal", title="10 million images on 100 nodes")
         axes.axhline(1, color="gray", linewidth=0.8)
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.legend(frameon=False)
         figure.savefig(arguments.picture, dpi=110)
 

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -40,13 +39,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "boxes.json").write_text(json.dumps(table))
     extract(folder / "im", folder / "boxes.json", folder / "whole.h5", backbone="resnet18", weights="random")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def alone() -> Iterator[None]:
-    """No Ray of an earlier test is left."""
-    yield
-    subprocess.run(["ray", "stop", "--force"], check=False, capture_output=True)
 
 
 def command(data: Path, output: Path, *more: str) -> list[str]:
@@ -119,7 +111,6 @@ def test_a_worker_is_killed_and_then_the_whole_run(data: Path, tmp_path: Path) -
     wait_for(first)
     process.kill()
     process.wait()
-    subprocess.run(["ray", "stop", "--force"], check=False, capture_output=True)
     assert not output.exists()
     done = run(data, output)
     assert done.returncode == 7, done.stderr
