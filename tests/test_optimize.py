@@ -17,7 +17,8 @@ from torch import fx, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from roialign_cli import FeatureFile, config, memory
-from roialign_cli.backbones import load_backbone, pyramid
+from roialign_cli.backbones import load_backbone
+from roialign_cli.backbones import pyramid as pyramid_source
 from roialign_cli.backbones import torchvision as source
 from roialign_cli.backbones.optimize import OnDemand, fold
 from roialign_cli.pooling import assign_levels, cells_read, pool
@@ -56,7 +57,7 @@ def test_folding_changes_features_by_rounding_only(name: str, monkeypatch: pytes
         seen["plain"] = lively(model)
         return fold(model)
 
-    for module in (source, pyramid):
+    for module in (source, pyramid_source):
         monkeypatch.setattr(module, "fold", spy)
     backbone = load_backbone(config.load(None, {"backbone": name, "weights": "random"}))
     images = torch.randn(1, 3, 96, 128)
