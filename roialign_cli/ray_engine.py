@@ -224,7 +224,8 @@ def _ray(cluster: Cluster) -> Iterator[Any]:
                 "engine", f"address: no Ray cluster at {cluster.address}: {error.strerror or error}"
             ) from None
     try:
-        options = {"address": cluster.address} if cluster.address else {"include_dashboard": False}
+        # Without an address one is started here, whatever Ray remembers of others.
+        options = {"address": cluster.address} if cluster.address else {"address": "local", "include_dashboard": False}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).split("\n", maxsplit=1)[0]

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -37,14 +38,15 @@ def inside(node: str, *command: str | Path, hide: Path | None = None) -> subproc
     environment = {
         **os.environ,
         "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": os.environ["ROIALIGN_TEST_RAY"],
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     return subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=400, env=environment)
 
 
 @pytest.fixture
-def nodes() -> Iterator[None]:
-    """Two namespaces with a cable between them."""
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two namespaces with a cable between them; Ray's own files in a folder of a short name, as its sockets need."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("needs root and ip")
     one, other = ADDRESSES
@@ -52,6 +54,8 @@ def nodes() -> Iterator[None]:
         ip("netns", "del", node, check=False)
     if ip("netns", "add", one, check=False) != 0:
         pytest.skip("may not make network namespaces")
+    folder = tempfile.mkdtemp(prefix="ra", dir="/tmp")
+    monkeypatch.setenv("ROIALIGN_TEST_RAY", folder)
     try:
         ip("netns", "add", other)
         ip("link", "add", "ra0", "netns", one, "type", "veth", "peer", "name", "ra1", "netns", other)
@@ -69,6 +73,7 @@ def nodes() -> Iterator[None]:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             ip("netns", "del", node, check=False)
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def start(hide: Path | None = None) -> None:
