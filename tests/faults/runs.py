@@ -39,6 +39,7 @@ import ctypes, json, os, resource, signal, sys
 {OFTEN}
 import roialign_cli.pipeline, roialign_cli.backbones.gabor, roialign_cli.ops.cpu_kernels, roialign_cli.cli.extract
 from roialign_cli.__main__ import main
+signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGINT}})  # until the command itself has begun
 for line in sys.stdin:
     order = json.loads(line)
     child = os.fork()
@@ -58,7 +59,10 @@ for line in sys.stdin:
         sys.argv = ["roialign", *order["run"]]
         code = 0
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {{signal.SIGINT}})
             main()
+        except KeyboardInterrupt:
+            code = 130
         except SystemExit as end:
             code = end.code or 0
         if order["count"]:
