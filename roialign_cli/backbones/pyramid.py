@@ -11,7 +11,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from roialign_cli.backbones.base import Backbone, chosen_resize, measure_maps
 from roialign_cli.backbones.optimize import OnDemand, fold
-from roialign_cli.backbones.weights import Weights, fit, state_sha256
+from roialign_cli.backbones.weights import Weights, fit, fit_part, state_sha256
 from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
 from roialign_cli.structures import Layer, Preprocessing
@@ -61,9 +61,7 @@ def load(settings: Settings, whole: Any, weights: Weights) -> Backbone:
         rest = everything if own else set()  # a fine-tuned head of any shape is of no concern here
         fit(model, {key: state[key] for key in own}, rest, weights.name)
         if head is not None:
-            begin = "roi_heads.box_head."
-            of_head = {key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)}
-            fit(head, of_head, set(head.state_dict()), weights.name)
+            fit_part(head, "roi_heads.box_head.", state, weights.name)
         if weights.origin is not None and weights.origin.name in ("COCO_V1", "COCO_LEGACY"):
             _legacy_epsilon(settings.backbone, model)
     found = measure_maps(model, multiple=32)

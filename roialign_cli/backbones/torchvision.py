@@ -18,7 +18,7 @@ from torchvision.models.feature_extraction import create_feature_extractor, get_
 from roialign_cli.backbones import pyramid, vit
 from roialign_cli.backbones.base import Backbone, chosen_resize, measure, measure_maps
 from roialign_cli.backbones.optimize import OnDemand, fold
-from roialign_cli.backbones.weights import Weights, cached_file, find_weights, fit, state_sha256
+from roialign_cli.backbones.weights import Weights, cached_file, find_weights, fit, fit_part, state_sha256
 from roialign_cli.config import Settings, nearest
 from roialign_cli.errors import BackboneError
 from roialign_cli.structures import Layer, Preprocessing
@@ -135,7 +135,7 @@ def _tapped(settings: Settings, whole: nn.Module, weights: Weights, entry: Any) 
         extra = {key for key in weights.state if key.startswith("aux_classifier.")}  # only training uses it
         fit(model, weights.state, set(whole.state_dict()) | extra, weights.name)
         if head is not None:
-            fit(whole, weights.state, set(whole.state_dict()), weights.name)
+            fit_part(head[0], "layer4.", weights.state, weights.name)
     found = measure_maps(model, multiple=1)
     transform = entry.transforms()
     own = (transform.resize_size[0], None) if available()[settings.backbone] == "segmentation" else None
@@ -151,7 +151,7 @@ def _tapped(settings: Settings, whole: nn.Module, weights: Weights, entry: Any) 
     )
 
 
-def _c5_head(settings: Settings, whole: nn.Module) -> tuple[tuple[str, ...], nn.Module, int]:
+def _c5_head(settings: Settings, whole: nn.Module) -> tuple[tuple[str, ...], nn.Sequential, int]:
     """The layer to pool, and a ResNet's last stage and mean on top of its RoIs, as detectors without a pyramid have them.
 
     arXiv:1506.01497 for ResNets (arXiv:1512.03385, appendix A); RoIs of 14 x 14 bins become vectors [K, 2048].

@@ -82,6 +82,12 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], everything: set[str], whe
     model.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
 
 
+def fit_part(part: nn.Module, begin: str, state: Mapping[str, Tensor], where: str) -> None:
+    """The same for a part of a model whose keys begin so; the rest of the state is of no concern."""
+    own = {key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)}
+    fit(part, own, set(part.state_dict()), where)
+
+
 def _named(entry: Any) -> Weights:
     """torchvision's own download and cache."""
     try:
