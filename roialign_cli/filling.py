@@ -105,7 +105,6 @@ class Filling:
         self._device = device
         self._settle = settle
         self._counts = np.diff(job.plan.table.offset)
-        self._size = (0, 0)  # of the images computed last
         self._room: dict[tuple[int, int], int] = {}  # how many images of a size memory has room for, where it ran out
         self._blocks: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         for _ in range(BLOCKS):
@@ -178,9 +177,7 @@ class Filling:
         todo = ~self.done[rows.image]
         if not todo.any():
             return
-        if size != self._size:
-            memory.release()
-            self._size = size
+        memory.fit(size)
         levels = [levels_of(rows.rois, layer, settings) for layer in backbone.layers]
         with torch.inference_mode():
             inputs = prepare(pixels, backbone.preprocessing, self._device)

@@ -11,15 +11,17 @@ from pathlib import Path
 
 import numpy as np
 
+from roialign_cli import memory
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes import read_boxes
-from roialign_cli.inputs.images import NOT_THERE, ImageError, list_images, read_size, too_slow
+from roialign_cli.inputs.images import NOT_THERE, ImageError, Listing, list_images, read_size, too_slow
 from roialign_cli.store.layout import check_space
-from roialign_cli.structures import BoxTable, Integers, Plan
+from roialign_cli.structures import BoxTable, Floats, Integers, Names, Plan
 from roialign_cli.threads import Threads
 
 AHEAD = 1024  # headers read while one is waited for
+IMAGES_AT_ONCE = 1 << 16  # whose boxes are looked at together
 
 Size = tuple[int, int]
 
@@ -35,10 +37,11 @@ class Batch:
 def plan_run(folder: Path, boxes: Path | None, output: Path, settings: Settings) -> Plan:
     """Everything that can be checked without the backbone; needs no torch, so that mistakes are told at once."""
     check_space(output, 0)
-    table = read_boxes(boxes, folder, settings)
-    return make_plan(
-        folder, table, clip=settings.clip, on_error=settings.on_error, image_timeout=settings.image_timeout
-    )
+    with memory.returned():
+        table = read_boxes(boxes, folder, settings)
+        return make_plan(
+            folder, table, clip=settings.clip, on_error=settings.on_error, image_timeout=settings.image_timeout
+        )
 
 
 def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str, image_timeout: float = 0.0) -> Plan:
@@ -50,40 +53,60 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str, image
     Images that are missing or unreadable become `problems`; with on_error `stop` the first is raised. A box file none
     of whose images is there is an error in any case.
     """
-    listed = list_images(folder)
-    missing = [name for name in table.names if name not in listed and not (folder / name).is_file()]
+    listed = Listing(folder)
+    there = listed.has(table.names)
+    used = int(there.sum())
+    for i in np.flatnonzero(~there).tolist():  # an image by another suffix, or on a file system that knows no case
+        there[i] = (folder / table.names[i]).is_file()
+    missing = np.flatnonzero(~there).tolist()
     if missing and (on_error == "stop" or len(missing) == len(table.names)):
-        raise _missing(folder, missing, listed, len(table.names))
+        raise _missing(folder, table.names[missing[0]], len(missing), len(table.names))
 
     sized = clip or table.shares is not None
     if table.sizes is not None and not sized:  # stated by the box file: no need to open every image
-        absent = set(missing)
-        problems = {i: NOT_THERE for i, name in enumerate(table.names) if name in absent}
-        sizes = table.sizes.copy()
-        sizes[list(problems)] = 0
+        problems = dict.fromkeys(missing, NOT_THERE)
+        sizes = table.sizes
+        if missing:
+            sizes = sizes.copy()
+            sizes[missing] = 0
     else:
         sizes, problems = _read_sizes(folder, table.names, on_error, image_timeout)
-    known = np.repeat(sizes, np.diff(table.offset), axis=0)[:, ::-1]  # (width, height) of each row's image
-    boxes = table.boxes
-    if table.shares is not None:
-        boxes = (table.shares * np.concatenate([known, known], axis=1)).astype(np.float32)
-    readable = known.min(axis=1, initial=1) > 0
-    outside = readable & ((boxes[:, :2] < 0) | (boxes[:, 2:] > known)).any(axis=1)
-    if clip:
-        limits = np.where(readable[:, None], known, np.inf)
-        boxes = np.clip(boxes, 0, np.concatenate([limits, limits], axis=1)).astype(np.float32)
+    boxes, outside, empty = _fit_boxes(table, sizes, clip=clip)
     return Plan(
-        table=replace(table, boxes=boxes, shares=None),
+        table=replace(table, boxes=boxes, shares=None, sizes=None),
         sizes=sizes,
         problems=problems,
-        unused_images=len(listed - set(table.names)),
-        outside_boxes=int(outside.sum()),
-        empty_boxes=int((readable[:, None] & (boxes[:, 2:] <= boxes[:, :2])).any(axis=1).sum()),
+        unused_images=len(listed) - used,
+        outside_boxes=outside,
+        empty_boxes=empty,
         sized=sized,
     )
 
 
-def _read_sizes(folder: Path, names: tuple[str, ...], on_error: str, timeout: float) -> tuple[Integers, dict[int, str]]:
+def _fit_boxes(table: BoxTable, sizes: Integers, *, clip: bool) -> tuple[Floats, int, int]:
+    """Boxes [N, 4] in pixels, clipped if so wished; how many reach outside their image, and how many are empty.
+
+    Some images at a time, as what is needed on the way is larger than the boxes themselves.
+    """
+    boxes = table.boxes if table.shares is None and not clip else table.boxes.copy()
+    outside = empty = 0
+    for first in range(0, len(sizes), IMAGES_AT_ONCE):
+        offset = table.offset[first : first + IMAGES_AT_ONCE + 1]
+        rows = slice(int(offset[0]), int(offset[-1]))
+        known = np.repeat(sizes[first : first + IMAGES_AT_ONCE, ::-1], np.diff(offset), axis=0)  # (width, height)
+        if table.shares is not None:
+            boxes[rows] = table.shares[rows] * np.concatenate([known, known], axis=1)
+        some = boxes[rows]
+        readable = known.min(axis=1, initial=1) > 0
+        outside += int((readable & ((some[:, :2] < 0) | (some[:, 2:] > known)).any(axis=1)).sum())
+        if clip:
+            limits = np.where(readable[:, None], known, np.inf)
+            boxes[rows] = np.clip(some, 0, np.concatenate([limits, limits], axis=1))
+        empty += int((readable[:, None] & (boxes[rows, 2:] <= boxes[rows, :2])).any(axis=1).sum())
+    return boxes, outside, empty
+
+
+def _read_sizes(folder: Path, names: Names, on_error: str, timeout: float) -> tuple[Integers, dict[int, str]]:
     """(height, width) of every image [M, 2] from its header, zeros for those that have a problem; and the problems."""
 
     threads = Threads(read_size, min(32, 4 * (os.cpu_count() or 1)), timeout)
@@ -102,15 +125,16 @@ def _read_sizes(folder: Path, names: tuple[str, ...], on_error: str, timeout: fl
     return sizes, problems
 
 
-def _missing(folder: Path, missing: list[str], listed: set[str], total: int) -> InputError:
+def _missing(folder: Path, name: str, missing: int, total: int) -> InputError:
+    listed = list_images(folder)
     if not listed:
         return InputError("images-empty", f"{folder}: expected images, found none")
-    close = difflib.get_close_matches(missing[0], sorted(listed)[:10000], n=1, cutoff=0.6)
-    same = [name for name in listed if Path(name).name == Path(missing[0]).name]
+    close = difflib.get_close_matches(name, sorted(listed)[:10000], n=1, cutoff=0.6)
+    same = [other for other in listed if Path(other).name == Path(name).name]
     nearest = (same or close or [""])[0]
     hint = f'the nearest name there is "{nearest}"' if nearest else f"{len(listed)} images are there"
-    count = f"{len(missing)} of {total} images of the box file are not there, the first is"
-    return InputError("image-missing", f'{folder}: {count} "{missing[0]}"', hint)
+    count = f"{missing} of {total} images of the box file are not there, the first is"
+    return InputError("image-missing", f'{folder}: {count} "{name}"', hint)
 
 
 def make_batches(plan: Plan, batch_size: int, pixels: int, cost: Callable[[Size], int] = math.prod) -> Iterator[Batch]:
@@ -119,15 +143,17 @@ def make_batches(plan: Plan, batch_size: int, pixels: int, cost: Callable[[Size]
     The batches depend on the plan alone, not on what a former run has done, so that a resumed run repeats the very
     computation. batch_size 0: as many as `pixels` allows, from 1 to 8, where an image of a size costs cost(size).
     """
-    counts = np.diff(plan.table.offset)
-    groups: dict[Size, list[int]] = {}
-    for i, (height, width) in enumerate(plan.sizes.tolist()):
-        if counts[i] and i not in plan.problems:
-            groups.setdefault((height, width), []).append(i)
-    for size, images in groups.items():
-        step = batch_size or max(1, min(8, pixels // cost(size)))
-        for begin in range(0, len(images), step):
-            yield Batch(tuple(images[begin : begin + step]), size)
+    usable = np.diff(plan.table.offset) > 0
+    usable[list(plan.problems)] = False
+    images = np.flatnonzero(usable)
+    heights, widths = plan.sizes[images].T
+    _, firsts, kinds = np.unique(heights << 32 | widths, return_index=True, return_inverse=True)
+    groups = np.split(images[np.argsort(kinds, kind="stable")], np.cumsum(np.bincount(kinds))[:-1])
+    for kind in np.argsort(firsts).tolist():
+        height, width = plan.sizes[groups[kind][0]].tolist()
+        step = batch_size or max(1, min(8, pixels // cost((height, width))))
+        for begin in range(0, len(groups[kind]), step):
+            yield Batch(tuple(groups[kind][begin : begin + step].tolist()), (height, width))
 
 
 def row_range(offset: Integers, image: int) -> tuple[int, int]:

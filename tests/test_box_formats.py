@@ -196,6 +196,123 @@ def test_parquet(folder: Path, tmp_path: Path) -> None:
     assert by_image(read_boxes(tmp_path / "b.parquet", folder), folder) == {n: (BOXES[n], LABELS[n]) for n in IMAGES}
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a.jpg", "b.jpg", "sub/ü.png", "a"]),
+            st.lists(st.floats(0, 500, width=32), min_size=4, max_size=4),
+            st.sampled_from(["cat", "7", "-3", "07", ""]),
+            st.floats(0, 1, width=32),
+        ),
+        max_size=40,
+    ),
+    st.sampled_from([1, 1 / 512]),
+    st.booleans(),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_parquet_holds_what_csv_holds(tmp_path: Path, found: list[Any], scale: float, coded: bool) -> None:
+    """In any order, with names that mean one image, relative or not, in small row groups or one; with sizes stated."""
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    (tmp_path / "im").mkdir(exist_ok=True)
+    (tmp_path / "im" / "a.jpg").touch()
+    names = [row[0] for row in found]
+    boxes = np.sort(np.array([row[1] for row in found]).reshape(-1, 2, 2), axis=1).reshape(-1, 4) * scale
+    sizes = {"a.jpg": (640, 480), "a": (640, 480), "b.jpg": (3, 4), "sub/ü.png": (1, 1)}
+    columns = {
+        "filename": names, "label": [row[2] for row in found], "score": [row[3] for row in found],
+        **{corner: boxes[:, i].tolist() for i, corner in enumerate(("x1", "y1", "x2", "y2"))},
+        "image_width": [sizes[name][0] for name in names], "image_height": [sizes[name][1] for name in names],
+    }  # fmt: skip
+    with (tmp_path / "t.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    table = arrow.table(
+        columns, schema=arrow.schema([(n, "string" if n in ("filename", "label") else "float64") for n in columns])
+    )
+    if coded:
+        table = table.set_column(0, "filename", table["filename"].dictionary_encode())
+        table = table.set_column(1, "label", table["label"].dictionary_encode())
+    parquet.write_table(table, tmp_path / "t.parquet", row_group_size=3 if coded else 1000)
+    one, other = (read_boxes(tmp_path / name, tmp_path / "im") for name in ("t.csv", "t.parquet"))
+    assert one.names == other.names
+    for column in ("offset", "boxes", "labels", "scores", "sizes", "shares"):
+        left, right = getattr(one, column), getattr(other, column)
+        assert (left is None) == (right is None), column
+        assert left is None or (left.dtype.kind == right.dtype.kind and np.array_equal(left, right)), column
+    assert set(other.names) <= {"a.jpg", "b.jpg", "sub/ü.png"}
+    assert other.sizes is not None
+    assert [tuple(size[::-1]) for size in other.sizes.tolist()] == [sizes[name] for name in other.names]
+
+
+def test_parquet_of_more_rows_than_are_read_at_a_time(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    count = 600_000
+    row = np.arange(count)
+    image = np.where(row < 500_000, row % 3, 3 + row % 2)  # two of them come late
+    columns = {"image": [f"{i}.jpg" for i in image], "x1": row % 640, "y1": row // 640, "x2": row, "y2": row}
+    label = [str(i) if i < 500_000 else "cat" for i in row % 10 + image // 3 * 500_000]
+    parquet.write_table(arrow.table({**columns, "label": label}), tmp_path / "t.parquet")
+    table = read_boxes(tmp_path / "t.parquet")
+    assert table.names == ("0.jpg", "1.jpg", "2.jpg", "3.jpg", "4.jpg")
+    assert table.labels is not None
+    for i, rows in enumerate(np.split(np.arange(count), table.offset[1:-1])):
+        mine = row[image == i]
+        assert np.array_equal(table.boxes[rows], np.stack([mine % 640, mine // 640, mine, mine], axis=1))
+        assert table.labels[rows].tolist() == [label[i] for i in mine]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_sizes_that_disagree_or_are_none(tmp_path: Path, suffix: str) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import csv as arrow_csv
+    from pyarrow import parquet
+
+    def read(heights: list[float | None]) -> BoxTable:
+        columns: dict[str, Any] = {"image": ["a.jpg", "b.jpg", "a.jpg"], "x1": [0, 0, 0], "y1": [0, 0, 0]}
+        columns |= {"x2": [5, 5, 5], "y2": [5, 5, 5], "image_width": [9, 9, 9], "image_height": heights}
+        write = arrow_csv.write_csv if suffix == "csv" else parquet.write_table
+        write(arrow.table(columns), tmp_path / f"t.{suffix}")
+        return read_boxes(tmp_path / f"t.{suffix}")
+
+    stated = read([8, 7, 8]).sizes
+    assert stated is not None
+    assert stated.tolist() == [[8, 9], [7, 9]]
+    assert read([8.5, 7, 8.5]).sizes is None
+    assert read([0, 7, 0]).sizes is None
+    with pytest.raises(RoialignError, match=r'"a.jpg": expected one size in all its rows, found several'):
+        read([8, 7, 6])
+
+
+def test_parquet_that_lacks_something(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    def read(**columns: Any) -> BoxTable:
+        parquet.write_table(arrow.table({"x1": [0, 0], "y1": [0, 0], "x2": [5, 5], **columns}), tmp_path / "t.parquet")
+        return read_boxes(tmp_path / "t.parquet")
+
+    for columns, expected in (
+        (
+            {"image": ["a", None], "y2": [1, 2]},
+            r"t.parquet: row 2: image: expected the name of an image, found nothing",
+        ),
+        ({"image": ["a", "b"], "y2": [1, None]}, r'"b", box 0: expected four finite numbers'),
+        ({"image": ["a", "b"], "y2": ["1", "x"]}, r"t.parquet: row 2: y2: expected a number, found 'x'"),
+        ({"image": ["a", "b"]}, r"expected an image column and x1, y1, x2, y2"),
+        ({"image": [[1], [2]], "y2": [1, 2]}, r"expected Parquet, found"),
+    ):
+        with pytest.raises(RoialignError, match=expected):
+            read(**columns)
+    numbered = read(image=[17, 18], y2=["1,5", "2"])
+    assert numbered.names == ("17", "18")
+    assert numbered.boxes[:, 3].tolist() == [1.5, 2]
+
+
 def test_relative_boxes_become_pixels_in_a_run(folder: Path, tmp_path: Path) -> None:
     for name, make in (("n", as_native), ("y", as_yolo)):
         (tmp_path / name).mkdir()

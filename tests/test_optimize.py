@@ -156,6 +156,15 @@ def test_memory_is_kept_and_then_given_back() -> None:
         assert resident() > before + 200
         memory.release()
         assert resident() < before + 100
+        with memory.kept():  # a run within what keeps more than one
+            torch.ones(64 << 20)
+        assert resident() > before + 200
+        memory.fit((480, 640))
+        torch.ones(64 << 20)
+        memory.fit((480, 640))
+        assert resident() > before + 200
+        memory.fit((640, 480))
+        assert resident() < before + 100
         torch.ones(64 << 20)
     assert resident() < before + 100
     torch.ones(64 << 20)

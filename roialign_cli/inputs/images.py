@@ -18,8 +18,9 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from roialign_cli.config import MAX_PIXELS
 from roialign_cli.errors import InputError
+from roialign_cli.structures import NAMES_AT_ONCE, Names
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif", ".mpo"})
+EXTENSIONS = frozenset({b"jpg", b"jpeg", b"png", b"webp", b"bmp", b"tif", b"tiff", b"gif", b"avif", b"mpo"})
 NOT_THERE = "expected an image file, found nothing there"
 TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
 
@@ -38,15 +39,45 @@ def too_slow(seconds: float) -> ImageError:
 
 
 def list_images(folder: Path) -> set[str]:
-    """Names of the image files below a folder, relative to it, with forward slashes."""
+    """Names of the image files below a folder, relative to it, with forward slashes; InputError if it is no folder."""
+    return set(map(os.fsdecode, _walk(folder)))
+
+
+def _walk(folder: Path) -> Iterator[bytes]:
+    """The same one after another and as bytes, which of millions is faster."""
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing there"
         raise InputError("images-folder", f"{folder}: expected a folder of images, found {found}")
-    names = set()
-    for parent, _, files in os.walk(folder):
-        inside = Path(parent).relative_to(folder)
-        names |= {(inside / file).as_posix() for file in files if Path(file).suffix.lower() in EXTENSIONS}
-    return names
+    for parent, _, files in os.walk(os.fsencode(folder)):
+        inside = Path(os.fsdecode(parent)).relative_to(folder).as_posix()
+        begin = b"" if inside == "." else os.fsencode(inside) + b"/"
+        for file in files:
+            stem, _, extension = file.rpartition(b".")
+            if stem and extension.lower() in EXTENSIONS:
+                yield begin + file
+
+
+class Listing:
+    """Which images are in a folder, remembered by the hashes of their names: of 10 million in 0.1 GB instead of 1.
+
+    That a name is wrongly taken for one of them happens once in 10^12 lists; its image then fails when it is read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._hashes = np.fromiter(map(hash, _walk(folder)), np.int64)
+        self._hashes.sort()
+
+    def __len__(self) -> int:
+        return len(self._hashes)
+
+    def has(self, names: Names) -> npt.NDArray[np.bool_]:
+        """Which of the names [M] are there."""
+        found = np.zeros(len(names), np.bool_)
+        for begin in range(0, len(names) if len(self) else 0, NAMES_AT_ONCE):
+            wanted = np.fromiter(map(hash, names[begin : begin + NAMES_AT_ONCE].encoded()), np.int64)
+            place = np.minimum(np.searchsorted(self._hashes, wanted), len(self) - 1)
+            found[begin : begin + len(wanted)] = self._hashes[place] == wanted
+        return found
 
 
 def read_size(path: Path) -> tuple[int, int]:

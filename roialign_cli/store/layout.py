@@ -104,8 +104,9 @@ def _tables(plan: Plan, layout: Layout) -> dict[str, tuple[np.dtype[Any], npt.ND
             found[name] = (string_dtype(stored.itemsize) if values.dtype.kind == "U" else stored.dtype, stored)
     if layout.levels:
         found["levels"] = (np.dtype(np.uint8), np.zeros(plan.rows, np.uint8))
-    names = encode(list(table.names))
-    errors = encode([""] * images, ERROR_BYTES)
+    longest = int(np.diff(table.names.ends).max(initial=1))
+    names = np.fromiter(table.names.encoded(), f"S{longest}", images)
+    errors = np.zeros(images, f"S{ERROR_BYTES}")
     found["images/name"] = (string_dtype(names.itemsize), names)
     found["images/offset"] = (np.dtype(np.int64), table.offset)
     found["images/size"] = (np.dtype(np.int64), plan.sizes)

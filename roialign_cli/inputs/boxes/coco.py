@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import InputError
-from roialign_cli.inputs.boxes.common import Column, as_boxes, as_scores, bad, column, offsets
-from roialign_cli.structures import BoxTable, Floats, Integers
+from roialign_cli.inputs.boxes.common import Column, alike, as_boxes, as_scores, bad, column, offsets
+from roialign_cli.structures import BoxTable, Floats, Integers, Names
 
 Places = npt.NDArray[np.int32]
 PART_BYTES = 1 << 20
@@ -61,7 +61,7 @@ def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
         count += len(some)
     del place  # what is large goes as soon as it has served: millions of boxes shall fit in little memory
     owner = np.concatenate([part.owner for part in parts])
-    offset = offsets(np.bincount(owner, minlength=len(names)).tolist())
+    offset = offsets(np.bincount(owner, minlength=len(names)))
     row = np.empty(count, np.int32)
     row[np.argsort(owner, kind="stable")] = np.arange(count, dtype=np.int32)
     del owner
@@ -79,17 +79,15 @@ def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
     )
 
 
-def _images(
-    path: str, keys: Mapping[str, msgspec.Raw]
-) -> tuple[tuple[str, ...], Integers | None, dict[int | str, int]]:
+def _images(path: str, keys: Mapping[str, msgspec.Raw]) -> tuple[Names, Integers | None, dict[int | str, int]]:
     """Names; (height, width) of each if all are stated; and the place of each id."""
     images: list[Image] = _decode(path, keys, "images", list[Image])
-    names = tuple(image.file_name for image in images)
+    names = [image.file_name for image in images]
     place = {image.id: i for i, image in enumerate(images)}
     if len(place) < len(images) or len(set(names)) < len(images):
         raise bad(f"{path}: images", "expected every id and file_name once, found one twice")
     sizes = np.array([(image.height or 0, image.width or 0) for image in images], np.int64).reshape(-1, 2)
-    return names, sizes if (sizes > 0).all() else None, place
+    return Names.of(names), sizes if (sizes > 0).all() else None, place
 
 
 @dataclass(frozen=True)
@@ -136,9 +134,7 @@ def _ordered(parts: list[Column | None], row: Places) -> Column | None:
     there = [part for part in parts if part is not None]
     if len(there) < len(parts):
         return None
-    if len({part.dtype.kind for part in there if len(part)}) > 1:
-        there = [part.astype(np.str_) for part in there]
-    joined: Column = _gather(there, row)
+    joined: Column = _gather(alike(there), row)
     return joined
 
 

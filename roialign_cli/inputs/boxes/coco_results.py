@@ -12,9 +12,9 @@ import msgspec
 import numpy as np
 
 from roialign_cli.inputs.boxes.coco import Category, Image
-from roialign_cli.inputs.boxes.common import Source, bad, table_of_rows
+from roialign_cli.inputs.boxes.common import Grouping, Source, bad, column, numbered
 from roialign_cli.inputs.boxes.names import ImageNames
-from roialign_cli.structures import BoxTable
+from roialign_cli.structures import BoxTable, Names
 
 DIGITS = 12  # of the ids in COCO's file names
 
@@ -60,12 +60,12 @@ def read(source: Source) -> BoxTable:
         known = {category.id: category.name for category in about.categories}
         labels = [known.get(label, label) if isinstance(label, int) else label for label in labels]
     scores = [result.score for result in results if result.score is not None]
-    return table_of_rows(
-        [names[result.image_id] for result in results],
+    images, owner = numbered(Names.of(names[result.image_id] for result in results))
+    return Grouping.by(owner, len(images)).table(
+        images,
         np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
-        labels if len(labels) == len(results) else None,
-        scores if len(scores) == len(results) else None,
-        None,
+        labels=column(labels) if len(labels) == len(results) else None,
+        scores=np.array(scores) if len(scores) == len(results) else None,
     )
 
 

@@ -1,7 +1,8 @@
-"""CSV, TSV and Parquet: a row per box; columns are told by their usual names, or by --columns image=Name,x1=Left,...
+"""Tables, a row per box: columns are told by their usual names, or by --columns image=Name,x1=Left,...; and CSV and TSV.
 
 Corners, or a corner with width and height, or a centre with them; in pixels, or relative to the image where all numbers
-lie in 0..1 (OpenImages), or as `units=pixels` or `units=relative` says. Decimal commas are understood.
+lie in 0..1 (OpenImages), or as `units=pixels` or `units=relative` says. Decimal commas are understood. Where columns state
+the size of the images, their headers need not be read.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import ConfigError
-from roialign_cli.inputs.boxes.common import Source, bad, table_of_rows
-from roialign_cli.structures import BoxTable
+from roialign_cli.inputs.boxes.common import Column, Grouping, Source, as_boxes, bad, column, numbered
+from roialign_cli.structures import BoxTable, Floats, Integers, Names
+
+Numbers = npt.NDArray[np.float64]
 
 KNOWN = {
     "image": ("image", "imageid", "imagename", "imagepath", "imagefile", "filename", "filepath", "file", "path", "img", "name"),
@@ -34,8 +38,12 @@ KNOWN = {
     "label": ("label", "labelname", "class", "classname", "category", "categoryname", "cls", "species"),
     "score": ("score", "confidence", "conf", "probability"),
     "id": ("id", "boxid", "annotationid"),
+    "image_width": ("imagewidth", "imgwidth", "imagew", "imgw"),
+    "image_height": ("imageheight", "imgheight", "imageh", "imgh"),
 }  # fmt: skip
 FORMS = (("x1", "y1", "x2", "y2"), ("cx", "cy", "w", "h"), ("x1", "y1", "w", "h"), ("x", "y", "w", "h"))
+SIZES = ("image_width", "image_height")
+ROWS_AT_ONCE = 1 << 18
 UNITS = ("pixels", "relative")
 DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+([eE][-+]?\d+)?\s*")
 
@@ -58,45 +66,99 @@ def read_csv(source: Source) -> BoxTable:
     for number, row in enumerate(body, 2):
         if len(row) != len(names):
             raise bad(f"{source.path}: row {number}", f"expected {len(names)} fields, found {len(row)}")
-    return _table(source, dict(zip(names, zip(*body, strict=True), strict=True)) if body else dict.fromkeys(names, ()))
+    chosen = choose(source, names)
+    columns: dict[str, Sequence[str]] = dict(zip(names, zip(*body, strict=True), strict=True)) if body else {}
+    values = {what: columns.get(name, ()) for what, name in chosen.names.items()}
+    images, owner = meant(source, *numbered(Names.of(values["image"])))
+    given = {
+        what: numbers(source, chosen.names[what], values[what]) for what in (*chosen.form, *SIZES) if what in values
+    }
+    exact = corners(chosen.form, *(given[what] for what in chosen.form))
+    boxes = as_boxes(exact)
+    return Grouping.by(owner, len(images)).table(
+        images, boxes,
+        labels=words(values["label"]) if "label" in values else None,
+        scores=numbers(source, chosen.names["score"], values["score"]) if "score" in values else None,
+        ids=words(values["id"]) if "id" in values else None,
+        sizes=sizes_of(source, images, [(owner, given)]) if chosen.sized else None,
+        shares=exact if chosen.relative(inside(boxes)) else None,
+    )  # fmt: skip
 
 
-def read_parquet(source: Source) -> BoxTable:
-    """The same from a Parquet file; needs pyarrow."""
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError:
-        raise bad(source.path, "expected pyarrow to read Parquet, found none", "pip install pyarrow") from None
-    try:
-        table = parquet.read_table(source.path)
-        return _table(source, {name: table[name].to_pylist() for name in table.column_names})
-    except (ArrowException, OSError) as error:
-        raise bad(source.path, f"expected Parquet, found: {error}") from None
+@dataclass(frozen=True)
+class Chosen:
+    """Which column is what, the form of the boxes among FORMS, and the units if they are said."""
+
+    names: Mapping[str, str]
+    form: tuple[str, str, str, str]
+    units: str
+
+    @property
+    def sized(self) -> bool:
+        """Whether columns state the size of the images."""
+        return all(what in self.names for what in SIZES)
+
+    def relative(self, between: bool) -> bool:
+        """Whether boxes are relative to their image, if all do or do not lie between 0 and 1."""
+        return self.units == "relative" or (not self.units and between)
 
 
-def _table(source: Source, columns: Mapping[str, Sequence[Any]]) -> BoxTable:
-    chosen, units = _choose(source, list(columns))
-    form = next((form for form in FORMS if all(name in chosen for name in form)), None)
-    if form is None or "image" not in chosen:
+def choose(source: Source, names: list[str]) -> Chosen:
+    """Find the columns; InputError: some are missing, ConfigError: --columns makes no sense."""
+    found, units = _choose(source, names)
+    form = next((form for form in FORMS if all(name in found for name in form)), None)
+    if form is None or "image" not in found:
         needed = "an image column and x1, y1, x2, y2, or x, y, w, h, or cx, cy, w, h"
-        found = f"expected {needed}, found {', '.join(columns)}"
-        raise bad(source.path, found, "say which is which: --columns image=File,x1=Left,y1=Top,x2=Right,y2=Bottom")
-    a, b, c, d = (_numbers(source, chosen[name], columns[chosen[name]]) for name in form)
+        expected = f"expected {needed}, found {', '.join(names)}"
+        raise bad(source.path, expected, "say which is which: --columns image=File,x1=Left,y1=Top,x2=Right,y2=Bottom")
+    return Chosen(found, form, units)
+
+
+def meant(source: Source, names: Names, owner: npt.NDArray[np.integer]) -> tuple[Names, npt.NDArray[np.integer]]:
+    """The images that names mean, of which several may mean the same one."""
+    found = source.images.find_all(names)
+    if found is names:
+        return names, owner
+    images, which = numbered(found)
+    return images, which[owner]
+
+
+def corners(form: tuple[str, str, str, str], a: Numbers, b: Numbers, c: Numbers, d: Numbers) -> Numbers:
+    """Boxes [n, 4] as x1, y1, x2, y2 of four columns [n]."""
     if form[0] == "cx":
         a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
     elif form[2] == "w":
         c, d = a + c, b + d
-    boxes = np.stack([a, b, c, d], axis=1)
-    images = {name: source.images.find(str(name)) for name in set(columns[chosen["image"]])}
-    scores = _numbers(source, chosen["score"], columns[chosen["score"]]).tolist() if "score" in chosen else None
-    labels, ids = (
-        [_whole(value) for value in columns[chosen[name]]] if name in chosen else None for name in ("label", "id")
-    )
-    inside = len(boxes) > 0 and bool((boxes >= 0).all() and (boxes <= 1).all() and (boxes != np.rint(boxes)).any())
-    return table_of_rows(
-        [images[name] for name in columns[chosen["image"]]], boxes, labels, scores, ids,
-        relative=units == "relative" or (not units and inside),
-    )  # fmt: skip
+    return np.stack([a, b, c, d], axis=1)
+
+
+def inside(boxes: Floats) -> bool:
+    """Whether all numbers lie in 0..1, and not all are whole: those of no pixels."""
+    fractions = False
+    for begin in range(0, len(boxes), ROWS_AT_ONCE):
+        some = boxes[begin : begin + ROWS_AT_ONCE]
+        if not ((some >= 0) & (some <= 1)).all():
+            return False
+        fractions = fractions or bool((some != np.rint(some)).any())
+    return fractions
+
+
+def sizes_of(
+    source: Source, images: Names, rows: Iterable[tuple[npt.NDArray[np.integer], Mapping[str, Numbers]]]
+) -> Integers | None:
+    """(height, width) of each image [M, 2] as its rows state; None where some is not a size. InputError: rows disagree."""
+    sizes = np.zeros((len(images), 2), np.int64)
+    for owner, given in rows:
+        stated = np.stack([given["image_height"], given["image_width"]], axis=1)
+        if not (stated > 0).all() or not (stated == np.rint(stated)).all() or (stated >= 2**31).any():
+            return None
+        before = sizes[owner]
+        sizes[owner] = stated
+        differ = ((before > 0) & (before != stated)).any(axis=1) | (sizes[owner] != stated).any(axis=1)
+        if differ.any():
+            image = int(owner[differ.argmax()])
+            raise bad(source.path, f'"{images[image]}": expected one size in all its rows, found several')
+    return sizes
 
 
 def _choose(source: Source, names: list[str]) -> tuple[dict[str, str], str]:
@@ -122,19 +184,24 @@ def _choose(source: Source, names: list[str]) -> tuple[dict[str, str], str]:
     return {**guessed, **given}, units
 
 
-def _numbers(source: Source, name: str, values: Sequence[Any]) -> npt.NDArray[np.float64]:
-    """A column as numbers, or InputError naming the row."""
+def numbers(source: Source, name: str, values: Sequence[Any], first: int = 2) -> Numbers:
+    """A column [n] as numbers, or InputError naming the row, counted from `first`."""
     try:
         return np.array(values, np.float64)
     except (ValueError, TypeError, OverflowError):
         found = []
-    for number, value in enumerate(values, 2):
+    for number, value in enumerate(values, first):
         text = value.replace(",", ".") if isinstance(value, str) and DECIMAL_COMMA.fullmatch(value) else value
         try:
             found.append(float(text))
         except (ValueError, TypeError, OverflowError):
             raise bad(f"{source.path}: row {number}", f"{name}: expected a number, found {value!r}") from None
     return np.array(found, np.float64)
+
+
+def words(values: Sequence[Any]) -> Column:
+    """A column [n] of labels or ids."""
+    return column([_whole(value) for value in values])
 
 
 def _whole(value: Any) -> int | str:

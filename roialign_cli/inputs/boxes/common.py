@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +13,7 @@ import numpy.typing as npt
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes.names import ImageNames
-from roialign_cli.structures import BoxTable
+from roialign_cli.structures import BoxTable, Integers, Names
 
 Column = npt.NDArray[np.generic]
 
@@ -55,15 +56,27 @@ def column(values: Sequence[int | str]) -> Column:
     return np.array([str(value) for value in values], np.str_)
 
 
-def offsets(counts: Sequence[int]) -> npt.NDArray[np.int64]:
+def alike(parts: Sequence[Column]) -> list[Column]:
+    """Parts of one column that are not empty, or one; as strings where they are strings and numbers."""
+    filled = [part for part in parts if len(part)] or list(parts[:1])
+    return [part.astype(np.str_) for part in filled] if len({part.dtype.kind for part in filled}) > 1 else filled
+
+
+def offsets(counts: npt.ArrayLike) -> npt.NDArray[np.int64]:
     """[0, c0, c0 + c1, ...]."""
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
+    found = np.zeros(np.size(counts) + 1, np.int64)
+    np.cumsum(counts, out=found[1:])
+    return found
 
 
 def as_boxes(rows: npt.ArrayLike) -> npt.NDArray[np.float32]:
     """Rows of four numbers as [N, 4] float32."""
     with np.errstate(over="ignore"):  # what overflows becomes infinite and is named by the check that follows
-        return np.array(rows, np.float64).reshape(-1, 4).astype(np.float32)
+        return (
+            np.asarray(rows, None if isinstance(rows, np.ndarray) else np.float64)
+            .reshape(-1, 4)
+            .astype(np.float32, copy=False)
+        )
 
 
 def as_scores(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
@@ -82,7 +95,7 @@ def table_of(source: Source, entries: Sequence[Entry], *, relative: bool = False
     labels = [label for entry in entries if entry.labels is not None for label in entry.labels]
     scores = [score for entry in entries if entry.scores is not None for score in entry.scores]
     return BoxTable(
-        names=tuple(names),
+        names=Names.of(names),
         offset=offsets([len(entry.boxes) for entry in entries]),
         boxes=as_boxes(boxes),
         labels=column(labels) if len(labels) == len(boxes) and labels else None,
@@ -91,26 +104,61 @@ def table_of(source: Source, entries: Sequence[Entry], *, relative: bool = False
     )
 
 
-def table_of_rows(
-    images: Sequence[str],
-    boxes: npt.NDArray[np.float64],
-    labels: Sequence[int | str] | None,
-    scores: Sequence[float] | None,
-    ids: Sequence[int | str] | None,
-    *,
-    relative: bool = False,
-) -> BoxTable:
-    """A row per box, in any order: images in the order of their first box, boxes of an image in that of the rows."""
-    place = {name: i for i, name in enumerate(dict.fromkeys(images))}
-    owner = np.array([place[name] for name in images], np.int64)
-    order = np.argsort(owner, kind="stable")
-    ordered = boxes.reshape(-1, 4)[order]
-    return BoxTable(
-        names=tuple(place),
-        offset=offsets(np.bincount(owner, minlength=len(place)).tolist()),
-        boxes=as_boxes(ordered),
-        labels=None if labels is None else column(labels)[order],
-        scores=None if scores is None else as_scores(scores)[order],
-        ids=None if ids is None else column(ids)[order],
-        shares=ordered if relative else None,
-    )
+def numbered(names: Names) -> tuple[Names, Integers]:
+    """The different names in the order in which they first come, and which of them each is.
+
+    By hashes, as a dict of millions takes a gigabyte; where two names share one, by a dict.
+    """
+    hashes = np.fromiter(map(hash, names.encoded()), np.int64, len(names))
+    order = np.argsort(hashes, kind="stable")
+    hashes = hashes[order]
+    begins = np.flatnonzero(np.concatenate([[True], hashes[1:] != hashes[:-1]])[: len(names)])
+    first = np.empty(len(names), np.int64)  # that is the same as each
+    first[order] = np.repeat(order[begins], np.diff(begins, append=len(names)))
+    new = first == np.arange(len(names))
+    if any(names[i] != names[first[i]] for i in np.flatnonzero(~new).tolist()):
+        place = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        return Names.of(place), np.array([place[name] for name in names], np.int64)
+    return names if new.all() else names.where(new), (np.cumsum(new) - 1)[first]
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Rows of boxes [N] sorted by their image: where each image's begin [M + 1], and which row comes when, if not as it is."""
+
+    offset: Integers
+    order: npt.NDArray[np.int64] | None
+
+    @classmethod
+    def by(cls, owner: npt.NDArray[np.integer], images: int) -> Grouping:
+        """Of rows that belong to image owner[row]; those of an image stay in their order."""
+        in_order = bool((owner[1:] >= owner[:-1]).all())
+        offset = offsets(np.bincount(owner, minlength=images))
+        return cls(offset, None if in_order else np.argsort(owner, kind="stable"))
+
+    def table(
+        self,
+        names: Names,
+        boxes: npt.NDArray[np.floating],
+        *,
+        labels: Column | None = None,
+        scores: Column | None = None,
+        ids: Column | None = None,
+        sizes: Integers | None = None,
+        shares: npt.NDArray[np.float64] | None = None,
+    ) -> BoxTable:
+        """The table of columns that stand as the rows did."""
+
+        def ordered(column: Any) -> Any:
+            return column if column is None or self.order is None else column[self.order]
+
+        return BoxTable(
+            names=names,
+            offset=self.offset,
+            boxes=ordered(as_boxes(boxes)),
+            labels=ordered(labels),
+            scores=None if scores is None else as_scores(ordered(scores)),
+            ids=ordered(ids),
+            sizes=sizes,
+            shares=ordered(shares),
+        )

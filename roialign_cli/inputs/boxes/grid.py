@@ -9,7 +9,7 @@ import numpy as np
 from roialign_cli.errors import ConfigError, InputError
 from roialign_cli.inputs.boxes.common import as_boxes, offsets
 from roialign_cli.inputs.boxes.names import ImageNames
-from roialign_cli.structures import BoxTable
+from roialign_cli.structures import BoxTable, Names
 
 
 def make(grid: str, images: ImageNames) -> BoxTable:
@@ -22,7 +22,7 @@ def make(grid: str, images: ImageNames) -> BoxTable:
     top, left = (side.ravel() for side in np.meshgrid(y[:-1], x[:-1], indexing="ij"))
     bottom, right = (side.ravel() for side in np.meshgrid(y[1:], x[1:], indexing="ij"))
     cells = np.stack([left, top, right, bottom], axis=1)
-    names = tuple(sorted(images.all))
+    names = Names.of(sorted(images.all))
     if not names:
         raise InputError("images-empty", "expected images to lay a grid on, found none")
     return BoxTable(

@@ -6,7 +6,8 @@ from collections import defaultdict
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from roialign_cli.inputs.images import list_images
+from roialign_cli.inputs.images import Listing, list_images
+from roialign_cli.structures import Names
 
 
 class ImageNames:
@@ -41,6 +42,11 @@ class ImageNames:
             if len(found) == 1:
                 return found[0]
         return plain
+
+    def find_all(self, names: Names) -> Names:
+        """`find` of each: the very names, if they are names of images as they stand."""
+        as_they_stand = self._folder is not None and Listing(self._folder).has(names).all()
+        return names if as_they_stand else Names.of(map(self.find, names))
 
     def of_stem(self, stem: str) -> str | None:
         """The image of a relative path without its suffix, or None; folders count only where names alone are ambiguous."""

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from roialign_cli.inputs.boxes.common import Column, as_boxes, as_scores, bad, column, offsets
-from roialign_cli.structures import BoxTable
+from roialign_cli.structures import BoxTable, Names
 
 Number = float | str  # a string only where NaN or Infinity stood, marked by a leading NUL
 Box = tuple[Number, Number, Number, Number]
@@ -43,7 +43,7 @@ def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
                 found = f"expected {len(entry.boxes)} {extra}, one per box, found {len(values)}"
                 raise bad(f'{path}: "{name}"', found)
     return BoxTable(
-        names=tuple(keys),
+        names=Names.of(keys),
         offset=offsets([len(entry.boxes) for entry in entries]),
         boxes=as_boxes([_numbers(path, name, i, box) for name, entry in zip(keys, entries, strict=True)
                         for i, box in enumerate(entry.boxes)]),

@@ -45,7 +45,7 @@ def take(table: BoxTable, keep: npt.NDArray[np.bool_]) -> BoxTable:
     return replace(
         table, boxes=table.boxes[keep], labels=some(table.labels), scores=some(table.scores), ids=some(table.ids),
         crowd=some(table.crowd), shares=some(table.shares),
-        offset=offsets(np.bincount(owner, minlength=len(table.names)).tolist()),
+        offset=offsets(np.bincount(owner, minlength=len(table.names))),
     )  # fmt: skip
 
 
