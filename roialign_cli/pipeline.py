@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from roialign_cli.flaws import Flaws
 from roialign_cli.inputs.images import decoding
 from roialign_cli.planning import plan_run
 from roialign_cli.processes import fill_in_processes
-from roialign_cli.sharding import Shard, parse_shard, take_shard
+from roialign_cli.sharding import Shard, parse_shard, part_of, split
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.store.output import locked, open_output
 from roialign_cli.store.reader import FeatureFile
@@ -68,33 +69,37 @@ def extract(
         return run_job(job, overwrite=overwrite, on_progress=on_progress, should_stop=should_stop)
 
 
-def prepare_job(
+def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings, shard: Shard | None = None) -> Job:
+    """Load the backbone and check everything that is left to check before the first image.
+
+    Of a shard, the job has its part of the plan, and a file of its own beside `output`.
+    """
+    ops.choose(settings.kernel, find_devices(settings.device, settings.processes)[0], settings.mode)
+    backbone = load_backbone(settings)
+    if shard is None:
+        return make_job(plan, folder, output, settings, backbone)
+    part, about = part_of(split(plan, shard.count, backbone.preprocessing.resize), shard.number)
+    return make_job(part, folder, shard.path(output), settings, backbone, about)
+
+
+def make_job(
     plan: Plan,
     folder: Path,
     output: Path,
     settings: Settings,
-    shard: Shard | None = None,
-    backbone: Backbone | None = None,
+    backbone: Backbone,
+    about: Mapping[str, Any] = MappingProxyType({}),
 ) -> Job:
-    """Load the backbone and check everything that is left to check before the first image.
-
-    Of a shard, the job has its part of the plan, and a file of its own beside `output`. A backbone that is given was made
-    by the same settings.
-    """
+    """The same with a backbone that the settings made; `about` are more attributes for the file."""
     devices = find_devices(settings.device, settings.processes)
     ops.choose(settings.kernel, devices[0], settings.mode)
-    backbone = backbone or load_backbone(settings)
-    attributes = provenance(settings, plan.table.sha256, backbone)
-    if shard is not None:
-        plan, about = take_shard(plan, shard, backbone.preprocessing.resize)
-        output, attributes = shard.path(output), {**attributes, **about}
     bins = settings.output_size if settings.reduce == "none" else ()
     layout = Layout(
         layers={layer.name: backbone.row_shape(layer, bins) for layer in backbone.layers},
         dtype=settings.dtype,
         levels=any(len(layer.strides) > 1 for layer in backbone.layers),
-        attributes=attributes,
-    )  # fmt: skip
+        attributes={**provenance(settings, plan.table.sha256, backbone), **about},
+    )
     free = check_space(output, 0 if output.exists() else layout.feature_bytes(plan.rows))
     return Job(folder, output, settings, plan, backbone, layout, devices, free)
 
@@ -105,10 +110,11 @@ def run_job(
     overwrite: bool,
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
+    patience: float = 0.0,
 ) -> Summary:
-    """Fill the output of a job, or what is missing of it."""
+    """Fill the output of a job, or what is missing of it; where another run has it, wait for so many seconds."""
     started = time.monotonic()
-    with locked(job.output), memory.kept():
+    with locked(job.output, patience), memory.kept():
         status = open_output(job.output, job.plan, job.layout, overwrite=overwrite)
         finished_before = bool((status == DONE).all())
         flaws = Flaws()

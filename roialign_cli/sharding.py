@@ -20,7 +20,7 @@ BOX_PIXELS = (
     50  # what a box costs, in pixels of network input (ResNet-50 with a pyramid on a CPU; measured, benchmarks/)
 )
 IMAGE_PIXELS = 2000  # what an image costs besides
-BLOCK = 1 << 20  # images
+BLOCK = 1 << 17  # images
 AUTO = "expected I/N, auto under a SLURM array, or auto/N under an indexed Kubernetes job"
 
 
@@ -75,8 +75,10 @@ def estimate_work(sizes: Integers, boxes: Integers, resize: tuple[int, int | Non
     The resize is that of `preprocessing.resized`, here for many at once.
     """
     if len(sizes) > BLOCK:  # what is needed on the way is larger than the result
-        blocks = range(0, len(sizes), BLOCK)
-        return np.concatenate([estimate_work(sizes[i : i + BLOCK], boxes[i : i + BLOCK], resize) for i in blocks])
+        found = np.empty(len(sizes))
+        for i in range(0, len(sizes), BLOCK):
+            found[i : i + BLOCK] = estimate_work(sizes[i : i + BLOCK], boxes[i : i + BLOCK], resize)
+        return found
     height, width = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
     scale = np.ones(len(sizes))
     if resize is not None:
@@ -92,7 +94,8 @@ def estimate_work(sizes: Integers, boxes: Integers, resize: tuple[int, int | Non
 
 def cuts(work: npt.NDArray[np.float64], count: int) -> Integers:
     """[count + 1] ascending: shard i is images cuts[i]:cuts[i + 1], of equal work as nearly as images allow."""
-    ends = np.concatenate([[0.0], np.cumsum(work)])
+    ends = np.zeros(len(work) + 1)
+    np.cumsum(work, out=ends[1:])
     wanted = ends[-1] * np.arange(1, count) / count
     after = np.clip(np.searchsorted(ends, wanted), 1, len(work)) if len(work) else np.zeros(count - 1, np.int64)
     nearer = np.where(wanted - ends[after - 1] < ends[after] - wanted, after - 1, after) if len(work) else after
@@ -102,16 +105,33 @@ def cuts(work: npt.NDArray[np.float64], count: int) -> Integers:
 def plan_sha256(plan: Plan) -> str:
     """SHA-256 over the names, boxes and sizes of a whole plan: shards of different plans do not belong together."""
     digest = hashlib.sha256()
-    for begin in range(0, plan.images, 1 << 16):
-        digest.update("\0".join(plan.table.names[begin : begin + (1 << 16)]).encode("utf-8", "surrogateescape"))
-    for values in (plan.table.offset, plan.table.boxes, plan.sizes):
+    table = plan.table
+    for values in (table.names.text, table.names.ends, table.offset, table.boxes, plan.sizes):
         digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
 
 
-def part_of(plan: Plan, first: int, stop: int) -> Plan:
-    """The images first .. stop - 1 of a plan, as a plan."""
-    table = plan.table
+@dataclass(frozen=True)
+class Split:
+    """A plan and where it is cut: part i, from 1, is its images ends[i - 1]:ends[i]. `sha256` is of the whole plan."""
+
+    plan: Plan
+    ends: Integers
+    sha256: str
+
+
+def split(plan: Plan, count: int, resize: tuple[int, int | None] | None) -> Split:
+    """Cut a plan into parts of equal estimated work. ConfigError: there are fewer images than parts."""
+    if count > max(1, plan.images):
+        raise ConfigError("config-value", f"shard: expected at most {plan.images}, one per image, found {count}")
+    work = estimate_work(plan.sizes, np.diff(plan.table.offset), resize)
+    return Split(plan, cuts(work, count), plan_sha256(plan))
+
+
+def part_of(whole: Split, number: int) -> tuple[Plan, dict[str, Any]]:
+    """Part `number` of a plan, from 1, as a plan, and the attributes by which its file is known."""
+    plan, table = whole.plan, whole.plan.table
+    first, stop = whole.ends[number - 1 : number + 1].tolist()
     low, high = int(table.offset[first]), int(table.offset[stop])
     rows = {
         name: values[low:high]
@@ -119,20 +139,9 @@ def part_of(plan: Plan, first: int, stop: int) -> Plan:
         if (values := getattr(table, name)) is not None
     }
     part = replace(table, names=table.names[first:stop], offset=table.offset[first : stop + 1] - low, **rows)
-    if table.sizes is not None:
-        part = replace(part, sizes=table.sizes[first:stop])
     problems = {image - first: problem for image, problem in plan.problems.items() if first <= image < stop}
-    return replace(plan, table=part, sizes=plan.sizes[first:stop].copy(), problems=problems)
-
-
-def take_shard(plan: Plan, shard: Shard, resize: tuple[int, int | None] | None) -> tuple[Plan, dict[str, Any]]:
-    """The plan of a shard, and the attributes by which its file is known."""
-    if shard.count > max(1, plan.images):
-        raise ConfigError("config-value", f"shard: expected at most {plan.images}, one per image, found {shard.count}")
-    work = estimate_work(plan.sizes, np.diff(plan.table.offset), resize)
-    first, stop = cuts(work, shard.count)[shard.number - 1 : shard.number + 1].tolist()
     about: dict[str, Any] = {
-        "shard": shard.number, "shards": shard.count, "plan_sha256": plan_sha256(plan),
+        "shard": number, "shards": len(whole.ends) - 1, "plan_sha256": whole.sha256,
         "plan_images": plan.images, "plan_boxes": plan.rows,
     }  # fmt: skip
-    return part_of(plan, first, stop), about
+    return replace(plan, table=part, sizes=plan.sizes[first:stop].copy(), problems=problems), about

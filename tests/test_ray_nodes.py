@@ -9,24 +9,35 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import SAMPLE_BOXES, SAMPLE_IMAGES
+from conftest import SAMPLE_BOXES, SAMPLE_IMAGES, assert_same, make_noise
 
-from roialign_cli import FeatureFile, extract
+from roialign_cli import extract
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-ADDRESSES = {"roialign-a": "10.77.91.1", "roialign-b": "10.77.91.2"}
+A, B = "roialign-a", "roialign-b"
+ADDRESSES = {A: "10.77.91.1", B: "10.77.91.2"}
 PORT = 6391
+COMMON = ("--num-cpus", "1", "--disable-usage-stats")
 
 
 def ip(*arguments: str, check: bool = True) -> int:
     return subprocess.run(["ip", *arguments], check=check, capture_output=True).returncode
+
+
+def environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": os.environ["ROIALIGN_TEST_RAY"],
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
 
 
 def inside(node: str, *command: str | Path, hide: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -35,13 +46,35 @@ def inside(node: str, *command: str | Path, hide: Path | None = None) -> subproc
     if hide is not None:
         script = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
         arguments = ["ip", "netns", "exec", node, "unshare", "-m", "sh", "-c", script, str(hide), *map(str, command)]
-    environment = {
-        **os.environ,
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_TMPDIR": os.environ["ROIALIGN_TEST_RAY"],
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
-    return subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=400, env=environment)
+    return subprocess.run(arguments, check=False, capture_output=True, text=True, timeout=400, env=environment())
+
+
+def processes(node: str) -> dict[int, str]:
+    """Those of a node, and what they are called."""
+    found = {}
+    pids = subprocess.run(["ip", "netns", "pids", node], check=False, capture_output=True, text=True).stdout.split()
+    for pid in pids:
+        with suppress(OSError):
+            found[int(pid)] = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return found
+
+
+def kill(node: str) -> None:
+    for pid in processes(node):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def wait_until(true: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it does not come to that"
+        time.sleep(0.1)
+
+
+def works(node: str) -> bool:
+    """Whether a worker fills a shard there."""
+    return any(name.startswith("ray::_Worker.fill") for name in processes(node).values())
 
 
 @pytest.fixture
@@ -66,61 +99,104 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
     finally:
         for node in ADDRESSES:
-            pids = subprocess.run(
-                ["ip", "netns", "pids", node], check=False, capture_output=True, text=True
-            ).stdout.split()
-            for pid in map(int, pids):  # only those of this Ray
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            kill(node)
             ip("netns", "del", node, check=False)
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def start(hide: Path | None = None) -> None:
-    """Ray on both nodes; the second may not see a folder."""
-    (one, first), (other, second) = ADDRESSES.items()
-    common = ("--num-cpus", "1", "--disable-usage-stats")
-    head = (
-        "ray",
-        "start",
-        "--head",
-        "--node-ip-address",
-        first,
-        "--port",
-        str(PORT),
-        "--include-dashboard=false",
-        *common,
-    )
-    done = inside(one, *head)
-    assert done.returncode == 0, done.stderr
-    done = inside(
-        other, "ray", "start", "--address", f"{first}:{PORT}", "--node-ip-address", second, *common, hide=hide
-    )
+def start_head(*options: str) -> None:
+    first = ADDRESSES[A]
+    head = ("--head", "--node-ip-address", first, "--port", str(PORT), "--include-dashboard=false")
+    done = inside(A, "ray", "start", *head, *COMMON, *options)
     assert done.returncode == 0, done.stderr
 
 
-def run(output: Path, images: Path = SAMPLE_IMAGES) -> subprocess.CompletedProcess[str]:
-    (one, first), _ = ADDRESSES.items()
-    command = [sys.executable, "-m", "roialign_cli", "extract", images, SAMPLE_BOXES, "-o", output, "-c", "quickstart"]
-    cluster = ["--engine", "ray", "--address", f"{first}:{PORT}", "--num-shards", "4", "--json"]
-    return inside(one, *command, *cluster)
+def join(*options: str, hide: Path | None = None) -> None:
+    """The second node; it may not see a folder."""
+    where = ("--address", f"{ADDRESSES[A]}:{PORT}", "--node-ip-address", ADDRESSES[B])
+    done = inside(B, "ray", "start", *where, *COMMON, *options, hide=hide)
+    assert done.returncode == 0, done.stderr
+
+
+def begin(output: Path, images: Path, boxes: Path, *options: str) -> subprocess.Popen[str]:
+    """Start a run on the first node."""
+    run = [sys.executable, "-m", "roialign_cli", "extract", images, boxes, "-o", output, *options, "--json"]
+    cluster = ["--engine", "ray", "--address", f"{ADDRESSES[A]}:{PORT}"]
+    command = ["ip", "netns", "exec", A, *map(str, run), *cluster]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    stdout, stderr = process.communicate(timeout=400)
+    return process.returncode, stdout, stderr
 
 
 def test_two_nodes(nodes: None, tmp_path: Path) -> None:
-    start()
-    done = run(tmp_path / "f.h5")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["done"] == 5
+    start_head()
+    join()
+    code, stdout, stderr = end(
+        begin(tmp_path / "f.h5", SAMPLE_IMAGES, SAMPLE_BOXES, "-c", "quickstart", "--num-shards", "4")
+    )
+    assert code == 0, stderr
+    assert json.loads(stdout)["done"] == 5
     extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "right.h5", config_name="quickstart")
-    with FeatureFile(tmp_path / "f.h5") as file, FeatureFile(tmp_path / "right.h5") as right:
-        assert file.names == right.names
-        assert np.abs(file.features() - right.features()).max() <= 1e-6
+    assert_same(tmp_path / "f.h5", tmp_path / "right.h5")
 
 
-def test_a_node_that_does_not_see_the_images(nodes: None, tmp_path: Path) -> None:
-    shutil.copytree(SAMPLE_IMAGES, tmp_path / "hidden" / "im")
-    start(hide=tmp_path / "hidden")
-    done = run(tmp_path / "f.h5", tmp_path / "hidden" / "im")
-    assert done.returncode == 6, done.stderr
-    assert f"node {ADDRESSES['roialign-b']}: {tmp_path / 'hidden' / 'im'}: expected the folder of images" in done.stderr
-    assert not list(tmp_path.glob("f.h5*"))
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some seconds of work for two nodes, and the file of one process."""
+    folder = tmp_path_factory.mktemp("nodes")
+    make_noise(folder, 240)
+    extract(folder / "im", folder / "boxes.json", folder / "whole.h5", backbone="resnet18", weights="random")
+    return folder
+
+
+def begin_data(data: Path, output: Path, *options: str) -> subprocess.Popen[str]:
+    return begin(output, data / "im", data / "boxes.json", "--backbone", "resnet18", "--weights", "random", *options)
+
+
+def test_a_node_that_comes_later_works_too(nodes: None, data: Path, tmp_path: Path) -> None:
+    start_head("--num-gpus", "1")  # which Ray does not look for: a number that it counts
+    process = begin_data(data, tmp_path / "f.h5", "--gpus-per-worker", "1", "--processes", "2")
+    wait_until(lambda: works(A))
+    join("--num-gpus", "1")
+    wait_until(lambda: works(B))
+    code, _, stderr = end(process)
+    assert code == 7, stderr
+    assert "expected 1 for each of 2 workers, found 1 in all; the others begin when Ray finds room" in stderr
+    assert_same(tmp_path / "f.h5", data / "whole.h5")
+
+
+def test_a_node_that_does_not_see_the_images(nodes: None, data: Path, tmp_path: Path) -> None:
+    """When it comes later, and at the start."""
+    hidden = tmp_path / "hidden"
+    shutil.copytree(data, hidden)
+    expected = f"{hidden / 'im'}: expected the folder of images, found none"
+    start_head("--num-gpus", "1")
+    process = begin_data(hidden, tmp_path / "f.h5", "--gpus-per-worker", "1", "--processes", "2")
+    wait_until(lambda: works(A))
+    join("--num-gpus", "1", hide=hidden)
+    code, _, stderr = end(process)
+    assert code == 6, stderr
+    assert expected in stderr
+    code, _, stderr = end(begin_data(hidden, tmp_path / "g.h5"))
+    assert code == 6, stderr
+    assert f"node {ADDRESSES[B]}: {expected}" in stderr
+    assert not list(tmp_path.glob("g.h5*"))
+
+
+@pytest.mark.parametrize("how", ["killed", "cut off"])
+def test_a_node_is_lost(nodes: None, data: Path, tmp_path: Path, how: str) -> None:
+    """Its shard is filled by the other; where it lives on, cut off, it may not write at the same time."""
+    start_head()
+    join()
+    process = begin_data(data, tmp_path / "f.h5", "--num-shards", "8")
+    wait_until(lambda: works(B))
+    if how == "killed":
+        kill(B)
+    else:
+        ip("-n", B, "link", "set", "ra1", "down")
+    code, _, stderr = end(process)
+    assert code == 7, stderr
+    assert_same(tmp_path / "f.h5", data / "whole.h5")

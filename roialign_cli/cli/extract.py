@@ -69,7 +69,7 @@ def extract(
     ] = None,
     engine: Annotated[str, option("local, or ray: the shards on a cluster.", default="local", panel=CLUSTER)] = "local",
     address: Annotated[str, option("Of a Ray cluster.", default="one started here", panel=CLUSTER)] = "",
-    num_shards: Annotated[int, option("Shards of a run by Ray.", default="64", panel=CLUSTER)] = 64,
+    num_shards: Annotated[int, option("Shards of a run by Ray.", default="64, of 8 images or more", panel=CLUSTER)] = 0,
     gpus_per_worker: Annotated[float, option("GPUs of each of Ray's workers.", default="0", panel=CLUSTER)] = 0.0,
     merge: Annotated[
         bool, option("Whether Ray's shards become one file.", "--merge/--no-merge", default="merge", panel=CLUSTER)
@@ -93,16 +93,17 @@ def extract(
     if engine not in ("local", "ray") or (engine == "ray" and part is not None):
         found = engine if part is None else f"{engine} and --shard {shard}"
         raise ConfigError("config-value", f"engine: expected local, or ray without --shard, found {found}")
-    if num_shards < 1 or gpus_per_worker < 0:
+    if num_shards < 0 or gpus_per_worker < 0:
         found = f"{num_shards} shards, {gpus_per_worker:g} GPUs"
-        raise ConfigError("config-value", f"engine: expected at least 1 shard and 0 GPUs, found {found}")
+        raise ConfigError("config-value", f"engine: expected no fewer than none of each, found {found}")
     from roialign_cli.inputs.images import decoding
     from roialign_cli.planning import plan_run
 
     with stop_on_interrupt() as should_stop, decoding(settings.max_pixels):
         plan = plan_run(images, boxes, output, settings)
         if engine == "ray" and not dry_run:
-            from roialign_cli.ray_engine import Cluster, extract_on_cluster
+            from roialign_cli.cluster.connection import Cluster
+            from roialign_cli.cluster.engine import extract_on_cluster
 
             _warn(plan, settings)
             cluster = Cluster(address, settings.processes, gpus_per_worker, num_shards)

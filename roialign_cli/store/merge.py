@@ -23,7 +23,7 @@ from roialign_cli.store.output import locked, open_output
 from roialign_cli.store.parts import LINKED, Part
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import PENDING, features_path
-from roialign_cli.structures import BoxTable, Plan
+from roialign_cli.structures import BoxTable, Names, Plan
 
 PIECE = 64 << 20  # bytes copied between two looks at whether to stop
 OF_SHARD = ("shard", "shards", "plan_sha256", "plan_images", "plan_boxes")
@@ -156,7 +156,7 @@ def _plan(file: FeatureFile) -> Plan:
         return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
 
     boxes = np.array(file.dataset("boxes"))
-    table = BoxTable(tuple(file.names), file.offset, boxes, column("labels"), column("scores"), column("ids"))
+    table = BoxTable(Names.of(file.names), file.offset, boxes, column("labels"), column("scores"), column("ids"))
     return Plan(table, np.array(file.sizes), {}, unused_images=0, outside_boxes=0, empty_boxes=0)
 
 

@@ -24,9 +24,9 @@ IDENTITY = ("config", "weights_sha256", "boxes_sha256", "plan_sha256", "shard", 
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file `<output>.lock`; OutputError if another run does."""
-    lock = filelock.FileLock(f"{path}.lock", timeout=0)
+def locked(path: Path, patience: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `<output>.lock`; OutputError if another run does, for longer than so many seconds."""
+    lock = filelock.FileLock(f"{path}.lock", timeout=patience)
     try:
         lock.acquire()
     except filelock.Timeout:

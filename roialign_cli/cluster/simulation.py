@@ -21,6 +21,7 @@ class Nodes:
     lag: float = 2.0  # are so many times slower
     hours_between_failures: float = 500.0  # of one node
     restart_seconds: float = 180.0  # until it works again; a shard goes on where it ended
+    begin_seconds: float = 20.0  # of each shard: imports, model, reading the plan
 
 
 def simulate(seconds: Floats, nodes: Nodes, rng: np.random.Generator) -> float:
@@ -31,7 +32,7 @@ def simulate(seconds: Floats, nodes: Nodes, rng: np.random.Generator) -> float:
     end = 0.0
     for work in seconds.tolist():
         begun, node = heapq.heappop(free)
-        busy = work / speed[node]
+        busy = nodes.begin_seconds + work / speed[node]
         failures = rng.poisson(busy / 3600 / nodes.hours_between_failures)
         done = begun + busy + failures * nodes.restart_seconds
         end = max(end, done)
