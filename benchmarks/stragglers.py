@@ -2,8 +2,8 @@
 
     python benchmarks/stragglers.py [--picture docs/pictures/stragglers.png] [--json benchmarks/results/stragglers.json]
 
-Sizes and counts of boxes are drawn as COCO's train2017 has them: longest side 640, 7.3 boxes an image on average. Each shard
-also costs 20 s to begin (imports, model, reading the plan). See `roialign_cli/simulation.py` for what is assumed of nodes.
+Sizes and counts of boxes are drawn as COCO's train2017 has them: longest side 640, 7.3 boxes an image on average. What is
+assumed of nodes: `roialign_cli/cluster/simulation.py`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 
+from roialign_cli.cluster.simulation import Nodes, makespans
 from roialign_cli.sharding import cuts, estimate_work
-from roialign_cli.simulation import Nodes, makespans
 
-IMAGES, NODES, PER_SECOND, BEGIN_SECONDS = 10_000_000, 100, 30.0, 20.0
+IMAGES, NODES, PER_SECOND = 10_000_000, 100, 30.0
 SHARDS = (100, 200, 400, 800, 1600, 3200, 6400)
 
 
@@ -42,7 +42,7 @@ def main() -> None:
     found = []
     for count in SHARDS:
         work = np.diff(ends[cuts(np.diff(ends), count)])
-        ran = makespans(work / work.sum() * IMAGES / PER_SECOND + BEGIN_SECONDS, Nodes(NODES)) / ideal
+        ran = makespans(work / work.sum() * IMAGES / PER_SECOND, Nodes(NODES)) / ideal
         skew = float(work.max() / work.mean())
         found.append(
             {"shards": count, "skew": skew, "median": float(np.median(ran)), "95 %": float(ran[int(0.95 * len(ran))])}

@@ -35,6 +35,7 @@ from roialign_cli.preprocessing import prepare, resized
 
 Action = Callable[[], object]
 OPERATOR_CASES = ((256, 200, 336, 4, 1000, 7, 2), (1024, 50, 84, 16, 300, 14, 0))
+DATA_SIZE = (480, 640)  # (height, width) of the images of a measurement
 STAGES = ("decode", "resize", "backbone", "RoI Align", "write")
 
 
@@ -87,7 +88,7 @@ def operator_speed(device: torch.device, runs: int) -> list[dict[str, Any]]:
 
 
 def make_data(folder: Path, images: int, boxes: int) -> tuple[Path, Path]:
-    """JPEGs of 640 x 480 with detail on every scale, and boxes of 16 to 480 pixels, log-uniform: (folder, box file)."""
+    """JPEGs of DATA_SIZE with detail on every scale, and boxes of 16 to 480 pixels, log-uniform: (folder, box file)."""
     rng = np.random.default_rng(0)
     table = {}
     (folder / "images").mkdir()
@@ -175,6 +176,15 @@ def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
     return dict(
         zip(STAGES, (lambda: [decode(path) for path in paths], resize, backbone_all, pool_all, write), strict=True)
     )
+
+
+def run_speed(settings: Settings, images: int, boxes: int) -> tuple[tuple[int, int | None] | None, float]:
+    """How the backbone has images resized, and seconds per image of a whole run over data made for it."""
+    with tempfile.TemporaryDirectory() as name, memory.kept():
+        data, table = make_data(Path(name), images, boxes)
+        job = make_job(data, table, Path(name) / "ours.h5", settings)
+        seconds = median_seconds({"run": lambda: run_job(job, overwrite=True)}, 1, job.devices[0])["run"]
+    return job.backbone.preprocessing.resize, seconds / images
 
 
 def pipeline_speed(settings: Settings, images: int, boxes: int, runs: int) -> PipelineSpeed:

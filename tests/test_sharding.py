@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from conftest import SAMPLE_BOXES, SAMPLE_IMAGES, Run
+from conftest import SAMPLE_BOXES, SAMPLE_IMAGES, Run, assert_same
 from hypothesis import given
 from hypothesis import strategies as st
 
 from roialign_cli import FeatureFile, extract
+from roialign_cli.cluster.simulation import Nodes, makespans, simulate
 from roialign_cli.errors import ConfigError, OutputError
 from roialign_cli.preprocessing import resized
 from roialign_cli.sharding import BOX_PIXELS, IMAGE_PIXELS, Shard, cuts, estimate_work, parse_shard
-from roialign_cli.simulation import Nodes, makespans, simulate
 from roialign_cli.store.check import check
 from roialign_cli.store.merge import merge
 
@@ -100,17 +101,6 @@ def test_a_coco_like_set_is_balanced() -> None:
     assert parts.min() >= 0.97 * parts.mean()
 
 
-def same(found: FeatureFile, whole: FeatureFile) -> None:
-    assert found.names == whole.names
-    assert np.array_equal(found.offset, whole.offset)
-    assert np.array_equal(found.status, whole.status)
-    for name in whole:
-        assert np.abs(found[name].features - whole[name].features).max() <= 1e-6
-        assert np.array_equal(found[name].boxes, whole[name].boxes)
-        assert np.array_equal(found[name].labels, whole[name].labels)
-        assert found[name].size == whole[name].size
-
-
 def test_parts_together_are_the_whole(tmp_path: Path, roialign: Run) -> None:
     extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "whole.h5", config_name="quickstart")
     output = tmp_path / "f.h5"
@@ -124,8 +114,8 @@ def test_parts_together_are_the_whole(tmp_path: Path, roialign: Run) -> None:
             with pytest.raises(OutputError, match="expected 3 shards, found 2; missing: 3"):
                 FeatureFile(tmp_path / "f-*-of-0003.h5")
     assert not output.exists()
-    with FeatureFile(tmp_path / "f-*-of-0003.h5") as parts, FeatureFile(tmp_path / "whole.h5") as whole:
-        same(parts, whole)
+    assert_same(tmp_path / "f-*-of-0003.h5", tmp_path / "whole.h5")
+    with FeatureFile(tmp_path / "f-*-of-0003.h5") as parts:
         assert all(len(part.map("images/name")) for part in parts.parts)
     again = extract(SAMPLE_IMAGES, SAMPLE_BOXES, output, config_name="quickstart", shard="2/3")
     assert again.already_finished
@@ -135,15 +125,12 @@ def test_parts_together_are_the_whole(tmp_path: Path, roialign: Run) -> None:
     assert json.loads(merged.stdout)["finished"]
     linked = roialign("merge", *reversed(shards), "-o", tmp_path / "linked.h5", "--link")
     assert linked.returncode == 0, linked.stderr
-    with FeatureFile(tmp_path / "whole.h5") as whole:
-        for path in (tmp_path / "merged.h5", tmp_path / "linked.h5"):
-            with FeatureFile(path) as file:
-                same(file, whole)
-                assert check(file).problems == []
-            with h5py.File(path) as file, h5py.File(tmp_path / "whole.h5") as right:  # without this package
-                assert np.abs(file["features"][()] - right["features"][()]).max() <= 1e-6
-                for name in ("boxes", "labels", "images/name", "images/offset", "images/size", "images/status"):
-                    assert np.array_equal(file[name][()], right[name][()]), name
+    for path in (tmp_path / "merged.h5", tmp_path / "linked.h5"):
+        assert_same(path, tmp_path / "whole.h5")
+        with h5py.File(path) as file, h5py.File(tmp_path / "whole.h5") as right:  # without this package
+            assert np.abs(file["features"][()] - right["features"][()]).max() <= 1e-6
+            for name in ("boxes", "labels", "images/name", "images/offset", "images/size", "images/status"):
+                assert np.array_equal(file[name][()], right[name][()]), name
     # The merged file is an ordinary one: the same command without --shard finds it finished.
     assert extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "merged.h5", config_name="quickstart").already_finished
     (tmp_path / "f-0002-of-0003.h5").rename(tmp_path / "f-0002-of-0004.h5")
@@ -223,15 +210,16 @@ def test_what_does_not_belong_together(shards: list[Path], tmp_path: Path, roial
 
 def test_a_simulated_cluster() -> None:
     """Closed forms: equal nodes that never fail, failures that cost what they cost, and one that lags."""
-    even = Nodes(4, scatter=0, lagging=0, hours_between_failures=1e12)
+    even = Nodes(4, scatter=0, lagging=0, hours_between_failures=1e12, begin_seconds=0)
     rng = np.random.default_rng(0)
     assert simulate(np.full(8, 60.0), even, rng) == 120
     assert simulate(np.full(9, 60.0), even, rng) == 180
     assert simulate(np.full(2, 60.0), even, rng) == 60
-    failing = Nodes(1, scatter=0, lagging=0, hours_between_failures=1, restart_seconds=36)
+    assert simulate(np.full(8, 60.0), replace(even, begin_seconds=5), rng) == 130
+    failing = Nodes(1, 0, 0, hours_between_failures=1, restart_seconds=36, begin_seconds=0)
     mean = np.mean([simulate(np.full(10, 3600.0), failing, rng) for _ in range(400)])
     assert mean == pytest.approx(36000 + 10 * 36, rel=0.002)
-    slow = Nodes(1, scatter=0, lagging=1, lag=2, hours_between_failures=1e12)
+    slow = Nodes(1, scatter=0, lagging=1, lag=2, hours_between_failures=1e12, begin_seconds=0)
     assert simulate(np.full(3, 10.0), slow, rng) == 60
     lagging = Nodes(100)
     few, many = (np.median(makespans(np.full(100 * n, 3600.0 / n), lagging, 50)) for n in (1, 16))
@@ -249,3 +237,17 @@ def test_what_a_run_will_take(roialign: Run) -> None:
     told = roialign("plan", SAMPLE_IMAGES, SAMPLE_BOXES, *options)
     assert "node-hours" in told.stdout
     assert roialign("plan", SAMPLE_IMAGES, SAMPLE_BOXES, "--images-per-second", "0").returncode == 2
+    many = roialign("plan", SAMPLE_IMAGES, SAMPLE_BOXES, *options, "--repeat", "1000", "--json")
+    assert many.returncode == 0, many.stderr
+    again = json.loads(many.stdout)
+    assert (again["images"], again["boxes"], again["bytes"]) == (5000, 19000, 1000 * found["bytes"])
+    assert again["node_hours"] == pytest.approx(1000 * found["node_hours"])
+    assert again["skew"] < 1.01
+
+
+def test_the_speed_of_this_machine_is_measured(roialign: Run) -> None:
+    done = roialign("plan", SAMPLE_IMAGES, SAMPLE_BOXES, "--backbone", "resnet18", "--resize", "64", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["node_hours"] == pytest.approx(5 / found["images_per_second"] / 3600)
+    assert 1 < found["images_per_second"] < 1e5
