@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from roialign_cli import FeatureFile
+from roialign_cli.store.check import check
 
 ROOT = Path(__file__).parent.parent
 SAMPLE_IMAGES = ROOT / "sample_data" / "images"
@@ -20,20 +23,18 @@ SAMPLE_BOXES = ROOT / "sample_data" / "boxes.json"
 
 LAUNCHES = pytest.StashKey[int]()
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+Completed = subprocess.CompletedProcess[str]
+Run = Callable[..., Completed]
 
 
 @pytest.fixture
 def roialign() -> Run:
     """Run the command line as a user does; returns exit code, stdout and stderr."""
 
-    def run(
-        *arguments: object, env: dict[str, str] | None = None, **options: object
-    ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "roialign_cli", *map(str, arguments)],
-            capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200", **(env or {})}, **options,
-        )  # fmt: skip
+    def run(*arguments: object, env: dict[str, str] | None = None, cwd: Path | None = None) -> Completed:
+        return commands.run(
+            list(map(str, arguments)), {**os.environ, "COLUMNS": "200", **(env or {})}, cwd or Path.cwd()
+        )
 
     return run
 
@@ -90,6 +91,39 @@ def photos(tmp_path: Path) -> tuple[Path, Path]:
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps(boxes))
     return folder, path
+
+
+def make_noise(folder: Path, images: int) -> None:
+    """Photos of noise of three sizes in `im`, 20 boxes each, and one image that is not there in `boxes.json`."""
+    (folder / "im").mkdir()
+    rng = np.random.default_rng(0)
+    table = {}
+    for i in range(images):
+        height, width = ((240, 320), (320, 240), (200, 200))[i % 3]
+        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(folder / "im" / f"{i}.jpg")
+        corner = rng.uniform(0, 150, (20, 2))
+        table[f"{i}.jpg"] = np.hstack([corner, corner + rng.uniform(5, 90, (20, 2))]).round(1).tolist()
+    table["missing.jpg"] = [[0, 0, 9, 9]]
+    (folder / "boxes.json").write_text(json.dumps(table))
+
+
+def assert_same(found: Path, expected: Path) -> None:
+    """Two feature files, or patterns of shards, hold the same: features to 1e-6 of the maximum, everything else exactly."""
+    with FeatureFile(found) as file, FeatureFile(expected) as right:
+        assert check(file).problems == []
+        assert file.names == right.names
+        assert file.errors == right.errors
+        assert file.layers == right.layers
+        tables = {name for name in right.places if not name.startswith("features")}
+        assert tables == {name for name in file.places if not name.startswith("features")}
+        for name in tables - {"images/crc32", "images/table_crc32", "images/offset"}:
+            assert np.array_equal(file.dataset(name), right.dataset(name)), name
+        assert np.array_equal(file.offset, right.offset)
+        for layer in right.layers:
+            for name in right.done_names:
+                mine, theirs = (one[name].features for one in (file, right))
+                mine, theirs = (mine, theirs) if len(right.layers) == 1 else (mine[layer], theirs[layer])
+                assert np.abs(mine - theirs).max(initial=0) <= 1e-6 * np.abs(theirs).max(initial=0), name
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
