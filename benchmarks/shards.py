@@ -1,9 +1,10 @@
-"""Merging shards beside `cp`, and a plan of 10 million images: cut into shards and hashed.
+"""Merging shards beside `cp`; and a plan of 10 million images, from a Parquet file and a folder to shards.
 
-    python benchmarks/shards.py [--megabytes 2000] [--runs 5] [--json benchmarks/results/shards.json]
+    python benchmarks/shards.py [--megabytes 2000] [--runs 5] [--images 10000000] [--json benchmarks/results/shards.json]
 
-`cp` copies the shards as they are, once left to the page cache and once with its target synced, as a merge syncs. The plan is
-made of tables in memory: 7 boxes an image, names of 12 letters; reading a box file of that size is not part of it.
+`cp` copies the shards as they are, once left to the page cache and once with its target synced, as a merge syncs. For the plan,
+files of so many names are made first, links to a few empty ones, in folders of 50,000, and a box file of 7 boxes an image
+that states sizes: for 10 million that alone takes some minutes, and so does removing them.
 """
 
 from __future__ import annotations
@@ -21,19 +22,23 @@ from pathlib import Path
 
 import numpy as np
 
-from roialign_cli.sharding import cuts, estimate_work, plan_sha256
+from roialign_cli.config import Settings
+from roialign_cli.planning import plan_run
+from roialign_cli.sharding import estimate_work, split
 from roialign_cli.store.layout import Layout, create
 from roialign_cli.store.merge import merge
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.writer import FeatureWriter
-from roialign_cli.structures import BoxTable, Plan
+from roialign_cli.structures import BoxTable, Names, Plan
 
 SHARDS, BOXES, SHAPE = 8, 100, (256, 7, 7)
+IN_FOLDER = 50_000  # links to one file, of which file systems allow some 65,000
+CORNERS, SIZES = ("x1", "y1", "x2", "y2"), ("image_width", "image_height")
 
 
 def plan_of(first: int, images: int, boxes: int) -> Plan:
     """Images of 640 x 480 with so many boxes each."""
-    names = tuple(f"{i:08}.jpg" for i in range(first, first + images))
+    names = Names.of(f"{i:08}.jpg" for i in range(first, first + images))
     table = BoxTable(names, np.arange(images + 1) * boxes, np.full((images * boxes, 4), 7, np.float32))
     return Plan(table, np.tile(np.array([[480, 640]]), (images, 1)), {}, 0, 0, 0)
 
@@ -84,19 +89,47 @@ def copying(folder: Path, paths: list[Path], runs: int) -> dict[str, float]:
     return {name: size / value / 1e9 for name, value in seconds.items()}
 
 
-def large_plan(images: int) -> dict[str, float]:
-    """Seconds to make a plan, to cut it into 64 shards and to hash it; gigabytes of memory at most."""
+def image_name(i: int) -> str:
+    return f"{i // IN_FOLDER:03}/{i:08}.jpg"
+
+
+def make_large(folder: Path, images: int) -> None:
+    """Names in `images`, and boxes.parquet, in the order of the images."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    schema = pa.schema(
+        [("image", pa.string()), *((c, pa.float32()) for c in CORNERS), *((c, pa.int32()) for c in SIZES)]
+    )
+    with parquet.ParquetWriter(folder / "boxes.parquet", schema) as writer:
+        for first in range(0, images, IN_FOLDER):
+            names = [image_name(i) for i in range(first, min(first + IN_FOLDER, images))]
+            (folder / "images" / names[0]).parent.mkdir(parents=True)
+            (folder / "images" / names[0]).touch()
+            for name in names[1:]:
+                os.link(folder / "images" / names[0], folder / "images" / name)
+            rng = np.random.default_rng(first)
+            corner = rng.integers(0, 1200, (7 * len(names), 2)) / 4
+            boxes = np.hstack([corner, corner + rng.integers(1, 600, corner.shape) / 4]).astype(np.float32)
+            sizes = np.repeat(rng.integers(470, 640, (len(names), 2)), 7, axis=0)
+            columns = [np.repeat(np.array(names), 7), *boxes.T, *sizes.T]
+            writer.write_table(pa.table(dict(zip(schema.names, columns, strict=True)), schema=schema))
+
+
+def large_plan(folder: Path) -> dict[str, float]:
+    """Seconds to read boxes and folder, and to cut into 64 shards and hash; gigabytes of memory at most."""
     begun = time.perf_counter()
-    plan = plan_of(0, images, 7)
+    plan = plan_run(folder / "images", folder / "boxes.parquet", folder / "f.h5", Settings())
     made = time.perf_counter()
-    work = estimate_work(plan.sizes, np.diff(plan.table.offset), (800, 1333))
-    parts = np.add.reduceat(work, cuts(work, 64)[:-1])
-    cut = time.perf_counter()
-    plan_sha256(plan)
+    whole = split(plan, 64, (800, 1333))
     done = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
-    skew = float(parts.max() / parts.mean())
-    return {"make": made - begun, "cut": cut - made, "hash": done - cut, "peak GB": peak, "slowest of 64 by mean": skew}
+    work = estimate_work(plan.sizes, np.diff(plan.table.offset), (800, 1333))
+    parts = np.add.reduceat(work, whole.ends[:-1])
+    return {
+        "images": plan.images, "boxes": plan.rows, "plan": made - begun, "split and hash": done - made,
+        "peak GB": peak, "slowest of 64 by mean": float(parts.max() / parts.mean()),
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -104,15 +137,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--plan", type=int, help="only the plan of so many images, in this process")
+    parser.add_argument("--images", type=int, default=10_000_000)
+    parser.add_argument("--plan", type=Path, help="only the plan, of what is in a folder already, in this process")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     if arguments.plan:
         print(json.dumps(large_plan(arguments.plan)))
         return
-    alone = subprocess.run([sys.executable, __file__, "--plan", "10000000"], check=True, capture_output=True, text=True)
+    with tempfile.TemporaryDirectory(dir=".") as name:
+        make_large(Path(name), arguments.images)
+        command = [sys.executable, __file__, "--plan", name]
+        alone = subprocess.run(command, check=True, capture_output=True, text=True)
     plan = json.loads(alone.stdout)
-    print("plan of 10,000,000 images, 70,000,000 boxes:", ", ".join(f"{k} {v:.3g}" for k, v in plan.items()))
+    print("plan:", ", ".join(f"{k} {v:.4g}" for k, v in plan.items()))
     with tempfile.TemporaryDirectory(dir=".") as name:
         speed = copying(Path(name), make_shards(Path(name), arguments.megabytes), arguments.runs)
     print("GB/s:", ", ".join(f"{k} {v:.2f}" for k, v in speed.items()))
