@@ -1,6 +1,6 @@
 """Merging shards beside `cp`; and a plan of 10 million images, from a Parquet file and a folder to shards.
 
-    python benchmarks/shards.py [--megabytes 2000] [--runs 5] [--images 10000000] [--json benchmarks/results/shards.json]
+    python benchmarks/shards.py [--megabytes 1500 6000] [--runs 3] [--images 10000000] [--json benchmarks/results/shards.json]
 
 `cp` copies the shards as they are, once left to the page cache and once with its target synced, as a merge syncs. For the plan,
 files of so many names are made first, links to a few empty ones, in folders of 50,000, and a box file of 7 boxes an image
@@ -135,8 +135,10 @@ def large_plan(folder: Path) -> dict[str, float]:
 def main() -> None:
     """Print what was found, and write it down."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=2000)
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument(
+        "--megabytes", type=int, nargs="+", default=[1500, 6000], help="less and more than memory takes in"
+    )
+    parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--images", type=int, default=10_000_000)
     parser.add_argument("--plan", type=Path, help="only the plan, of what is in a folder already, in this process")
     parser.add_argument("--json", type=Path)
@@ -150,11 +152,14 @@ def main() -> None:
         alone = subprocess.run(command, check=True, capture_output=True, text=True)
     plan = json.loads(alone.stdout)
     print("plan:", ", ".join(f"{k} {v:.4g}" for k, v in plan.items()))
-    with tempfile.TemporaryDirectory(dir=".") as name:
-        speed = copying(Path(name), make_shards(Path(name), arguments.megabytes), arguments.runs)
-    print("GB/s:", ", ".join(f"{k} {v:.2f}" for k, v in speed.items()))
+    speeds = {}
+    for megabytes in arguments.megabytes:
+        with tempfile.TemporaryDirectory(dir=".") as name:
+            speed = copying(Path(name), make_shards(Path(name), megabytes), arguments.runs)
+        speeds[f"{megabytes} MB"] = speed
+        print(f"GB/s of {megabytes} MB:", ", ".join(f"{k} {v:.2f}" for k, v in speed.items()))
     if arguments.json:
-        result = {"machine": platform.processor() or platform.machine(), "plan": plan, "gigabytes_per_second": speed}
+        result = {"machine": platform.processor() or platform.machine(), "plan": plan, "gigabytes_per_second": speeds}
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 

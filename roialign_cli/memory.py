@@ -31,18 +31,13 @@ def kept() -> Iterator[None]:
         _keep(-1)
 
 
-@contextmanager
-def returned() -> Iterator[None]:
-    """Let glibc give large blocks back to the system at once while this lasts; elsewhere nothing changes.
+def return_large() -> None:
+    """Let glibc give blocks of more than 128 KB back to the system at once, as it does at first; elsewhere nothing changes.
 
-    By and by it takes "large" to mean 32 MB; what is read in parts then leaves holes, half as much again as is kept (measured,
-    a plan of 10 million images).
+    By and by it takes "large" to mean 32 MB. What is read in parts then leaves holes, half as much again as is kept (measured,
+    a plan of 2 million images).
     """
     _glibc("mallopt", M_MMAP_THRESHOLD, 128 << 10)
-    try:
-        yield
-    finally:
-        _glibc("mallopt", M_MMAP_THRESHOLD, 32 << 20)
 
 
 def fit(size: tuple[int, int]) -> None:

@@ -37,11 +37,11 @@ class Batch:
 def plan_run(folder: Path, boxes: Path | None, output: Path, settings: Settings) -> Plan:
     """Everything that can be checked without the backbone; needs no torch, so that mistakes are told at once."""
     check_space(output, 0)
-    with memory.returned():
-        table = read_boxes(boxes, folder, settings)
-        return make_plan(
-            folder, table, clip=settings.clip, on_error=settings.on_error, image_timeout=settings.image_timeout
-        )
+    memory.return_large()
+    table = read_boxes(boxes, folder, settings)
+    return make_plan(
+        folder, table, clip=settings.clip, on_error=settings.on_error, image_timeout=settings.image_timeout
+    )
 
 
 def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str, image_timeout: float = 0.0) -> Plan:

@@ -103,6 +103,7 @@ def merge(
                 image, row = image + len(wanted), row + int(part.map("images/offset")[-1])
             for one in settled:
                 one.result()
+            disk.sync()
         except OSError as error:
             raise OutputError("output-write", f"{output}: cannot be written: {error.strerror or error}") from None
         finally:
@@ -189,7 +190,7 @@ def _copy_range(source: int, sink: int, begin: int, to: int, size: int) -> int:
 
 
 def _settle(disk: Disk, part: Part, target: Part, image: int, row: int) -> None:
-    """Everything of a shard but its features, and at last that its images are done or failed."""
+    """Everything of a shard but its features, and once that is on the disk, that its images are done or failed."""
     for name in (*OF_BOXES, *SETTLED, "images/status"):
         if name not in target.places:
             continue
@@ -198,4 +199,3 @@ def _settle(disk: Disk, part: Part, target: Part, image: int, row: int) -> None:
             disk.sync()
         values = part.map(name).astype(place.raw_dtype)  # strings may be longer in other shards
         disk.write(place.offset + (row if name in OF_BOXES else image) * place.row_bytes, values)
-    disk.sync()
