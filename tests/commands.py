@@ -12,18 +12,22 @@ from pathlib import Path
 
 LOADED = ["torch", "torchvision", "torchvision.models.detection", "numba", "h5py", "matplotlib.figure", "msgspec"]
 SECONDS = 300
+COLUMNS = {"COLUMNS": "200"}  # of the terminal
 
 
 def run(arguments: list[str], env: Mapping[str, str], cwd: Path) -> subprocess.CompletedProcess[str]:
-    """What a shell would see of it: exit code, stdout and stderr."""
-    if sys.platform == "win32":
-        command = [sys.executable, "-m", "roialign_cli", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=False, env=dict(env), cwd=cwd)
+    """What a shell would see of it: exit code, stdout and stderr. With variables of its own it is a new Python after all.
+
+    What is loaded already would not see them.
+    """
+    if env or sys.platform == "win32":
+        command, variables = [sys.executable, "-m", "roialign_cli", *arguments], {**os.environ, **COLUMNS, **env}
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=variables, cwd=cwd)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LOADED)
     with tempfile.TemporaryDirectory() as folder:
         out, err = (Path(folder) / name for name in ("out", "err"))
-        process = context.Process(target=_command, args=(arguments, dict(env), cwd, out, err))
+        process = context.Process(target=_command, args=(arguments, {**os.environ, **COLUMNS}, cwd, out, err))
         process.start()
         process.join(SECONDS)
         if process.exitcode is None:

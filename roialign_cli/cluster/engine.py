@@ -56,13 +56,13 @@ def extract_on_cluster(
 
     The same call goes on where a former one ended. Raises what `fill_shards` and `merge` raise.
     """
-    from roialign_cli.pipeline import prepare_job, run_job  # loads torch, which workers are to do
-
     begun = time.monotonic()
     count = cluster.shards_of(plan.images)
     shards = [Shard(number, count) for number in range(1, count + 1)]
     paths = [shard.path(output) for shard in shards]
     if output.exists() and not overwrite and not any(path.exists() for path in paths):
+        from roialign_cli.pipeline import prepare_job, run_job  # loads torch, which else the workers do
+
         job = prepare_job(plan, folder, output, settings)  # merged already: what failed is tried again here
         return run_job(job, overwrite=False, on_progress=on_progress, should_stop=should_stop)
     with locked(output):
