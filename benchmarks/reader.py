@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from roialign_cli import FeatureFile
 from roialign_cli.store.layout import Layout, create
-from roialign_cli.structures import BoxTable, Plan
+from roialign_cli.structures import BoxTable, Names, Plan
 
 BOXES, SHAPE = 20, (256, 7, 7)
 
@@ -34,7 +34,7 @@ BOXES, SHAPE = 20, (256, 7, 7)
 def make(folder: Path, images: int) -> tuple[Path, Path]:
     ours, groups = folder / "ours.h5", folder / "groups.h5"
     names = tuple(f"{i:08}.jpg" for i in range(images))
-    table = BoxTable(names, np.arange(images + 1) * BOXES, np.zeros((images * BOXES, 4), np.float32))
+    table = BoxTable(Names.of(names), np.arange(images + 1) * BOXES, np.zeros((images * BOXES, 4), np.float32))
     plan = Plan(table, np.full((images, 2), 480), {}, 0, 0, 0)
     from roialign_cli.store import layout
 
