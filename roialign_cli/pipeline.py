@@ -194,23 +194,15 @@ def _summarise(job: Job, flaws: Flaws, finished_before: bool, seconds: float) ->
     with FeatureFile(job.output) as file:
         status, failures = file.status, file.errors
     done, failed = int((status == DONE).sum()), int((status == FAILED).sum())
-    pending = plan.images - done - failed
-    return Summary(
+    return Summary.of(
+        plan,
         output=str(job.output),
-        images=plan.images,
         done=done,
         failed=failed,
-        pending=pending,
-        boxes=plan.rows,
-        outside_boxes=plan.outside_boxes,
-        empty_boxes=plan.empty_boxes,
-        unused_images=plan.unused_images,
         nonfinite_values=flaws.not_finite,
         saturated_values=flaws.saturated,
         bytes=job.layout.feature_bytes(plan.rows),
         seconds=round(seconds, 3),
-        finished=pending == 0,
-        interrupted=pending > 0,
         already_finished=finished_before,
         features={layer: (plan.rows, *shape) for layer, shape in job.layout.layers.items()},
         failures=failures,

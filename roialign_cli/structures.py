@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import eq
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -190,3 +190,21 @@ class Summary:
     already_finished: bool
     features: dict[str, tuple[int, ...]]
     failures: dict[str, str]
+
+    @classmethod
+    def of(cls, plan: Plan, *, done: int, failed: int, **rest: Any) -> Summary:
+        """The summary of a plan of which so many images are done and failed; the rest are the other fields, as they are."""
+        pending = plan.images - done - failed
+        return cls(
+            images=plan.images,
+            done=done,
+            failed=failed,
+            pending=pending,
+            boxes=plan.rows,
+            outside_boxes=plan.outside_boxes,
+            empty_boxes=plan.empty_boxes,
+            unused_images=plan.unused_images,
+            finished=pending == 0,
+            interrupted=pending > 0,
+            **rest,
+        )

@@ -208,24 +208,16 @@ def _summarise(plan: Plan, output: Path, paths: list[Path], found: list[Summary]
             done, failed = done + int((status == DONE).sum()), failed + int((status == FAILED).sum())
             for i in np.flatnonzero(status == FAILED).tolist():
                 failures[part.map("images/name")[i].decode()] = part.map("images/error")[i].decode("utf-8", "replace")
-    pending = plan.images - done - failed
     shapes = found[0].features if found else {}
-    return Summary(
+    return Summary.of(
+        plan,
         output=str(output),
-        images=plan.images,
         done=done,
         failed=failed,
-        pending=pending,
-        boxes=plan.rows,
-        outside_boxes=plan.outside_boxes,
-        empty_boxes=plan.empty_boxes,
-        unused_images=plan.unused_images,
         nonfinite_values=sum(one.nonfinite_values for one in found),
         saturated_values=sum(one.saturated_values for one in found),
         bytes=sum(one.bytes for one in found),
         seconds=0.0,
-        finished=pending == 0,
-        interrupted=pending > 0,
         already_finished=bool(found) and all(one.already_finished for one in found),
         features={layer: (plan.rows, *shape[1:]) for layer, shape in shapes.items()},
         failures=failures,
