@@ -28,10 +28,9 @@ from roialign_cli.planning import Batch, make_batches, row_range
 from roialign_cli.pooling import cells_read, levels_of, pool, scale_boxes
 from roialign_cli.preprocessing import prepare, resized
 from roialign_cli.store.layout import Layout
-from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import features_path
-from roialign_cli.store.writer import FeatureWriter
-from roialign_cli.structures import Integers, Layer, Plan, Progress
+from roialign_cli.store.writer import FeatureWriter, open_writer
+from roialign_cli.structures import FileVersion, Integers, Layer, Plan, Progress
 
 BATCH_PIXELS = 2 << 20  # of the network's input per batch, where the batch size is ours to choose
 BLOCK_BYTES = 64 << 20  # features computed and handed to the writer at a time
@@ -102,6 +101,7 @@ class Filling:
         self.done = done
         self.flaws = Flaws()  # of all images
         self._flaws: dict[int, Flaws] = {}  # of the images at hand
+        self._versions: dict[int, FileVersion] = {}  # of the images at hand
         self._device = device
         self._settle = settle
         self._counts = np.diff(job.plan.table.offset)
@@ -115,7 +115,7 @@ class Filling:
 
     def fill(self, batches: Iterable[Batch], should_stop: Callable[[], bool]) -> None:
         """Compute batch after batch; at the end all of it is on the disk."""
-        with _writer(self.job) as self._writer:
+        with open_writer(self.job.output) as self._writer:
             for batch, decoded in load_batches(self.job.folder, self.job.plan, batches, self.job.settings):
                 if should_stop():
                     return
@@ -128,7 +128,7 @@ class Filling:
             if isinstance(result, ImageError):
                 self._fail(image, result)
                 continue
-            size = (result.shape[0], result.shape[1])
+            size = (result.pixels.shape[0], result.pixels.shape[1])
             if size != batch.size and self.job.plan.sized:
                 found = f"expected (height, width) {batch.size}, by which boxes were made, found {size}"
                 self._fail(image, ImageError("image-size", found))
@@ -136,12 +136,14 @@ class Filling:
             self.job.plan.sizes[image] = size
             images, pixels = groups.setdefault(size, ([], []))
             images.append(image)
-            pixels.append(result)
+            pixels.append(result.pixels)
+            self._versions[image] = result.version
         for size, (images, pixels) in groups.items():
             self._compute_as_fits(images, pixels, size)
             for image in images:
                 if not self.done[image]:
                     self._finish(image, self._flaws.pop(image, Flaws()))
+                del self._versions[image]
 
     def _fail(self, image: int, error: ImageError) -> None:
         if self.job.settings.on_error == "stop":
@@ -259,6 +261,7 @@ class Filling:
         if flaws.not_finite and self.job.settings.on_nonfinite == "error":
             self._fail(image, ImageError("features-nonfinite", f"its features have {flaws}", "--on-nonfinite keep"))
             return
+        self._writer.version(image, self._versions[image])
         _write_done(self.job, self._writer, image, str(flaws))
         self._settle(image)
 
@@ -278,7 +281,7 @@ def settle_known(job: Job, tally: Tally) -> None:
     without = np.flatnonzero(~tally.settled & (np.diff(job.plan.table.offset) == 0)).tolist()
     if not problems and not without:
         return
-    with _writer(job) as writer:
+    with open_writer(job.output) as writer:
         for image in without:
             if image not in problems:
                 _write_done(job, writer, image)
@@ -286,11 +289,6 @@ def settle_known(job: Job, tally: Tally) -> None:
         for image, problem in problems.items():
             writer.failed(image, problem)
             tally.settle(image)
-
-
-def _writer(job: Job) -> FeatureWriter:
-    with FeatureFile(job.output) as file:
-        return FeatureWriter(job.output, file.places)
 
 
 def _write_done(job: Job, writer: FeatureWriter, image: int, note: str = "") -> None:

@@ -7,28 +7,24 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-
 from roialign_cli.config import Settings
-from roialign_cli.inputs.images import ImageError, decode, too_slow
+from roialign_cli.inputs.images import ImageError, Picture, read_picture, too_slow
 from roialign_cli.planning import Batch
 from roialign_cli.structures import Plan
 from roialign_cli.threads import Task, Threads
 
 AHEAD = 2  # batches decoded while one is computed
 
-Pixels = npt.NDArray[np.uint8]
-Decoded = Pixels | ImageError
+Decoded = Picture | ImageError
 
 
 def load_batches(
     folder: Path, plan: Plan, batches: Iterable[Batch], settings: Settings
 ) -> Iterator[tuple[Batch, list[Decoded]]]:
-    """Each batch with its images [H, W, 3] uint8, or why one has none; workers 0: one per core."""
-    threads = Threads(decode, settings.workers or os.cpu_count() or 1, settings.image_timeout)
+    """Yield each batch with its images, or why one cannot be had; workers 0: one per core."""
+    threads = Threads(read_picture, settings.workers or os.cpu_count() or 1, settings.image_timeout)
 
-    def result(task: Task[Pixels]) -> Decoded:
+    def result(task: Task[Picture]) -> Decoded:
         try:
             return threads.wait(task)
         except TimeoutError:
@@ -36,7 +32,7 @@ def load_batches(
         except ImageError as error:
             return error
 
-    waiting: deque[tuple[Batch, list[Task[Pixels]]]] = deque()
+    waiting: deque[tuple[Batch, list[Task[Picture]]]] = deque()
     try:
         for batch in batches:
             waiting.append((batch, [threads.start(folder / plan.table.names[image]) for image in batch.images]))

@@ -24,11 +24,12 @@ from roialign_cli.flaws import Flaws
 from roialign_cli.inputs.images import decoding
 from roialign_cli.planning import plan_run
 from roialign_cli.processes import fill_in_processes
+from roialign_cli.resuming import go_on
 from roialign_cli.sharding import Shard, parse_shard, part_of, split
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.store.output import locked, open_output
 from roialign_cli.store.reader import FeatureFile
-from roialign_cli.store.schema import DONE, FAILED
+from roialign_cli.store.schema import DONE, FAILED, PENDING
 from roialign_cli.structures import Plan, Progress, Summary
 from roialign_cli.version import __version__
 
@@ -41,6 +42,7 @@ def extract(
     shard: str | None = None,
     config_name: str | None = None,
     overwrite: bool = False,
+    strict: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     **settings: Any,
@@ -54,6 +56,7 @@ def extract(
         shard: `I/N`, to do one of N parts into a file of its own, `auto` or `auto/N`; see `sharding.parse_shard`.
         config_name: a named configuration or the path of a YAML file.
         overwrite: replace an existing output.
+        strict: refuse to go on with a file of other versions, or whose images have changed, instead of warning.
         on_progress: called after each batch.
         should_stop: asked before each batch; True ends the run early, resumable.
         **settings: fields of `Settings`, in any form the command line takes.
@@ -66,7 +69,7 @@ def extract(
     with decoding(chosen.max_pixels):
         plan = plan_run(Path(images), None if boxes is None else Path(boxes), Path(output), chosen)
         job = prepare_job(plan, Path(images), Path(output), chosen, part)
-        return run_job(job, overwrite=overwrite, on_progress=on_progress, should_stop=should_stop)
+        return run_job(job, overwrite=overwrite, strict=strict, on_progress=on_progress, should_stop=should_stop)
 
 
 def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings, shard: Shard | None = None) -> Job:
@@ -92,13 +95,13 @@ def make_job(
 ) -> Job:
     """The same with a backbone that the settings made; `about` are more attributes for the file."""
     devices = find_devices(settings.device, settings.processes)
-    ops.choose(settings.kernel, devices[0], settings.mode)
+    kernel = ops.choose(settings.kernel, devices[0], settings.mode)
     bins = settings.output_size if settings.reduce == "none" else ()
     layout = Layout(
         layers={layer.name: backbone.row_shape(layer, bins) for layer in backbone.layers},
         dtype=settings.dtype,
         levels=any(len(layer.strides) > 1 for layer in backbone.layers),
-        attributes={**provenance(settings, plan.table.sha256, backbone), **about},
+        attributes={**provenance(settings, plan, backbone), "kernel": f"{kernel}, {devices[0].type}", **about},
     )
     free = check_space(output, 0 if output.exists() else layout.feature_bytes(plan.rows))
     return Job(folder, output, settings, plan, backbone, layout, devices, free)
@@ -108,6 +111,7 @@ def run_job(
     job: Job,
     *,
     overwrite: bool,
+    strict: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     patience: float = 0.0,
@@ -116,10 +120,12 @@ def run_job(
     started = time.monotonic()
     with locked(job.output, patience), memory.kept():
         status = open_output(job.output, job.plan, job.layout, overwrite=overwrite)
-        finished_before = bool((status == DONE).all())
-        flaws = Flaws()
+        done = status == DONE
+        if (status != PENDING).any():
+            done = go_on(job.output, job.folder, job.plan, job.layout, strict=strict)
+        finished_before, flaws = bool(done.all()), Flaws()
         if not finished_before:
-            tally = Tally(job, status == DONE, on_progress)
+            tally = Tally(job, done, on_progress)
             settle_known(job, tally)
             flaws = _fill(job, tally, should_stop)
     return _summarise(job, flaws, finished_before, time.monotonic() - started)
@@ -173,7 +179,7 @@ def find_device(name: str) -> torch.device:
     return device
 
 
-def provenance(settings: Settings, boxes_sha256: str, backbone: Backbone) -> dict[str, Any]:
+def provenance(settings: Settings, plan: Plan, backbone: Backbone) -> dict[str, Any]:
     """The attributes that say what made the file."""
     return {
         "created_by": f"roialign {__version__}",
@@ -182,7 +188,8 @@ def provenance(settings: Settings, boxes_sha256: str, backbone: Backbone) -> dic
         "backbone": backbone.name,
         "weights": backbone.weights,
         "weights_sha256": backbone.weights_sha256,
-        "boxes_sha256": boxes_sha256,
+        "boxes_sha256": plan.table.sha256,
+        "table_sha256": plan.table_sha256,
         "strides": json.dumps({layer.name: layer.strides for layer in backbone.layers}),
         "preprocessing": json.dumps(asdict(backbone.preprocessing)),
         "versions": json.dumps({name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")}),

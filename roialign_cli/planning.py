@@ -14,6 +14,7 @@ import numpy as np
 from roialign_cli import memory
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
+from roialign_cli.identity import table_sha256
 from roialign_cli.inputs.boxes import read_boxes
 from roialign_cli.inputs.images import NOT_THERE, ImageError, Listing, list_images, read_size, too_slow
 from roialign_cli.store.layout import check_space
@@ -80,6 +81,7 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str, image
         outside_boxes=outside,
         empty_boxes=empty,
         sized=sized,
+        table_sha256=table_sha256(table),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import ConfigError
+from roialign_cli.identity import plan_sha256
 from roialign_cli.structures import Integers, Plan
 
 BOX_PIXELS = (
@@ -100,15 +100,6 @@ def cuts(work: npt.NDArray[np.float64], count: int) -> Integers:
     after = np.clip(np.searchsorted(ends, wanted), 1, len(work)) if len(work) else np.zeros(count - 1, np.int64)
     nearer = np.where(wanted - ends[after - 1] < ends[after] - wanted, after - 1, after) if len(work) else after
     return np.concatenate([[0], np.maximum.accumulate(nearer), [len(work)]]).astype(np.int64)
-
-
-def plan_sha256(plan: Plan) -> str:
-    """SHA-256 over the names, boxes and sizes of a whole plan: shards of different plans do not belong together."""
-    digest = hashlib.sha256()
-    table = plan.table
-    for values in (table.names.text, table.names.ends, table.offset, table.boxes, plan.sizes):
-        digest.update(np.ascontiguousarray(values).data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

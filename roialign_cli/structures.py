@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import eq
+from pathlib import PurePosixPath
 from typing import Any, overload
 
 import numpy as np
@@ -36,6 +37,13 @@ class Names(Sequence[str]):
             text += name.encode("utf-8", "surrogateescape")
             ends.append(len(text))
         return cls(np.frombuffer(text, np.uint8), np.array(ends, np.int64))
+
+    @classmethod
+    def of_bytes(cls, names: Sequence[bytes]) -> Names:
+        """Pack names that are UTF-8 already."""
+        ends = np.zeros(len(names) + 1, np.int64)
+        np.cumsum([len(name) for name in names], out=ends[1:])
+        return cls(np.frombuffer(b"".join(names), np.uint8), ends)
 
     @classmethod
     def join(cls, parts: Sequence[Names]) -> Names:
@@ -86,6 +94,19 @@ class Names(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
 
+def unsafe_name(names: Names) -> str | None:
+    """Return the first name that is empty, absolute, or could lead out of the image folder; None if all are safe."""
+    text = names.text.tobytes()
+    plain = not any(part in text for part in (b"..", b"\0", b"\\")) and bool(np.diff(names.ends).all())
+    if plain and not (names.text[names.ends[:-1]] == ord("/")).any():
+        return None  # as nearly always, which of millions is known at once
+    for name in names:
+        pure = PurePosixPath(name)
+        if not name or pure.is_absolute() or ".." in pure.parts or "\0" in name or "\\" in name:
+            return name
+    return None
+
+
 @dataclass(frozen=True)
 class BoxTable:
     """What a box file says: rows offset[i]:offset[i+1] belong to image names[i].
@@ -112,7 +133,8 @@ class Plan:
     """Everything known before the first image is decoded: which images, which rows, how big.
 
     sizes [M, 2] int64 as (height, width) after EXIF orientation, zeros where an image cannot be read; `problems` says why.
-    `sized`: boxes depend on the sizes, having been clipped or relative.
+    `sized`: boxes depend on the sizes, having been clipped or relative. `table_sha256` identifies the table of the whole run
+    as it was read, see `identity`.
     """
 
     table: BoxTable
@@ -122,6 +144,7 @@ class Plan:
     outside_boxes: int
     empty_boxes: int
     sized: bool = False
+    table_sha256: str = ""
 
     @property
     def images(self) -> int:
@@ -132,6 +155,18 @@ class Plan:
     def rows(self) -> int:
         """Number of boxes, N."""
         return len(self.table.boxes)
+
+
+@dataclass(frozen=True)
+class FileVersion:
+    """Identify the content of a file: size in bytes, time of modification in nanoseconds since 1970, SHA-256."""
+
+    size: int
+    modified: int
+    sha256: bytes
+
+
+NO_VERSION = FileVersion(0, 0, bytes(32))  # of an image that was not read
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,9 @@ from roialign_cli.ablation.grid import Variant
 from roialign_cli.backbones import Backbone
 from roialign_cli.flaws import Flaws, all_finite, cut
 from roialign_cli.store.layout import Layout, check_space, create
-from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import features_path
-from roialign_cli.store.writer import FeatureWriter
-from roialign_cli.structures import Plan
+from roialign_cli.store.writer import FeatureWriter, open_writer
+from roialign_cli.structures import NO_VERSION, FileVersion, Plan
 
 
 class Features:
@@ -57,15 +56,13 @@ class Features:
                 )
                 check_space(path, layout.feature_bytes(plan.rows))
                 create(path, plan, layout)
-                with FeatureFile(path) as file:
-                    places = file.places
-                writers.append(stack.enter_context(FeatureWriter(path, places)))
+                writers.append(stack.enter_context(open_writer(path)))
             features = cls(plan, len(backbone.layers), writers, getattr(torch, variants[0].settings.dtype))
             for image, problem in plan.problems.items():
                 features.failed(image, problem)
             for image in np.flatnonzero(np.diff(plan.table.offset) == 0).tolist():
                 if image not in plan.problems:
-                    features.done(image)
+                    features.done(image, NO_VERSION)
             yield features
 
     def rows(self, image: int, variant: int, layer: str, first: int, pooled: Tensor, levels: Tensor | None) -> None:
@@ -80,9 +77,10 @@ class Features:
             writer.rows("levels", first, levels.to(torch.uint8).numpy())
         writer.features(features_path(layer, self._layers), image, first, stored.numpy())
 
-    def done(self, image: int) -> None:
-        """All variants have all rows of an image."""
+    def done(self, image: int, version: FileVersion) -> None:
+        """All variants have all rows of an image, which was read from this version of its file."""
         for writer in self._writers:
+            writer.version(image, version)
             writer.rows("images/size", image, self._plan.sizes[image : image + 1])
             writer.done(image)
 

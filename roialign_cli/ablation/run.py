@@ -30,7 +30,7 @@ from roialign_cli.loading import load_batches
 from roialign_cli.pipeline import find_device, provenance
 from roialign_cli.planning import make_batches, make_plan, row_range
 from roialign_cli.pooling import pool, pool_rounded
-from roialign_cli.structures import Integers, Layer, Plan, Progress
+from roialign_cli.structures import FileVersion, Integers, Layer, Plan, Progress
 from roialign_cli.views import View, make_views
 
 CHUNK_BYTES = 16 << 20  # of one variant's features: what is compared at a time stays near the processor
@@ -86,7 +86,7 @@ def ablate(
     backbone = load_backbone(settings)
     failures = {plan.table.names[image]: problem for image, problem in plan.problems.items()}
     found = _nothing_yet(plan, len(variants), len(backbone.layers), probe=probe)
-    made_by = provenance(settings, plan.table.sha256, backbone)
+    made_by = provenance(settings, plan, backbone)
     with_boxes = int((np.diff(plan.table.offset) > 0).sum())
 
     def result(images: int, *, finished: bool) -> Ablation:
@@ -108,13 +108,13 @@ def ablate(
 
     done, finished, told = 0, True, time.monotonic()
     with memory.kept(), Features.open(plan, backbone, variants, made_by, save) as features:
-        for image, views in _views(folder, plan, settings, backbone, device, failures, features):
+        for image, version, views in _views(folder, plan, settings, backbone, device, failures, features):
             rows = np.arange(*row_range(plan.table.offset, image))
             with torch.inference_mode():
                 for index, view in enumerate(views):
                     _time(view, variants, found.milliseconds, index, max(1, -(-REPEATS // with_boxes)))
                     _measure(view, variants, found, index, rows, partial(features.rows, image))
-            features.done(image)
+            features.done(image, version)
             done += 1
             found.measured[rows] = True
             on_progress(Progress(done, with_boxes, int(found.measured.sum()), plan.rows, 0))
@@ -151,7 +151,7 @@ def _views(
     device: torch.device,
     failures: dict[str, str],
     features: Features,
-) -> Iterator[tuple[int, list[View]]]:
+) -> Iterator[tuple[int, FileVersion, list[View]]]:
     """Image by image, one pass each; those that fail join the failures, or end the run with --on-error stop."""
     backbone.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     one_by_one = make_batches(plan, 1, 0)
@@ -163,9 +163,13 @@ def _views(
             failures[plan.table.names[image]] = decoded.message
             features.failed(image, decoded.message)
             continue
-        plan.sizes[image] = decoded.shape[:2]
+        plan.sizes[image] = decoded.pixels.shape[:2]
         first, stop = row_range(plan.table.offset, image)
-        yield image, make_views(decoded, plan.table.boxes[first:stop], backbone, settings, device)
+        yield (
+            image,
+            decoded.version,
+            make_views(decoded.pixels, plan.table.boxes[first:stop], backbone, settings, device),
+        )
 
 
 def _measure(

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from roialign_cli.cli.extract import SOME_FAILED
+from roialign_cli.cli.options import AllowLinks, AsJson
 
 
 def export(
@@ -23,8 +24,9 @@ def export(
     compression: Annotated[
         str, typer.Option(help="Of h5: gzip, zstd, blosc2; npz: gzip; parquet: gzip, zstd.")
     ] = "none",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    allow_links: AllowLinks = False,
+    json: AsJson = False,
 ) -> None:
     """Write the features of all images that are done in another form; a few images at a time, whole or not at all.
 
@@ -38,7 +40,10 @@ def export(
     from roialign_cli.export import export as run
     from roialign_cli.store import FeatureFile
 
-    with FeatureFile(file) as features, Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar:
+    with (
+        FeatureFile(file, allow_links=allow_links) as features,
+        Progress(console=stderr, transient=True, disable=not stderr.is_terminal) as bar,
+    ):
         task = bar.add_task("exporting", total=len(features))
         result = run(
             features, output, to, compression=compression, overwrite=overwrite,

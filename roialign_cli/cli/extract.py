@@ -75,6 +75,10 @@ def extract(
         bool, option("Whether Ray's shards become one file.", "--merge/--no-merge", default="merge", panel=CLUSTER)
     ] = True,
     overwrite: options.Overwrite = False,
+    strict: Annotated[
+        bool,
+        option("Refuse to go on with a file of other versions or changed images.", "--strict", panel=RUN),
+    ] = False,
     dry_run: Annotated[bool, option("Check and plan only; write nothing.", "--dry-run", panel=RUN)] = False,
     json: options.AsJson = False,
 ) -> None:
@@ -122,7 +126,7 @@ def extract(
             return
         _warn(job.plan, settings)
         with shown() as progress:
-            summary = run_job(job, overwrite=overwrite, on_progress=progress, should_stop=should_stop)
+            summary = run_job(job, overwrite=overwrite, strict=strict, on_progress=progress, should_stop=should_stop)
     _tell_end(summary, as_json=json)
 
 

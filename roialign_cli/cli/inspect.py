@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from roialign_cli.cli.options import AllowLinks, AsJson
 from roialign_cli.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,7 +21,8 @@ def inspect(
     image: Annotated[
         str | None, typer.Option(help="Only this image: its boxes and values.", show_default=False)
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    allow_links: AllowLinks = False,
+    json: AsJson = False,
 ) -> None:
     """Show a feature file: datasets with shapes, what made it, how far it is, and what values it holds.
 
@@ -34,7 +36,7 @@ def inspect(
     from roialign_cli.store.check import values
     from roialign_cli.store.schema import STATUS_NAMES
 
-    with FeatureFile(file) as features:
+    with FeatureFile(file, allow_links=allow_links) as features:
         if image is not None:
             _tell_image(features, image, as_json=json)
             return

@@ -114,4 +114,8 @@ OnNonfinite = Annotated[
     option("Images with NaN or infinite features: error or keep.", default=DEFAULTS.on_nonfinite, panel=RUN),
 ]
 Overwrite = Annotated[bool, option("Replace an existing output.", "--overwrite", panel=RUN)]
+AllowLinks = Annotated[
+    bool,
+    typer.Option("--allow-links", help="Let a file made by `merge --link` name files outside of its own folder."),
+]
 AsJson = Annotated[bool, option("Print the result as JSON on stdout.", "--json", panel=RUN)]

@@ -48,6 +48,7 @@ def show(
     mode: options.Mode = None,
     device: options.Device = None,
     boxes_format: options.BoxesFormat = None,
+    allow_links: options.AllowLinks = False,
     json: Annotated[bool, option("Print the result as JSON on stdout.", "--json", panel=RUN)] = False,
 ) -> None:
     """Draw an image with its boxes, the bins and samples of one, the feature map under it and the pooled result.
@@ -64,7 +65,7 @@ def show(
     from roialign_cli.pictures import save
 
     if from_ is not None:
-        figure, facts = _sheet(from_, layers, None if image is None else image.as_posix())
+        figure, facts = _sheet(from_, layers, None if image is None else image.as_posix(), allow_links=allow_links)
     else:
         assert image is not None
         assert boxes is not None
@@ -77,11 +78,11 @@ def show(
         stdout.print(f"{output}: {told}", highlight=False, markup=False)
 
 
-def _sheet(path: Path, layer: str | None, name: str | None) -> tuple[Figure, dict[str, object]]:
+def _sheet(path: Path, layer: str | None, name: str | None, *, allow_links: bool) -> tuple[Figure, dict[str, object]]:
     from roialign_cli.pictures.sheet import draw_sheet
     from roialign_cli.store import FeatureFile
 
-    with FeatureFile(path) as file:
+    with FeatureFile(path, allow_links=allow_links) as file:
         return draw_sheet(file, layer, name), {"file": str(path), "boxes": int(file.offset[-1])}
 
 

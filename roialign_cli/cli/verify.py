@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from roialign_cli.cli.options import AllowLinks, AsJson
 from roialign_cli.errors import ImagesFailedError, OutputError
 
 
 def verify(
     file: Annotated[Path, typer.Argument(help="Feature file.", show_default=False)],
-    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+    allow_links: AllowLinks = False,
+    json: AsJson = False,
 ) -> None:
     """Check a feature file: structure, statuses, and the checksum of every image.
 
@@ -25,7 +27,7 @@ def verify(
     from roialign_cli.store import FeatureFile
     from roialign_cli.store.check import check
 
-    with FeatureFile(file) as features:
+    with FeatureFile(file, allow_links=allow_links) as features:
         report = check(features)
     if json:
         print_json(asdict(report))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from roialign_cli.errors import ConfigError, OutputError
+from roialign_cli.export import place
 from roialign_cli.store.reader import FeatureFile, Regions
 
 FOLDERS = ("npz", "pt", "lmdb")  # the others are one file
@@ -45,24 +45,19 @@ def export(
     if compression not in allowed:
         expected = f"expected one of {', '.join(allowed)} for {form}"
         raise ConfigError("config-value", f"compression: {expected}, found {compression!r}")
-    if output.exists() and not overwrite:
-        raise OutputError("output-exists", f"{output}: expected nothing there", "choose another -o, or --overwrite")
     writer = _writer(form)
     names = file.done_names
-    partial = output.with_name(output.name + ".partial")
+    sources = [part.path for part in file.parts] + [file.path]
+    partial = place.prepare(output, sources, folder=form in FOLDERS, overwrite=overwrite)
     try:
-        _remove(partial)
-        if form in FOLDERS:
-            partial.mkdir()
         writer(file, names, _counted(file, names, on_image), partial, compression)
-        _remove(output)
-        partial.replace(output)
-    except (OSError, RuntimeError) as error:  # h5py and torch raise the latter, too
+        place.replace(partial, output)
+    except (OSError, RuntimeError, ValueError) as error:  # h5py and torch raise the latter two
         reason = getattr(error, "strerror", None) or str(error).split("\n", maxsplit=1)[0]
         raise OutputError("output-write", f"{output}: cannot be written: {reason}") from None
     finally:  # renamed, or of no use
         with suppress(OSError):
-            _remove(partial)
+            place.remove(partial)
     boxes = sum(file.rows(name).stop - file.rows(name).start for name in names)
     return Exported(str(output), len(names), boxes, len(file) - len(names))
 
@@ -85,10 +80,3 @@ def _counted(file: FeatureFile, names: Sequence[str], on_image: Callable[[int], 
     for done, name in enumerate(names, 1):
         yield file[name]
         on_image(done)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -9,14 +9,17 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from roialign_cli.errors import OutputError
+from roialign_cli.export.place import ExportFolder
 from roialign_cli.store.reader import FeatureFile, Regions
 
+LMDB_FILES = ("data.mdb", "lock.mdb")
 MAP_BYTES = 1 << 40  # of address space, not of disk, that LMDB may come to use
 
 
@@ -36,21 +39,23 @@ def arrays_of(regions: Regions) -> dict[str, Any]:
 def write_npz(_: FeatureFile, __: Sequence[str], images: Iterator[Regions], folder: Path, compression: str) -> None:
     """<folder>/<image>.npz."""
     save = np.savez if compression == "none" else np.savez_compressed
-    for regions in images:
-        save(_place(folder, regions.name, ".npz"), **arrays_of(regions))
+    with closing(ExportFolder(folder)) as output:
+        for regions in images:
+            save(output.file(f"{regions.name}.npz"), **arrays_of(regions))
 
 
 def write_pt(_: FeatureFile, __: Sequence[str], images: Iterator[Regions], folder: Path, ___: str) -> None:
     """<folder>/<image>.pt: tensors, numbers and lists of strings, which `torch.load(weights_only=True)` reads."""
     import torch
 
-    for regions in images:
-        found = arrays_of(regions)
-        for name, value in found.items():
-            if isinstance(value, np.ndarray):
-                found[name] = value.tolist() if value.dtype.kind == "U" else torch.from_numpy(value)
-        with _place(folder, regions.name, ".pt").open("wb") as target:
-            torch.save(found, target)
+    with closing(ExportFolder(folder)) as output:
+        for regions in images:
+            found = arrays_of(regions)
+            for name, value in found.items():
+                if isinstance(value, np.ndarray):
+                    found[name] = value.tolist() if value.dtype.kind == "U" else torch.from_numpy(value)
+            with output.file(f"{regions.name}.pt").open("wb") as target:
+                torch.save(found, target)
 
 
 def write_lmdb(_: FeatureFile, names: Sequence[str], images: Iterator[Regions], folder: Path, __: str) -> None:
@@ -61,12 +66,15 @@ def write_lmdb(_: FeatureFile, names: Sequence[str], images: Iterator[Regions], 
         raise OutputError("export-extra", "lmdb: expected the package lmdb, found none", "pip install lmdb") from None
     environment = None
     try:
+        with closing(ExportFolder(folder)) as output:
+            for name in LMDB_FILES:
+                output.file(name)
         environment = lmdb.open(str(folder), map_size=MAP_BYTES)
         for regions in images:
             buffer = io.BytesIO()
             np.savez(buffer, **arrays_of(regions))
             with environment.begin(write=True) as transaction:
-                transaction.put(regions.name.encode(), buffer.getvalue())
+                transaction.put(regions.name.encode("utf-8", "surrogateescape"), buffer.getvalue())
         with environment.begin(write=True) as transaction:
             transaction.put(b"keys", json.dumps(list(names)).encode())
     except lmdb.Error as error:
@@ -74,9 +82,3 @@ def write_lmdb(_: FeatureFile, names: Sequence[str], images: Iterator[Regions], 
     finally:
         if environment is not None:
             environment.close()
-
-
-def _place(folder: Path, name: str, suffix: str) -> Path:
-    path = folder / f"{name}{suffix}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path

@@ -24,7 +24,7 @@ def write_groups(file: FeatureFile, _: Sequence[str], images: Iterator[Regions],
     with Shielded(path) as target, h5py.File(target, "w", track_order=True) as output:
         output.attrs.update(_attributes(file))
         for regions in images:
-            group = output.create_group(regions.name)
+            group = output.create_group(encoded(regions.name))
             layers = regions.features if isinstance(regions.features, Mapping) else {"features": regions.features}
             columns = {name: getattr(regions, name) for name in ("boxes", "labels", "scores", "ids")}
             for name, values in {**layers, **columns}.items():
@@ -63,6 +63,11 @@ def write_chunked(
                 if len(regions):
                     made[name][first : first + len(regions)] = values[rows]
             first += len(regions)
+
+
+def encoded(name: str) -> bytes:
+    """Return a name as UTF-8; bytes of a file name that are no UTF-8 stay as they are."""
+    return name.encode("utf-8", "surrogateescape")
 
 
 def _attributes(file: FeatureFile) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def write_tsv(file: FeatureFile, _: Sequence[str], images: Iterator[Regions], pa
         raise ConfigError(
             "config-value", f"to: tsv holds one layer, expected so of the file, found {', '.join(file.layers)}"
         )
-    with path.open("w", encoding="utf-8", newline="") as output:
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as output:
         writer = csv.DictWriter(output, FIELDS, delimiter="\t", lineterminator="\n")
         for regions in images:
             height, width = regions.size
@@ -38,7 +38,9 @@ def _base64(values: npt.NDArray[Any]) -> str:
     return base64.b64encode(np.ascontiguousarray(values, np.float32).tobytes()).decode()
 
 
-def write_parquet(file: FeatureFile, _: Sequence[str], images: Iterator[Regions], path: Path, compression: str) -> None:
+def write_parquet(
+    file: FeatureFile, names: Sequence[str], images: Iterator[Regions], path: Path, compression: str
+) -> None:
     """image, x1, y1, x2, y2, label, score, id, and the features of each layer as a list of fixed length, in C order."""
     try:
         import pyarrow
@@ -46,23 +48,30 @@ def write_parquet(file: FeatureFile, _: Sequence[str], images: Iterator[Regions]
     except ImportError:
         hint = "pip install 'roialign[parquet]'"
         raise OutputError("export-extra", "parquet: expected the package pyarrow, found none", hint) from None
+    # Text must be UTF-8 in Parquet; file names need not be, and are bytes then.
+    name_type = pyarrow.string() if all(map(_is_text, names)) else pyarrow.binary()
     writer = None
     try:
         for regions in images:
-            table = _table(file, regions, pyarrow)
+            table = _table(file, regions, name_type, pyarrow)
             if writer is None:
                 writer = parquet.ParquetWriter(path, table.schema, compression=compression)
             writer.write_table(table)
         if writer is None:
-            parquet.write_table(pyarrow.table({"image": pyarrow.array([], pyarrow.string())}), path)
+            parquet.write_table(pyarrow.table({"image": pyarrow.array([], name_type)}), path)
     finally:
         if writer is not None:
             writer.close()
 
 
-def _table(file: FeatureFile, regions: Regions, pyarrow: Any) -> Any:
-    """The boxes of one image."""
-    columns: dict[str, Any] = {"image": pyarrow.array([regions.name] * len(regions), pyarrow.string())}
+def _is_text(name: str) -> bool:
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def _table(file: FeatureFile, regions: Regions, name_type: Any, pyarrow: Any) -> Any:
+    """Return the boxes of one image."""
+    encoded = regions.name.encode("utf-8", "surrogateescape")
+    columns: dict[str, Any] = {"image": pyarrow.array([encoded] * len(regions), pyarrow.binary()).cast(name_type)}
     for i, name in enumerate(("x1", "y1", "x2", "y2")):
         columns[name] = pyarrow.array(np.ascontiguousarray(regions.boxes[:, i]))
     for name, values in (("label", regions.labels), ("score", regions.scores), ("id", regions.ids)):

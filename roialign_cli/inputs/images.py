@@ -10,6 +10,8 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,8 @@ from PIL import ExifTags, Image, ImageCms, ImageOps
 
 from roialign_cli.config import MAX_PIXELS
 from roialign_cli.errors import InputError
-from roialign_cli.structures import NAMES_AT_ONCE, Names
+from roialign_cli.inputs.versions import version_of
+from roialign_cli.structures import NAMES_AT_ONCE, FileVersion, Names
 
 EXTENSIONS = frozenset({b"jpg", b"jpeg", b"png", b"webp", b"bmp", b"tif", b"tiff", b"gif", b"avif", b"mpo"})
 NOT_THERE = "expected an image file, found nothing there"
@@ -82,7 +85,7 @@ class Listing:
 
 def read_size(path: Path) -> tuple[int, int]:
     """(height, width) of the upright image from its header, or ImageError."""
-    with _open(path) as image:
+    with _open(path) as (image, _):
         width, height = image.size
         # Pillow turns TIFF headers by itself, and would decode a whole PNG in search of a late EXIF chunk.
         if image.format not in ("TIFF", "PNG") or (image.format == "PNG" and "exif" in image.info):
@@ -92,12 +95,29 @@ def read_size(path: Path) -> tuple[int, int]:
         return height, width
 
 
-def decode(path: Path) -> npt.NDArray[np.uint8]:
-    """The upright image as RGB [H, W, 3] uint8, or ImageError."""
-    with _open(path) as image:
+@dataclass(frozen=True)
+class Picture:
+    """An upright image as RGB [H, W, 3] uint8, and which version of its file it was read from."""
+
+    pixels: npt.NDArray[np.uint8]
+    version: FileVersion
+
+
+def read_picture(path: Path) -> Picture:
+    """Decode an image; ImageError if that fails, or if the file changes meanwhile."""
+    with _open(path) as (image, file):
+        before = os.fstat(file.fileno())
         image.load()  # a first failure must not be forgotten: Pillow may not raise it again
-        upright = ImageOps.exif_transpose(image)
-        return np.ascontiguousarray(_to_rgb(upright))
+        pixels = np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
+        version = version_of(file)
+        if version is None or (version.size, version.modified) != (before.st_size, before.st_mtime_ns):
+            raise ImageError("image-changed", "expected a file that stays as it is, found it changed while it was read")
+        return Picture(pixels, version)
+
+
+def decode(path: Path) -> npt.NDArray[np.uint8]:
+    """Return the upright image as RGB [H, W, 3] uint8, or raise ImageError."""
+    return read_picture(path).pixels
 
 
 @contextmanager
@@ -114,16 +134,16 @@ def decoding(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[Image.Image]:
-    """Open an image; whatever goes wrong with it becomes an ImageError."""
+def _open(path: Path) -> Iterator[tuple[Image.Image, BufferedReader]]:
+    """Open an image and its file; whatever goes wrong with them becomes an ImageError."""
     if not path.is_file():
         there = os.path.lexists(path)
         raise ImageError(
             "image-missing", "expected an image file, found no file but another thing" if there else NOT_THERE
         )
     try:
-        with Image.open(path) as image:
-            yield image
+        with path.open("rb") as file, Image.open(file) as image:
+            yield image, file
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -132,7 +152,7 @@ def _open(path: Path) -> Iterator[Image.Image]:
     except MemoryError:
         raise ImageError("image-memory", "not enough memory to decode it") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on hostile input
-        text = str(error).replace(f" {str(path)!r}", "") or type(error).__name__
+        text = str(error).partition(" <_io.")[0] or type(error).__name__  # Pillow names the object it was given
         raise ImageError("image-unreadable", f"cannot be decoded: {text}") from None
 
 

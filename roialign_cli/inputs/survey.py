@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from roialign_cli.errors import OutputError
+from roialign_cli.store.partial import partial_of
 from roialign_cli.structures import Plan
 
 TINY = 4.0  # pixels of the shorter side: less than a cell of the finest usual map
@@ -81,7 +82,7 @@ def _suspicions(plan: Plan) -> Iterator[str]:
 def write_native(plan: Plan, path: Path) -> None:
     """The boxes as native JSON, in pixels, exactly; OutputError."""
     table = plan.table
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write("{")

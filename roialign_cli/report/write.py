@@ -14,6 +14,7 @@ from roialign_cli.errors import OutputError
 from roialign_cli.report.page import render
 from roialign_cli.report.plots import draw, picture
 from roialign_cli.store.output import TABLE
+from roialign_cli.store.partial import partial_of
 
 FACTS, PAGE = "ablation.json", "report.html"
 
@@ -39,7 +40,7 @@ def write_report(ablation: Ablation, folder: Path) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     try:
         partial.write_bytes(content)
         os.replace(partial, path)  # noqa: PTH105

@@ -1,7 +1,9 @@
-"""Check a feature file: structure, statuses, and the checksum of every image marked done."""
+"""Check a feature file: statuses, values of the tables, and the checksums of every image."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,33 +28,38 @@ class Report:
 
 
 def check(file: FeatureFile) -> Report:
-    """Read the whole file once."""
+    """Read the whole file once. Its structure was checked when it was opened."""
     status = file.status
-    problems = _structure(file)
+    problems = [*_checksums(file), *_values(file, status)]
     if not problems:
         for i, name in enumerate(file.names):
-            if status[i] == DONE and image_crc32(file, name) != file.dataset("images/crc32")[i]:
+            if status[i] == DONE and not features_match(file, i):
                 problems.append(f'"{name}": marked done, but its features do not match its checksum')
-            if status[i] != PENDING and not _table_is_right(file, i, int(status[i])):
+            if status[i] != PENDING and not tables_match(file, i, int(status[i])):
                 word = STATUS_NAMES[status[i]]
                 problems.append(
                     f'"{name}": marked {word}, but its boxes or its line in /images do not match their checksum'
                 )
     done, failed, pending = (int((status == value).sum()) for value in (DONE, FAILED, PENDING))
-    rows = int(file.offset[-1]) if len(file.offset) else 0
-    return Report(len(file.names), rows, done, failed, pending, problems)
+    return Report(len(file.names), int(file.offset[-1]), done, failed, pending, problems)
 
 
-def image_crc32(file: FeatureFile, name: str) -> int:
-    """CRC-32 of an image's feature rows, layer after layer in the order of the attribute `layers`."""
-    rows = file.rows(name)
+def image_crc32(file: FeatureFile, image: int) -> int:
+    """Return the CRC-32 of an image's feature rows, layer after layer in the order of the attribute `layers`."""
+    rows = file.rows_of(image)
     crc = 0
     for layer in file.layers:
         crc = features_crc32(file.features(layer)[rows], crc)
     return crc
 
 
-def _table_is_right(file: FeatureFile, image: int, status: int) -> bool:
+def features_match(file: FeatureFile, image: int) -> bool:
+    """Return whether the feature rows of an image that is done match their checksum."""
+    return image_crc32(file, image) == int(file.dataset("images/crc32")[image])
+
+
+def tables_match(file: FeatureFile, image: int, status: int) -> bool:
+    """Return whether all else that is stored of a settled image matches its checksum."""
     if TABLES not in file.places:
         return True
 
@@ -88,26 +95,55 @@ def values(file: FeatureFile, layer: str, most: int = 1000) -> Values | None:
     return Values(len(chosen), float(finite.min()), float(finite.max()), mean, zeros, sample.size - finite.size)
 
 
-def _structure(file: FeatureFile) -> list[str]:
-    images, problems = len(file.names), []
+def _checksums(file: FeatureFile) -> Iterator[str]:
+    """Yield what is wrong with the checksums of attributes, and which checksums are missing."""
     for part in file.parts:
-        if part.attributes.get(ATTRIBUTES, (found := attributes_crc32(part.attributes))) != found:
-            problems.append(f"{part.path.name}: its attributes do not match their checksum")
-    offset = file.offset
-    if len(offset) != images + 1 or offset[0] != 0 or (np.diff(offset) < 0).any():
-        problems.append("images/offset: expected M + 1 ascending numbers from 0")
-    rows = int(offset[-1])
-    for name in ("images/size", "images/status", "images/error", "images/crc32"):
-        if len(file.dataset(name)) != images:
-            problems.append(f"{name}: expected {images} rows, found {len(file.dataset(name))}")
-    for layer in file.layers:
-        if len(file.features(layer)) != rows:
-            problems.append(f"features of {layer}: expected {rows} rows, found {len(file.features(layer))}")
-    if len(file.dataset("boxes")) != rows:
-        problems.append(f"boxes: expected {rows} rows, found {len(file.dataset('boxes'))}")
-    strange = np.flatnonzero(file.status > FAILED)
+        expected = part.attributes.get(ATTRIBUTES)
+        if expected is None:
+            yield f"{part.path.name}: attribute {ATTRIBUTES}: expected a checksum of the attributes, found none"
+        elif expected != attributes_crc32(part.attributes):
+            yield f"{part.path.name}: its attributes do not match their checksum"
+        if TABLES not in part.places:
+            yield f"{part.path.name}: {TABLES}: expected checksums of the tables, found none"
+
+
+def _values(file: FeatureFile, status: npt.NDArray[np.uint8]) -> Iterator[str]:
+    """Yield what cannot be true of the tables, whatever their checksums say."""
+    strange = np.flatnonzero(status > FAILED)
     if strange.size:
-        problems.append(f'"{file.names[strange[0]]}": status {file.status[strange[0]]} has no meaning')
-    if len(set(file.names)) != images:
-        problems.append("images/name: a name stands twice")
-    return problems
+        yield f'images/status: "{file.names[strange[0]]}": expected 0, 1 or 2, found {status[strange[0]]}'
+    settled = np.isin(status, (DONE, FAILED))
+    counts = np.diff(file.offset)
+    sizes = np.array(file.sizes)
+    least = np.where((status == DONE) & (counts > 0), 1, 0)[:, None]  # of what could not be opened it is 0
+    wrong = np.flatnonzero(settled & (sizes < least).any(axis=1))
+    if wrong.size:
+        yield f'images/size: "{file.names[wrong[0]]}": expected (height, width), found {sizes[wrong[0]].tolist()}'
+    rows = np.repeat(status == DONE, counts)
+    boxes = np.array(file.dataset("boxes"))
+    bad = rows & (~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1))
+    yield from _first_row(file, "boxes", bad, "x1 <= x2 and y1 <= y2, all finite", boxes)
+    if "scores" in file.places:
+        scores = np.array(file.dataset("scores"))
+        yield from _first_row(file, "scores", rows & ~np.isfinite(scores), "a finite number", scores)
+    if "levels" in file.places:
+        levels, most = np.array(file.dataset("levels")), _levels(file)
+        yield from _first_row(file, "levels", rows & (levels >= most), f"less than {most}", levels)
+
+
+def _first_row(
+    file: FeatureFile, name: str, wrong: npt.NDArray[np.bool_], expected: str, values: npt.NDArray[Any]
+) -> Iterator[str]:
+    if wrong.any():
+        row = int(wrong.argmax())
+        image = int(np.searchsorted(file.offset, row, side="right")) - 1
+        found = values[row].tolist()
+        yield f'{name}: "{file.names[image]}", row {row}: expected {expected}, found {found}'
+
+
+def _levels(file: FeatureFile) -> int:
+    """Return how many levels the layers have, at most; as many as uint8 counts where the file does not say."""
+    try:
+        return max(len(strides) for strides in json.loads(file.attributes["strides"]).values())
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+        return 256

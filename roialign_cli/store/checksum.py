@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 ATTRIBUTES = "attributes_crc32"
 TABLES = "images/table_crc32"
-OF_IMAGE = ("images/name", "images/size", "images/error", "images/crc32")
+VERSION_OF_IMAGE = ("images/file_size", "images/modified", "images/sha256")  # which version of its file was read
+OF_IMAGE = ("images/name", "images/size", "images/error", "images/crc32", *VERSION_OF_IMAGE)
 OF_BOXES = ("boxes", "labels", "scores", "ids", "levels")
 
 Read = Callable[[str, int, int], npt.NDArray[Any]]  # dataset, first row, number of rows
@@ -29,11 +30,10 @@ def table_crc32(read: Read, there: Collection[str], image: int, status: int) -> 
     """
     first, stop = read("images/offset", image, 2).tolist()
     crc = zlib.crc32(f"{status} {stop - first}".encode())
-    for name in OF_IMAGE:
-        crc = zlib.crc32(_bytes(read(name, image, 1)), crc)
-    for name in OF_BOXES:
-        if name in there:
-            crc = zlib.crc32(_bytes(read(name, first, stop - first)), crc)
+    for names, begin, count in ((OF_IMAGE, image, 1), (OF_BOXES, first, stop - first)):
+        for name in names:
+            if name in there:
+                crc = zlib.crc32(_bytes(read(name, begin, count)), crc)
     return crc
 
 

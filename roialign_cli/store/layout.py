@@ -21,6 +21,7 @@ import numpy.typing as npt
 from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import ATTRIBUTES, TABLES, attributes_crc32
 from roialign_cli.store.disk import BLOCK, LONG, Disk, Shielded
+from roialign_cli.store.partial import check_name, partial_of
 from roialign_cli.store.schema import (
     ERROR_BYTES,
     FORMAT,
@@ -37,12 +38,16 @@ from roialign_cli.structures import Plan
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file will hold: row shape and type of each layer, whether levels are stored, and its provenance."""
+    """What a file will hold: row shape and type of each layer, whether levels are stored, and its provenance.
+
+    `versions`: whether it says which version of each image was read, as all new files do.
+    """
 
     layers: dict[str, tuple[int, ...]]
     dtype: str
     levels: bool
     attributes: dict[str, Any]
+    versions: bool = True
 
     def feature_bytes(self, rows: int) -> int:
         """Bytes of all features."""
@@ -55,8 +60,10 @@ def check_space(path: Path, needed: int) -> int:
     folder = path.parent
     if not folder.is_dir():
         raise OutputError("output-folder", f"{path}: expected an existing folder, found none", f"mkdir -p {folder}")
-    if path.is_dir():
-        raise OutputError("output-is-folder", f"{path}: expected the name of a file, found a folder")
+    check_name(path)
+    if path.exists() and not path.is_file():
+        found = "a folder" if path.is_dir() else "another thing"
+        raise OutputError("output-is-folder", f"{path}: expected the name of a file, found {found}")
     if not os.access(folder, os.W_OK):
         raise OutputError("output-permission", f"{path}: expected a folder to write in, found no write permission")
     free = shutil.disk_usage(folder).free
@@ -68,8 +75,8 @@ def check_space(path: Path, needed: int) -> int:
 
 def create(path: Path, plan: Plan, layout: Layout) -> None:
     """Write the file beside its place, allocate and reserve everything, sync, and rename it into place."""
-    partial = path.with_name(path.name + ".partial")
-    tables = _tables(plan, layout)
+    partial = partial_of(path)
+    tables = tables_of(plan, layout)
     try:
         _allocate(partial, plan, layout, tables)
         with partial.open("r+b") as handle:
@@ -93,7 +100,7 @@ def create(path: Path, plan: Plan, layout: Layout) -> None:
         raise OutputError("output-create", f"{path}: cannot be created: {error.strerror or error}") from None
 
 
-def _tables(plan: Plan, layout: Layout) -> dict[str, tuple[np.dtype[Any], npt.NDArray[Any]]]:
+def tables_of(plan: Plan, layout: Layout) -> dict[str, tuple[np.dtype[Any], npt.NDArray[Any]]]:
     """Everything but features: HDF5's type and the values to begin with."""
     table, images = plan.table, plan.images
     found: dict[str, tuple[np.dtype[Any], npt.NDArray[Any]]] = {"boxes": (np.dtype(np.float32), table.boxes)}
@@ -112,8 +119,15 @@ def _tables(plan: Plan, layout: Layout) -> dict[str, tuple[np.dtype[Any], npt.ND
     found["images/size"] = (np.dtype(np.int64), plan.sizes)
     found["images/status"] = (np.dtype(np.uint8), np.full(images, PENDING, np.uint8))
     found["images/error"] = (string_dtype(ERROR_BYTES), errors)
-    for name in ("images/crc32", TABLES):
-        found[name] = (np.dtype(np.uint32), np.zeros(images, np.uint32))
+    empty: dict[str, tuple[str, tuple[int, ...]]] = {"images/crc32": ("uint32", ()), TABLES: ("uint32", ())}
+    if layout.versions:
+        empty |= {
+            "images/file_size": ("int64", ()),
+            "images/modified": ("int64", ()),
+            "images/sha256": ("uint8", (32,)),
+        }
+    for name, (kind, row) in empty.items():
+        found[name] = (np.dtype(kind), np.zeros((images, *row), kind))
     return found
 
 

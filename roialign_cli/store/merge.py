@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,18 +18,22 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
-from roialign_cli.store.checksum import ATTRIBUTES, OF_BOXES, TABLES, attributes_crc32
+from roialign_cli.identity import table_sha256
+from roialign_cli.store.checksum import ATTRIBUTES, OF_BOXES, TABLES, VERSION_OF_IMAGE, attributes_crc32
 from roialign_cli.store.disk import Disk, Shielded
-from roialign_cli.store.layout import Layout
+from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.store.output import locked, open_output
-from roialign_cli.store.parts import LINKED, Part
+from roialign_cli.store.partial import partial_of
+from roialign_cli.store.parts import Part
 from roialign_cli.store.reader import FeatureFile
-from roialign_cli.store.schema import PENDING, features_path
+from roialign_cli.store.schema import LINKED, PENDING, features_path
 from roialign_cli.structures import BoxTable, Names, Plan
 
 PIECE = 64 << 20  # bytes copied between two looks at whether to stop
 OF_SHARD = ("shard", "shards", "plan_sha256", "plan_images", "plan_boxes")
-SETTLED = ("images/size", "images/error", "images/crc32", TABLES)  # what is known of an image when it is settled
+# What is known of an image when it is settled; the last two vouch for all that is stored of it.
+SETTLED = ("images/size", *VERSION_OF_IMAGE, "images/error", "images/crc32", TABLES)
+VOUCHING = ("images/status", "images/crc32", TABLES)
 NO_RANGES = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
@@ -44,9 +50,16 @@ class Merged:
     finished: bool
 
 
-def open_shards(paths: Sequence[Path]) -> FeatureFile:
-    """All shards of a run as one file. OutputError: they do not belong together, or something is missing."""
+def open_shards(paths: Sequence[Path], output: Path) -> FeatureFile:
+    """Open all shards of a run as one file.
+
+    Raises OutputError: they do not belong together, something is missing, or the output is one of them.
+    """
     file = FeatureFile(paths)
+    for part in file.parts:
+        if output.exists() and output.samefile(part.path):
+            message = f"{output}: expected an output that is none of the files to be merged, found one of them"
+            raise OutputError("output-is-input", message, "choose another -o")
     pending = {part.path.name: int((part.map("images/status") == PENDING).sum()) for part in file.parts}
     if any(pending.values()):
         listed = ", ".join(f"{count:,} of {name}" for name, count in pending.items() if count)
@@ -68,28 +81,30 @@ def merge(
     The file is laid out whole and its space reserved first. Then the features of each shard are copied as one range of bytes
     and synced, and only then its images marked as they are in the shard. Calls `on_bytes` with bytes copied and all bytes.
     """
-    file = open_shards(paths)
-    names = {layer: features_path(layer, len(file.layers)) for layer in file.layers}
+    file = open_shards(paths, output)
+    plan = _plan(file)
+    datasets = [features_path(layer, len(file.layers)) for layer in file.layers]
     layout = Layout(
-        layers={layer: file.places[name].shape[1:] for layer, name in names.items()},
-        dtype=str(file.places[next(iter(names.values()))].dtype),
+        layers={layer: file.places[name].shape[1:] for layer, name in zip(file.layers, datasets, strict=True)},
+        dtype=str(file.places[datasets[0]].dtype),
         levels="levels" in file.places,
-        attributes={k: v for k, v in file.attributes.items() if k not in (*OF_SHARD, ATTRIBUTES, "layers")},
+        attributes=_attributes(file, plan),
+        versions=all(name in file.places for name in VERSION_OF_IMAGE),
     )
     rows, finished = int(file.offset[-1]), True
     copied, total = 0, layout.feature_bytes(rows)
     # The disk takes in one shard while the next is copied.
     with locked(output), ThreadPoolExecutor(1) as settling:
-        status = open_output(output, _plan(file), layout, overwrite=overwrite)
+        open_output(output, plan, layout, overwrite=overwrite)
         target = Part(output)
         disk = Disk(output)
         settled: list[Future[None]] = []
         try:
             image = row = 0
             for part in file.parts:
-                wanted = part.map("images/status")
-                if not np.array_equal(status[image : image + len(wanted)], wanted):
-                    for size in _copy(part, target, list(names.values()), row):
+                if not _is_there(part, target, image):
+                    _reopen(disk, part, target, image)
+                    for size in _copy(part, target, datasets, row):
                         copied += size
                         on_bytes(copied, total)
                         if should_stop():
@@ -99,8 +114,8 @@ def merge(
                         break
                     settled.append(settling.submit(_settle, disk, part, target, image, row))
                 else:
-                    copied += sum(part.places[name].row_bytes * part.places[name].shape[0] for name in names.values())
-                image, row = image + len(wanted), row + int(part.map("images/offset")[-1])
+                    copied += sum(part.places[name].row_bytes * part.places[name].shape[0] for name in datasets)
+                image, row = image + part.images, row + part.rows
             for one in settled:
                 one.result()
             disk.sync()
@@ -118,10 +133,22 @@ def link(paths: Sequence[Path], output: Path, *, overwrite: bool = False) -> Mer
     Virtual datasets, not external storage: they read as fast, and find the shards by the place of the file, not of the reader.
     Shards in other folders are named relative to it. The small tables are copied.
     """
-    file = open_shards(paths)
+    file = open_shards(paths, output)
+    check_space(output, 0)
     if output.exists() and not overwrite:
         raise OutputError("output-exists", f"{output}: expected nothing there", "choose another -o, or --overwrite")
-    partial = output.with_name(output.name + ".partial")
+    with locked(output):
+        _write_links(file, output)
+    home = output.parent.resolve()
+    if not all(home in part.path.resolve().parents for part in file.parts):
+        text = "links files outside of its own folder; --allow-links, or FeatureFile(..., allow_links=True), reads it"
+        warnings.warn(f"{output}: {text}", RuntimeWarning, stacklevel=2)
+    return Merged(str(output), len(file.parts), len(file), len(file.errors), int(file.offset[-1]), 0, finished=True)
+
+
+def _write_links(file: FeatureFile, output: Path) -> None:
+    """Write the small file over the parts of a file."""
+    partial = partial_of(output)
     sources = [os.path.relpath(part.path.resolve(), output.parent.resolve()) for part in file.parts]
     attributes = {**{k: v for k, v in file.attributes.items() if k != ATTRIBUTES}, LINKED: json.dumps(sources)}
     try:
@@ -144,7 +171,16 @@ def link(paths: Sequence[Path], output: Path, *, overwrite: bool = False) -> Mer
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OutputError("output-write", f"{output}: cannot be written: {error.strerror or error}") from None
-    return Merged(str(output), len(file.parts), len(file), len(file.errors), int(file.offset[-1]), 0, finished=True)
+
+
+def _attributes(file: FeatureFile, plan: Plan) -> dict[str, Any]:
+    """Return the attributes of the merged file: those of the run, or of files of several runs what identifies all."""
+    attributes = {k: v for k, v in file.attributes.items() if k not in (*OF_SHARD, ATTRIBUTES, "layers")}
+    if "shard" not in file.attributes and len(file.parts) > 1:
+        each = "".join(str(part.attributes.get("boxes_sha256")) for part in file.parts)
+        attributes["boxes_sha256"] = hashlib.sha256(each.encode()).hexdigest()
+        attributes["table_sha256"] = table_sha256(plan.table)
+    return attributes
 
 
 def _plan(file: FeatureFile) -> Plan:
@@ -187,6 +223,20 @@ def _copy_range(source: int, sink: int, begin: int, to: int, size: int) -> int:
                 raise
     data = os.pread(source, min(size, 8 << 20), begin)
     return os.pwrite(sink, data, to) if data else 0
+
+
+def _is_there(part: Part, target: Part, image: int) -> bool:
+    """Return whether the images of a shard are in the target already, just as they are in the shard."""
+    names = [name for name in VOUCHING if name in target.places]
+    return all(np.array_equal(part.map(name), target.map(name)[image : image + part.images]) for name in names)
+
+
+def _reopen(disk: Disk, part: Part, target: Part, image: int) -> None:
+    """Mark the images of a shard as pending in the target, on the disk, if some are settled: they are written again."""
+    if (target.map("images/status")[image : image + part.images] != PENDING).any():
+        place = target.places["images/status"]
+        disk.write(place.offset + image * place.row_bytes, np.full(part.images, PENDING, np.uint8))
+        disk.sync()
 
 
 def _settle(disk: Disk, part: Part, target: Part, image: int, row: int) -> None:

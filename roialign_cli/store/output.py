@@ -20,7 +20,7 @@ from roialign_cli.structures import Plan
 
 TABLE = "ablation.csv"  # by which a folder is known to hold an ablation
 # Attributes that a run must share with the file it goes on with; the latter three are of shards.
-IDENTITY = ("config", "weights_sha256", "boxes_sha256", "plan_sha256", "shard", "shards")
+IDENTITY = ("config", "weights_sha256", "boxes_sha256", "table_sha256", "plan_sha256", "shard", "shards")
 
 
 @contextmanager
@@ -49,10 +49,13 @@ def open_output(path: Path, plan: Plan, layout: Layout, *, overwrite: bool) -> n
         create(path, plan, layout)
         return np.full(plan.images, PENDING, np.uint8)
     with FeatureFile(path) as file:
+        rows = _row_differences(file, plan)
+        keys = [key for key in IDENTITY if not (rows and key == "table_sha256")]
         differences = [
-            line for key in IDENTITY for line in _differences(key, file.attributes.get(key), layout.attributes.get(key))
+            line for key in keys for line in _differences(key, file.attributes.get(key), layout.attributes.get(key))
         ]
-        if differences or len(file.names) != plan.images:
+        differences += rows
+        if differences:
             raise OutputError(
                 "output-mismatch",
                 f"{path}: expected the output of this configuration, found another: {'; '.join(differences)}",
@@ -61,10 +64,28 @@ def open_output(path: Path, plan: Plan, layout: Layout, *, overwrite: bool) -> n
         return file.status
 
 
+def _row_differences(file: FeatureFile, plan: Plan) -> list[str]:
+    """Return the first image that a file and a plan do not share, or whose number of boxes they do not."""
+    table = plan.table
+    if len(file.names) != plan.images:
+        return [f"{len(file.names)} images there, {plan.images} here"]
+    for i, (theirs, ours) in enumerate(zip(file.names, table.names, strict=True)):
+        if theirs != ours:
+            return [f'image {i} is "{theirs}" there, "{ours}" here']
+    different = np.flatnonzero(np.diff(file.offset) != np.diff(table.offset))
+    if different.size:
+        i = int(different[0])
+        there, here = (int(offset[i + 1] - offset[i]) for offset in (file.offset, table.offset))
+        return [f'"{file.names[i]}" has {there} boxes there, {here} here']
+    return []
+
+
 def _differences(key: str, theirs: Any, ours: Any) -> list[str]:
     """What differs, setting by setting for the configuration."""
     if theirs == ours:
         return []
+    if key == "table_sha256":
+        return ["its boxes, labels, scores or ids are others"]
     if key != "config":
         return [f"{key} is {theirs} there, {ours} here"]
     old, new = json.loads(theirs or "{}"), json.loads(ours)

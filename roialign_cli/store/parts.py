@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,34 +11,52 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
-from roialign_cli.store.schema import Place, open_file, places
+from roialign_cli.store.schema import LINKED, Place, open_file, places, read_attributes
+from roialign_cli.store.structure import check_attributes, check_datasets, check_links, check_rows
 
 Array = npt.NDArray[Any]
 SAME = ("config", "weights_sha256", "layers")  # attributes that files read as one must share, as shards also the next
-LINKED = "linked"  # attribute of a file that only names others, relative to it
 OF_SHARDS = ("shards", "plan_sha256")
 
 
 class Part:
-    """One file: its attributes and layers, where its datasets lie, and their memory maps."""
+    """One file: its attributes and layers, where its datasets lie, and their memory maps.
 
-    def __init__(self, path: Path) -> None:
+    What is promised of a file's structure is checked here, once, and OutputError raised: see `structure`. Of a file that links
+    others, `linked` are their paths, and it has no datasets here.
+    """
+
+    def __init__(self, path: Path, *, allow_links: bool = False) -> None:
         self.path = path
-        self.places: Mapping[str, Place]
+        self.places: Mapping[str, Place] = {}
+        self.linked: list[Path] = []
+        self._maps: dict[str, Array] = {}
         try:
             with open_file(path) as file:
-                self.linked: list[str] = json.loads(file.attrs.get(LINKED, "[]"))
-                self.places = places(file) if not self.linked else {}
-                self.attributes: dict[str, Any] = {
-                    name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()
-                }
-                self.layers: list[str] = json.loads(self.attributes["layers"])
+                self.attributes = read_attributes(file)
+                links = LINKED in self.attributes
+                self.layers = check_attributes(path, self.attributes, linked=links)
+                if links:
+                    self.linked = check_links(path, self.attributes, allowed=allow_links)
+                    return
+                self.places = places(file)
         except OutputError:
             raise
         except Exception as error:  # h5py raises many kinds where a file is damaged
             reason = str(error).split("\n", maxsplit=1)[0]
             raise OutputError("file-damaged", f"{path}: expected a whole feature file, found: {reason}") from None
-        self._maps: dict[str, Array] = {}
+        check_datasets(path, self.places, self.layers)
+        check_rows(path, self.map("images/name"), self.map("images/offset"), self.places["boxes"].shape[0])
+
+    @property
+    def images(self) -> int:
+        """Number of images."""
+        return self.places["images/name"].shape[0]
+
+    @property
+    def rows(self) -> int:
+        """Number of boxes."""
+        return self.places["boxes"].shape[0]
 
     def map(self, name: str) -> Array:
         """A dataset, read-only."""
@@ -105,7 +122,7 @@ class Stack:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [self.arrays[0][:0]])
 
 
-def open_parts(path: Path | Sequence[Path]) -> list[Part]:
+def open_parts(path: Path | Sequence[Path], *, allow_links: bool = False) -> list[Part]:
     """The file of a name; or several: all of a pattern such as `features-*-of-0016.h5`, those of a list, or those linked.
 
     Raises OutputError: none is there, one is no feature file, they do not belong together, or a shard is missing.
@@ -113,9 +130,8 @@ def open_parts(path: Path | Sequence[Path]) -> list[Part]:
     if not isinstance(path, Path):
         return _join(path[0].parent, [Part(one) for one in path])
     if path.exists() or not glob.has_magic(str(path)):
-        part = Part(path)
-        linked = [path.parent / name for name in part.linked]
-        return _join(path, [Part(one) for one in linked]) if linked else [part]
+        part = Part(path, allow_links=allow_links)
+        return _join(path, [Part(one) for one in part.linked]) if part.linked else [part]
     root = Path(path.anchor)
     found = [Part(name) for name in sorted(root.glob(str(path.relative_to(root))))]
     if not found:
@@ -126,8 +142,14 @@ def open_parts(path: Path | Sequence[Path]) -> list[Part]:
 def _join(path: Path, found: list[Part]) -> list[Part]:
     """The same files, shards in their order, if they belong together."""
     first = found[0]
+    if linked := [part.path for part in found if part.linked]:
+        message = f"{path}: expected files that hold features, found one that links others: {linked[0]}"
+        raise OutputError("file-links", message, "name the files that it links")
     shards = "shard" in first.attributes
     for part in found[1:]:
+        if set(part.places) != set(first.places):
+            expected = f"expected the datasets of {first.path.name}, found others"
+            raise OutputError("shards-differ", f"{part.path}: {expected}", "they are of different runs")
         for key in (*SAME, *(OF_SHARDS if shards else ())):
             mine, theirs = (one.attributes.get(key) for one in (part, first))
             if mine != theirs:
@@ -135,14 +157,14 @@ def _join(path: Path, found: list[Part]) -> list[Part]:
                 raise OutputError("shards-differ", f"{part.path}: {expected}", "they are of different runs")
     if not shards:
         return found
-    found = sorted(found, key=lambda part: int(part.attributes["shard"]))
-    numbers = [int(part.attributes["shard"]) for part in found]
-    total = int(first.attributes["shards"])
+    found = sorted(found, key=lambda part: part.attributes.get("shard", 0))
+    numbers = [part.attributes.get("shard", 0) for part in found]
+    total = first.attributes["shards"]
     if missing := sorted(set(range(1, total + 1)) - set(numbers)):
         listed = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
         message = f"{path}: expected {total} shards, found {len(numbers)}; missing: {listed}"
         raise OutputError("shards-missing", message, f"extract with --shard {missing[0]}/{total}")
-    images = sum(part.places["images/name"].shape[0] for part in found)
+    images = sum(part.images for part in found)
     if len(numbers) > total or images != first.attributes["plan_images"]:
         expected = f"expected {total} shards of {first.attributes['plan_images']:,} images"
         raise OutputError("shards-differ", f"{path}: {expected}, found {len(numbers)} of {images:,}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, cast
@@ -47,16 +47,17 @@ class Regions:
 class FeatureFile(Mapping[str, Regions]):
     """A feature file as a mapping from image name to `Regions`, in the order of the box file.
 
-    The path may be a pattern, `features-*-of-0016.h5`, or a list: all shards of a run are read as one file.
+    The path may be a pattern, `features-*-of-0016.h5`, or a list: all shards of a run are read as one file. With `allow_links`
+    a file that links others may name some outside of its own folder.
 
     Raises OutputError for files that are no feature files, and for images that have no features (yet).
     """
 
-    def __init__(self, path: str | Path | Sequence[Path]) -> None:
-        self._opened = path
+    def __init__(self, path: str | Path | Sequence[Path], *, allow_links: bool = False) -> None:
+        self._opened, self._allow_links = path, allow_links
         if isinstance(path, str | Path):
             self.path = Path(path)
-            self.parts = open_parts(self.path)
+            self.parts = open_parts(self.path, allow_links=allow_links)
         else:
             self.path = path[0].parent
             self.parts = open_parts(path)
@@ -124,9 +125,12 @@ class FeatureFile(Mapping[str, Regions]):
         return self._map(features_path(layer or self.layers[0], len(self.layers)))
 
     def rows(self, name: str) -> slice:
-        """The rows of an image."""
-        i = self._index[name]
-        return slice(int(self.offset[i]), int(self.offset[i + 1]))
+        """Return the rows of an image."""
+        return self.rows_of(self._index[name])
+
+    def rows_of(self, image: int) -> slice:
+        """Return the rows of an image by its place in the file."""
+        return slice(int(self.offset[image]), int(self.offset[image + 1]))
 
     def __getitem__(self, name: str) -> Regions:
         i = self._index[name]
@@ -162,13 +166,13 @@ class FeatureFile(Mapping[str, Regions]):
         """A torch dataset over the images that are done; safe with fork and spawn workers, see `collate`."""
         from roialign_cli.store.datasets import ImageDataset
 
-        return ImageDataset(FeatureFile(self._opened))
+        return ImageDataset(FeatureFile(self._opened, allow_links=self._allow_links))
 
     def as_row_dataset(self) -> RowDataset:
         """A torch dataset over the boxes of the images that are done."""
         from roialign_cli.store.datasets import RowDataset
 
-        return RowDataset(FeatureFile(self._opened))
+        return RowDataset(FeatureFile(self._opened, allow_links=self._allow_links))
 
     def to_pandas(self) -> DataFrame:
         """A row per box, all but its features: image, status, x1, y1, x2, y2, label, score, id, level; needs pandas."""
@@ -187,8 +191,8 @@ class FeatureFile(Mapping[str, Regions]):
                 columns[name[:-1]] = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
         return pandas.DataFrame(columns)
 
-    def __reduce__(self) -> tuple[type[FeatureFile], tuple[str | Path | Sequence[Path]]]:
-        return FeatureFile, (self._opened,)  # to another process goes the path, not what is mapped
+    def __reduce__(self) -> tuple[Any, ...]:  # to another process goes the path, not what is mapped
+        return partial(FeatureFile, allow_links=self._allow_links), (self._opened,)
 
     def close(self) -> None:
         """Let go of the mapped file; arrays already taken from it stay valid."""

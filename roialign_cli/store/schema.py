@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ VERSION = 1
 PENDING, DONE, FAILED = 0, 1, 2
 STATUS_NAMES = ("pending", "done", "failed")
 HEAP, HEAPS_BYTES = b"GCOL\1\0\0\0", 1 << 20  # how HDF5 marks a heap of strings, and where ours are
+LINKED = "linked"  # attribute of a file that only names others, relative to it
 ERROR_BYTES = 256  # room for the message of a failed image
 
 
@@ -71,6 +73,8 @@ def features_path(layer: str, layers: int) -> str:
 def open_file(path: Path) -> h5py.File:
     """Open a feature file for reading, or OutputError if it is none."""
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # what is no file, such as a pipe, might be waited for
+            raise OutputError("file-unreadable", f"{path}: expected a feature file, found no file but another thing")
         _check_heaps(path)
         file = h5py.File(path, "r", locking=False)
     except FileNotFoundError:
@@ -79,13 +83,14 @@ def open_file(path: Path) -> h5py.File:
         raise OutputError("file-unreadable", f"{path}: expected an HDF5 file, found: {error}") from None
     try:
         name, version = file.attrs.get("format"), file.attrs.get("format_version")
-    except (OSError, RuntimeError, KeyError) as error:
+    except Exception as error:  # h5py raises many kinds where a file is damaged
         file.close()
         raise OutputError("file-unreadable", f"{path}: expected an HDF5 file, found: {error}") from None
-    if name != FORMAT:
+    if not isinstance(name, str) or name != FORMAT:
         file.close()
-        raise OutputError("file-format", f"{path}: expected a file of format {FORMAT}, found {name or 'no format'}")
-    if version != VERSION:
+        found = "no format" if name is None else repr(name)
+        raise OutputError("file-format", f"{path}: expected a file of format {FORMAT}, found {found}")
+    if not isinstance(version, np.integer) or version != VERSION:
         file.close()
         raise OutputError(
             "file-version", f"{path}: expected format version {VERSION}, found {version}", "update roialign"
@@ -112,6 +117,17 @@ def _check_heaps(path: Path) -> None:
         if end <= len(head) and not end - 16 < at <= end:  # what is cut off, HDF5 sees itself
             raise OutputError("file-damaged", f"{path}: expected a whole feature file, found a damaged heap of strings")
         begin = head.find(HEAP, begin + 16)
+
+
+def read_attributes(file: h5py.File) -> dict[str, Any]:
+    """Return the attributes of a file that are text or numbers; readers must ignore others."""
+    found = {}
+    for name, value in file.attrs.items():
+        plain = value.item() if isinstance(value, np.generic) else value
+        plain = plain.decode("utf-8", "surrogateescape") if isinstance(plain, bytes) else plain
+        if isinstance(plain, str | int | float):
+            found[name] = plain
+    return found
 
 
 def places(file: h5py.File) -> Mapping[str, Place]:

@@ -16,10 +16,17 @@ import numpy.typing as npt
 from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import TABLES, features_crc32, table_crc32
 from roialign_cli.store.disk import Disk
-from roialign_cli.store.schema import DONE, ERROR_BYTES, FAILED, Place, cut
+from roialign_cli.store.parts import Part
+from roialign_cli.store.schema import DONE, ERROR_BYTES, FAILED, PENDING, Place, cut
+from roialign_cli.structures import FileVersion
 
 CHECKPOINT_SECONDS = 2.0  # at most this much finished work is done again after a kill
 QUEUED = 8  # blocks that may wait for the disk, which bounds memory
+
+
+def open_writer(path: Path) -> FeatureWriter:
+    """Return the writer of a file that has been laid out."""
+    return FeatureWriter(path, Part(path).places)
 
 
 class FeatureWriter:
@@ -31,7 +38,7 @@ class FeatureWriter:
 
     def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
         self._path = path
-        self._places = places
+        self.places = places
         try:
             self._disk = Disk(path)
         except OSError as error:
@@ -63,6 +70,16 @@ class FeatureWriter:
             self._crc[image] = features_crc32(values, self._crc.get(image, 0))
 
         self._put(task, release)
+
+    def version(self, image: int, version: FileVersion) -> None:
+        """Write which version of its file an image was read from."""
+        self.rows("images/file_size", image, np.array([version.size]))
+        self.rows("images/modified", image, np.array([version.modified]))
+        self.rows("images/sha256", image, np.frombuffer(version.sha256, np.uint8).reshape(1, -1))
+
+    def reopen(self, images: npt.NDArray[np.integer]) -> None:
+        """Mark settled images as pending, on the disk, before anything of theirs is written again."""
+        self._put(lambda: self._reopen(images))
 
     def done(self, image: int, note: str = "") -> None:
         """All rows of the image have been handed over; a note may say what is odd about them."""
@@ -123,16 +140,21 @@ class FeatureWriter:
     def _write(self, dataset: str, first: int, values: npt.NDArray[Any]) -> None:
         if not values.size:
             return
-        place = self._places[dataset]
+        place = self.places[dataset]
         assert values.shape[1:] == place.shape[1:]
         assert values.dtype.itemsize == place.dtype.itemsize
         assert 0 <= first <= first + len(values) <= place.shape[0]
         self._disk.write(place.offset + first * place.row_bytes, values)
 
     def _read(self, dataset: str, first: int, count: int) -> npt.NDArray[Any]:
-        place = self._places[dataset]
+        place = self.places[dataset]
         data = self._disk.read(place.offset + first * place.row_bytes, count * place.row_bytes)
         return np.frombuffer(data, place.raw_dtype).reshape(count, *place.shape[1:])
+
+    def _reopen(self, images: npt.NDArray[np.integer]) -> None:
+        for image in images.tolist():
+            self._write("images/status", image, np.array([PENDING], np.uint8))
+        self._disk.sync()
 
     def _forget(self, image: int) -> None:
         self._crc.pop(image, None)
@@ -141,8 +163,8 @@ class FeatureWriter:
         text = cut(message.encode("utf-8", "replace"), ERROR_BYTES)
         self._write("images/crc32", image, np.array([self._crc.pop(image, 0)], np.uint32))
         self._write("images/error", image, np.array([text], f"S{ERROR_BYTES}"))
-        if TABLES in self._places:
-            vouched = table_crc32(self._read, self._places, image, status)
+        if TABLES in self.places:
+            vouched = table_crc32(self._read, self.places, image, status)
             self._write(TABLES, image, np.array([vouched], np.uint32))
         self._finished.append((image, status))
 

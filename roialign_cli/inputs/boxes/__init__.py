@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -19,7 +19,7 @@ from roialign_cli.inputs.boxes import coco, coco_results, columns, grid, jsonl, 
 from roialign_cli.inputs.boxes.common import Source, bad
 from roialign_cli.inputs.boxes.names import ImageNames
 from roialign_cli.inputs.boxes.select import select
-from roialign_cli.structures import BoxTable, Floats, Names
+from roialign_cli.structures import BoxTable, Floats, unsafe_name
 
 READERS: dict[str, Callable[[Source], BoxTable]] = {
     "native": lambda source: native.read(str(source.path), top_level(source.path)),
@@ -65,7 +65,9 @@ def read_boxes(path: Path | None, folder: Path | None = None, settings: Settings
         raise bad(path, f"expected text in UTF-8, found: {error.reason} at byte {error.start}") from None
     except OSError as error:
         raise InputError("boxes-missing", f"{path}: expected a box file, found: {error.strerror or error}") from None
-    _check_names(str(path), table.names)
+    if (name := unsafe_name(table.names)) is not None:
+        expected = "expected the name of an image relative to the image folder, inside it"
+        raise InputError("image-name", f"{path}: {name!r}: {expected}")
     _check_values(str(path), table, found)
     return replace(select(str(path), table, settings), sha256=_digest(path, settings))
 
@@ -131,19 +133,6 @@ def _with_nan(path: Path, content: bytes, reason: str) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise bad(path, "expected a JSON object: image names with boxes, or COCO instances")
     return {name: msgspec.Raw(json.dumps(value).encode()) for name, value in parsed.items()}
-
-
-def _check_names(path: str, names: Names) -> None:
-    text = names.text.tobytes()
-    plain = not any(part in text for part in (b"..", b"\0", b"\\")) and bool(np.diff(names.ends).all())
-    if plain and not (names.text[names.ends[:-1]] == ord("/")).any():
-        return  # as nearly always, which of millions is known at once
-    for name in names:
-        pure = PurePosixPath(name)
-        if not name or pure.is_absolute() or ".." in pure.parts or "\0" in name or "\\" in name:
-            raise InputError(
-                "image-name", f"{path}: {name!r}: expected the name of an image relative to the image folder, inside it"
-            )
 
 
 def _check_values(path: str, table: BoxTable, boxes_format: str) -> None:

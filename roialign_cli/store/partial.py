@@ -1,0 +1,48 @@
+"""Where an output is written until it is whole: `<output>.partial`, which is renamed into its place at the end."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+from roialign_cli.errors import OutputError
+
+SUFFIX = ".partial"
+NAME_BYTES = 255  # of most file systems
+
+
+def partial_of(output: Path) -> Path:
+    """Return the path to write to, with nothing there: the file that an earlier run left is removed.
+
+    Raises OutputError if a link, a folder or something else stands there, which this tool does not make.
+    """
+    check_name(output)
+    partial = output.with_name(output.name + SUFFIX)
+    try:
+        mode = partial.lstat().st_mode
+    except FileNotFoundError:
+        return partial
+    except OSError as error:
+        raise OutputError("output-write", f"{partial}: cannot be written: {error.strerror}") from None
+    if not stat.S_ISREG(mode):
+        raise not_ours(partial, "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no file")
+    try:
+        partial.unlink()
+    except OSError as error:
+        raise OutputError("output-write", f"{partial}: cannot be removed: {error.strerror}") from None
+    return partial
+
+
+def check_name(output: Path) -> None:
+    """Raise OutputError if a name is too long to have something added to it."""
+    most, length = NAME_BYTES - len(SUFFIX), len(os.fsencode(output.name))
+    if length > most:
+        message = f"{output}: expected a name of at most {most} bytes, found {length}"
+        raise OutputError("output-name", message, "choose a shorter -o")
+
+
+def not_ours(path: Path, found: str) -> OutputError:
+    """Return the error of something in the way that this tool did not make, and so does not remove."""
+    message = f"{path}: expected nothing, or what an earlier run left, found {found}"
+    return OutputError("output-in-the-way", message, "move it away, or choose another -o")

@@ -1,0 +1,148 @@
+"""Check the structure of a feature file when it is opened: attributes, types, shapes, offsets and names.
+
+So what reads a file afterwards can rely on it, whoever made the file: see docs/format.md.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from roialign_cli.errors import OutputError
+from roialign_cli.store.checksum import TABLES
+from roialign_cli.store.schema import LINKED, Place, features_path
+from roialign_cli.structures import Names, unsafe_name
+
+IMAGES, OFFSETS, BOXES = "number of images", "number of images + 1", "number of boxes"
+STRING = "fixed-length string"
+NAMES_AT_ONCE = 1 << 16  # checked at a time
+MAX_RANK = 4  # of features
+SHARD_NUMBERS = ("shard", "shards", "plan_images", "plan_boxes")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """Describe a dataset: its types, what counts its rows, and the shape of a row."""
+
+    types: tuple[str, ...]
+    rows: str
+    row: tuple[int, ...] = ()
+    required: bool = True
+
+
+DATASETS: Mapping[str, Expected] = {
+    "images/name": Expected((STRING,), IMAGES),
+    "images/offset": Expected(("int64",), OFFSETS),
+    "images/size": Expected(("int64",), IMAGES, (2,)),
+    "images/status": Expected(("uint8",), IMAGES),
+    "images/error": Expected((STRING,), IMAGES),
+    "images/crc32": Expected(("uint32",), IMAGES),
+    TABLES: Expected(("uint32",), IMAGES, required=False),
+    "images/file_size": Expected(("int64",), IMAGES, required=False),
+    "images/modified": Expected(("int64",), IMAGES, required=False),
+    "images/sha256": Expected(("uint8",), IMAGES, (32,), required=False),
+    "boxes": Expected(("float32",), BOXES, (4,)),
+    "labels": Expected(("int64", STRING), BOXES, required=False),
+    "scores": Expected(("float32",), BOXES, required=False),
+    "ids": Expected(("int64", STRING), BOXES, required=False),
+    "levels": Expected(("uint8",), BOXES, required=False),
+}
+
+
+def check_attributes(path: Path, attributes: Mapping[str, Any], *, linked: bool) -> list[str]:
+    """Return the names of the layers; OutputError if an attribute that readers use has not the form it must have."""
+    config = _json(path, attributes, "config")
+    if not isinstance(config, dict):
+        raise _bad(path, "attribute config", "an object", config)
+    layers: list[str] = _json(path, attributes, "layers")
+    named = isinstance(layers, list) and layers and all(isinstance(layer, str) and layer for layer in layers)
+    if not named or len(set(layers)) < len(layers):
+        raise _bad(path, "attribute layers", "a list of different names", layers)
+    if "shard" in attributes and not linked:
+        numbers = [attributes.get(name) for name in SHARD_NUMBERS]
+        for name, value in zip(SHARD_NUMBERS, numbers, strict=True):
+            if not isinstance(value, int) or value < 0:
+                raise _bad(path, f"attribute {name}", "a number", value)
+        if not 1 <= attributes["shard"] <= attributes["shards"]:
+            raise _bad(path, "attribute shard", f"a number from 1 to {attributes['shards']}", attributes["shard"])
+    return layers
+
+
+def check_links(path: Path, attributes: Mapping[str, Any], *, allowed: bool) -> list[Path]:
+    """Return the files that a linked file names; OutputError if they lead out of its folder and that is not `allowed`."""
+    links = _json(path, attributes, LINKED)
+    if not isinstance(links, list) or not links or not all(isinstance(link, str) and link for link in links):
+        raise _bad(path, "attribute linked", "a list of paths", links)
+    home, found = path.parent.resolve(), []
+    for link in links:
+        if "\0" in link:
+            raise _bad(path, "attribute linked", "a list of paths", links)
+        target = path.parent / link
+        if not allowed and (Path(link).is_absolute() or home not in target.resolve().parents):
+            message = f"{path}: attribute linked: expected files in its own folder, found {link!r}"
+            raise OutputError("file-links", message, "--allow-links lets it name others, if you trust it")
+        found.append(target)
+    return found
+
+
+def check_datasets(path: Path, places: Mapping[str, Place], layers: list[str]) -> None:
+    """Raise OutputError if a dataset is missing, or not of the type and shape that the format demands."""
+    counts = {IMAGES: _rows(path, places, "images/name"), BOXES: _rows(path, places, "boxes")}
+    counts[OFFSETS] = counts[IMAGES] + 1
+    for name, expected in DATASETS.items():
+        if name not in places:
+            if expected.required:
+                raise _bad(path, name, "a dataset", "none")
+            continue
+        place = places[name]
+        found = STRING if place.dtype.kind == "S" else str(place.dtype)  # big-endian is >f4
+        if found not in expected.types:
+            raise _bad(path, name, f"numbers of type {' or '.join(expected.types)}", found)
+        shape = (counts[expected.rows], *expected.row)
+        if place.shape != shape:
+            raise _bad(path, name, f"shape {list(shape)} ({expected.rows})", list(place.shape))
+    for layer in layers:
+        name = features_path(layer, len(layers))
+        if name not in places:
+            raise _bad(path, name, "a dataset", "none")
+        place = places[name]
+        if str(place.dtype) not in ("float32", "float16"):
+            raise _bad(path, name, "numbers of type float32 or float16", place.dtype)
+        if len(place.shape) not in (2, MAX_RANK) or place.shape[0] != counts[BOXES] or 0 in place.shape[1:]:
+            raise _bad(path, name, f"shape [{counts[BOXES]}, C, PH, PW] or [{counts[BOXES]}, C]", list(place.shape))
+
+
+def check_rows(path: Path, names: npt.NDArray[np.bytes_], offset: npt.NDArray[np.int64], boxes: int) -> None:
+    """Raise OutputError if offsets do not ascend from 0 to the number of boxes, or a name leads out of a folder."""
+    if offset[0] != 0 or offset[-1] != boxes or (offset[1:] < offset[:-1]).any():
+        raise _bad(path, "images/offset", f"numbers that ascend from 0 to {boxes}", f"{offset[:5].tolist()}...")
+    for first in range(0, len(names), NAMES_AT_ONCE):
+        some = names[first : first + NAMES_AT_ONCE].tolist()
+        if (unsafe := unsafe_name(Names.of_bytes(some))) is not None:
+            raise _bad(path, "images/name", "names of images relative to their folder, inside it", repr(unsafe))
+    hashes = np.fromiter((hash(name) for name in names.tolist()), np.int64, len(names))
+    if len(np.unique(hashes)) < len(names) and len(set(names.tolist())) < len(names):
+        raise _bad(path, "images/name", "each name once", "one twice")
+
+
+def _rows(path: Path, places: Mapping[str, Place], name: str) -> int:
+    if name not in places or not places[name].shape:
+        raise _bad(path, name, "a dataset of rows", "none")
+    return places[name].shape[0]
+
+
+def _json(path: Path, attributes: Mapping[str, Any], name: str) -> Any:
+    try:
+        return json.loads(attributes[name])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        raise _bad(path, f"attribute {name}", "JSON", repr(attributes.get(name))[:80]) from None
+
+
+def _bad(path: Path, where: str, expected: str, found: object) -> OutputError:
+    return OutputError("file-structure", f"{path}: {where}: expected {expected}, found {str(found)[:100]}")
