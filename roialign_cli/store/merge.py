@@ -53,8 +53,9 @@ class Merged:
 def open_shards(paths: Sequence[Path], output: Path) -> FeatureFile:
     """Open all shards of a run as one file.
 
-    Raises OutputError: they do not belong together, something is missing, or the output is one of them.
+    Raises OutputError: they do not belong together, something is missing, or the output is one of them or of no use.
     """
+    check_space(output, 0)
     file = FeatureFile(paths)
     for part in file.parts:
         if output.exists() and output.samefile(part.path):
@@ -134,7 +135,6 @@ def link(paths: Sequence[Path], output: Path, *, overwrite: bool = False) -> Mer
     Shards in other folders are named relative to it. The small tables are copied.
     """
     file = open_shards(paths, output)
-    check_space(output, 0)
     if output.exists() and not overwrite:
         raise OutputError("output-exists", f"{output}: expected nothing there", "choose another -o, or --overwrite")
     with locked(output):
