@@ -24,7 +24,7 @@ from roialign_cli.store.layout import Layout, tables_of
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import DONE, PENDING
 from roialign_cli.store.writer import open_writer
-from roialign_cli.structures import FileVersion, Plan
+from roialign_cli.structures import NO_VERSION, FileVersion, Plan
 
 MADE_BY = ("created_by", "versions", "kernel")  # attributes that decide how values are rounded, not what they mean
 OF_PLAN = ("boxes", "labels", "scores", "ids", "images/name", "images/size")  # tables that a plan has
@@ -125,6 +125,7 @@ def _reopen(output: Path, plan: Plan, layout: Layout, images: Images) -> None:
     with open_writer(output) as writer:
         writer.reopen(images)
         for image in images.tolist():
+            writer.version(image, NO_VERSION)
             first, stop = plan.table.offset[image : image + 2].tolist()
             for name, values in tables.items():
                 begin, end = (image, image + 1) if name.startswith("images/") else (first, stop)

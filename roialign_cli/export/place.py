@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from roialign_cli.errors import OutputError
-from roialign_cli.store.partial import SUFFIX, check_name, not_ours, partial_of
+from roialign_cli.store.partial import SUFFIX, check_name, not_ours, partial_of, publish
 
 MARKER = ".roialign-export"
 HEADER = "files made by roialign export"
@@ -72,7 +72,10 @@ def replace(partial: Path, output: Path) -> None:
     if output.is_dir() and not output.is_symlink():
         _check_folder(output)
         shutil.rmtree(output)
-    partial.replace(output)
+    if partial.is_dir():
+        partial.replace(output)
+    else:
+        publish(partial, output)
 
 
 def remove(partial: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from roialign_cli.errors import OutputError
-from roialign_cli.store.partial import partial_of
+from roialign_cli.store.partial import partial_of, publish
 from roialign_cli.structures import Plan
 
 TINY = 4.0  # pixels of the shorter side: less than a cell of the finest usual map
@@ -94,6 +94,6 @@ def write_native(plan: Plan, path: Path) -> None:
                         entry[key] = [float(str(v)) for v in column[rows]] if key == "scores" else column[rows].tolist()
                 file.write(f"{',' if i else ''}\n {json.dumps(name)}: {json.dumps(entry)}")
             file.write("\n}\n")
-        partial.replace(path)
+        publish(partial, path)
     except OSError as error:
         raise OutputError("output-write", f"{path}: cannot be written: {error.strerror}") from None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from roialign_cli.errors import OutputError
 from roialign_cli.report.page import render
 from roialign_cli.report.plots import draw, picture
 from roialign_cli.store.output import TABLE
-from roialign_cli.store.partial import partial_of
+from roialign_cli.store.partial import partial_of, publish
 
 FACTS, PAGE = "ablation.json", "report.html"
 
@@ -43,6 +42,6 @@ def _replace(path: Path, content: bytes) -> None:
     partial = partial_of(path)
     try:
         partial.write_bytes(content)
-        os.replace(partial, path)  # noqa: PTH105
+        publish(partial, path)
     except OSError as error:
         raise OutputError("output-write", f"{path}: cannot be written: {error.strerror}") from None

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import ATTRIBUTES, TABLES, attributes_crc32
 from roialign_cli.store.disk import BLOCK, LONG, Disk, Shielded
-from roialign_cli.store.partial import check_name, partial_of
+from roialign_cli.store.partial import check_name, partial_of, publish
 from roialign_cli.store.schema import (
     ERROR_BYTES,
     FORMAT,
@@ -87,11 +87,9 @@ def create(path: Path, plan: Plan, layout: Layout) -> None:
         try:
             for name, (_, values) in tables.items():
                 disk.write(where[name].offset, values)
-            disk.sync()
         finally:
             disk.close()
-        partial.replace(path)
-        _sync_folder(path.parent)
+        publish(partial, path)
     except OutputError:
         partial.unlink(missing_ok=True)
         raise
@@ -171,13 +169,3 @@ def _reserve(descriptor: int, size: int, path: Path) -> None:
         code = ctypes.get_errno()
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise OutputError("output-space", f"{path}: cannot reserve {size:,} bytes: {os.strerror(code)}")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename durable, where folders can be synced (not on Windows)."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -23,7 +23,7 @@ from roialign_cli.store.checksum import ATTRIBUTES, OF_BOXES, TABLES, VERSION_OF
 from roialign_cli.store.disk import Disk, Shielded
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.store.output import locked, open_output
-from roialign_cli.store.partial import partial_of
+from roialign_cli.store.partial import partial_of, publish
 from roialign_cli.store.parts import Part
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import LINKED, PENDING, features_path
@@ -167,7 +167,7 @@ def _write_links(file: FeatureFile, output: Path) -> None:
                     virtual[first : first + shape[0]] = h5py.VirtualSource(source, name, shape, place.dtype)
                     first += shape[0]
                 made.create_virtual_dataset(name, virtual)
-        partial.replace(output)
+        publish(partial, output)
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise OutputError("output-write", f"{output}: cannot be written: {error.strerror or error}") from None

@@ -34,6 +34,19 @@ def partial_of(output: Path) -> Path:
     return partial
 
 
+def publish(partial: Path, output: Path) -> None:
+    """Rename a file that is whole into its place, durably: its content first, then its name. Raises OSError."""
+    with partial.open("rb+") as file:
+        os.fsync(file.fileno())
+    partial.replace(output)
+    if os.name == "posix":  # elsewhere folders cannot be synced
+        descriptor = os.open(output.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
 def check_name(output: Path) -> None:
     """Raise OutputError if a name is too long to have something added to it."""
     most, length = NAME_BYTES - len(SUFFIX), len(os.fsencode(output.name))

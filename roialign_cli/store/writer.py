@@ -72,7 +72,9 @@ class FeatureWriter:
         self._put(task, release)
 
     def version(self, image: int, version: FileVersion) -> None:
-        """Write which version of its file an image was read from."""
+        """Write which version of its file an image was read from, where the file has room for it."""
+        if "images/sha256" not in self.places:
+            return
         self.rows("images/file_size", image, np.array([version.size]))
         self.rows("images/modified", image, np.array([version.modified]))
         self.rows("images/sha256", image, np.frombuffer(version.sha256, np.uint8).reshape(1, -1))

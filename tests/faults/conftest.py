@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from faults.runs import TABLE, Data, Runs, make_data
+from faults.data import ONE_LAYER, PYRAMID, TABLE, Data, Operation, make_data, with_options
+from faults.runs import Runs
 
-HEAD = ("fault", "runs", "lost rows", "wrong rows", "files unreadable", "hangs")
+HEAD = ("fault", "runs harmed", "files read", "images decoded")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -45,17 +46,34 @@ def data(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Data:
     return make_data(tmp_path_factory.mktemp("data") / "d", 12, runs)
 
 
+@pytest.fixture(scope="session")
+def pyramid(data: Data, runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """Return the data run over by a feature pyramid, whose file has levels."""
+    return with_options(data, tmp_path_factory.mktemp("pyramid"), runs, PYRAMID)
+
+
+@pytest.fixture(scope="session")
+def one_layer(data: Data, runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Data:
+    return with_options(data, tmp_path_factory.mktemp("one"), runs, ONE_LAYER)
+
+
+@pytest.fixture(scope="session")
+def operations(data: Data, runs: Runs) -> dict[str, Operation]:
+    return data.operations(runs)
+
+
 def table() -> str:
-    """What was found, as Markdown."""
+    """Return what was done, as Markdown. What went wrong is not in it: a test that finds something has failed."""
     lines = [" | ".join(HEAD), " | ".join("---" for _ in HEAD)]
-    for fault, line in TABLE.items():
-        numbers = (line.runs, line.lost_rows, line.wrong_rows, line.unreadable, line.hangs)
+    counted = {fault: (line.runs, line.files, line.decodings) for fault, line in TABLE.items()}
+    counted["all"] = tuple(map(sum, zip(*counted.values(), strict=True)))
+    for fault, numbers in counted.items():
         lines.append(" | ".join([fault, *map(str, numbers)]))
     return "\n".join(f"| {line} |" for line in lines)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if TABLE:
-        terminalreporter.write_line(f"\n{table()}\n\n{sum(line.runs for line in TABLE.values())} faults injected")
+        terminalreporter.write_line(f"\n{table()}\n")
         if path := os.environ.get("ROIALIGN_FAULTS_TABLE"):
             Path(path).write_text(table() + "\n")

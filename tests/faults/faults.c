@@ -61,7 +61,8 @@ static void after(int what) {
   if (what == KILL_AFTER) kill(getpid(), SIGKILL), pause();
 }
 
-// A record: kind, position, length as int64, then that many bytes. Kinds: w write, s sync, r rename, d sync of the folder.
+// A record: kind, position, length as int64, then that many bytes. Kinds: w write, s sync, r rename, d sync of the folder; S and D
+// are syncs that failed.
 static void note(char kind, int64_t position, const void *data, int64_t length) {
   if (!record) return;
   pthread_mutex_lock(&lock);
@@ -132,6 +133,23 @@ ssize_t write(int descriptor, const void *data, size_t size) {
 PWRITE(pwrite, off_t)
 PWRITE(pwrite64, off64_t)
 
+ssize_t copy_file_range(int in, off64_t *from, int out, off64_t *to, size_t size, unsigned flags) {
+  REAL(copy_file_range);
+  if (!counts(out)) return real(in, from, out, to, size, flags);
+  int what = turn(0);
+  if (what == FAIL) return errno = code, -1;
+  if (what == SHORT && size > 1) size /= 2;
+  int64_t position = to ? *to : lseek(out, 0, SEEK_CUR);
+  ssize_t copied = real(in, from, out, to, size, flags);
+  if (copied > 0 && record) {
+    void *data = malloc(copied);
+    if (pread(out, data, copied, position) == copied) note('w', position, data, copied);
+    free(data);
+  }
+  after(what);
+  return copied;
+}
+
 #define SYNC(name) \
   int name(int descriptor) { \
     REAL(name); \
@@ -139,7 +157,7 @@ PWRITE(pwrite64, off64_t)
     int folder = fstat(descriptor, &about) == 0 && S_ISDIR(about.st_mode); \
     if (!counts(descriptor) && !(folder && *watched)) return real(descriptor); \
     int what = turn(1); \
-    if (what == FAIL) return errno = code, -1; \
+    if (what == FAIL) return note(folder ? 'D' : 'S', 0, NULL, 0), errno = code, -1; \
     int result = real(descriptor); \
     if (result == 0) note(folder ? 'd' : 's', 0, NULL, 0); \
     after(what); \

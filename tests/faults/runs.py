@@ -1,4 +1,4 @@
-"""Runs of the command in processes of their own, harmed on purpose, and the verdict on what they leave behind."""
+"""Runs of the command in processes of their own, which can be harmed, killed and counted."""
 
 from __future__ import annotations
 
@@ -8,19 +8,11 @@ import select
 import signal
 import subprocess
 import sys
-from collections import defaultdict
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import h5py
-import numpy as np
-from PIL import Image
-
-from roialign_cli import FeatureFile
-from roialign_cli.errors import OutputError
-from roialign_cli.store.check import check
 
 FULL = os.environ.get("ROIALIGN_FAULTS") == "full"  # all faults, as `make faults` does; otherwise a slice of them
 HANG_SECONDS = 60.0
@@ -37,7 +29,8 @@ KILL_BEFORE, KILL_AFTER, FAIL, SHORT, STOP = 1, 2, 3, 4, 5
 SERVER = f"""
 import ctypes, json, os, resource, signal, sys
 {OFTEN}
-import roialign_cli.pipeline, roialign_cli.backbones.gabor, roialign_cli.ops.cpu_kernels, roialign_cli.cli.extract
+import roialign_cli.pipeline, roialign_cli.backbones.gabor, roialign_cli.backbones.own, roialign_cli.ops.cpu_kernels
+import roialign_cli.cli.extract, roialign_cli.cli.merge, roialign_cli.store.merge, faults.two_layers
 from roialign_cli.__main__ import main
 signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGINT}})  # until the command itself has begun
 for line in sys.stdin:
@@ -100,7 +93,9 @@ class Runs:
     """Starts runs in processes of their own, and waits for them or kills them."""
 
     def __init__(self, library: Path | None, folder: Path) -> None:
-        environment = dict(os.environ) | ({"LD_PRELOAD": str(library)} if library else {})
+        tests = str(Path(__file__).parents[1])  # where the backbone of the runs is found
+        paths = os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": paths, **({"LD_PRELOAD": str(library)} if library else {})}
         self._child = 0  # 0: none is running
         self._log, self._count = folder / "log.txt", folder / "count.txt"
         self._server = subprocess.Popen(
@@ -150,90 +145,3 @@ class Runs:
         self.kill()  # a stopped one would be waited for for ever
         with self._server:
             self._server.stdin.close()
-
-
-@dataclass
-class Line:
-    """A line of the table: how many runs, and what went wrong in them."""
-
-    runs: int = 0
-    lost_rows: int = 0
-    wrong_rows: int = 0
-    unreadable: int = 0
-    hangs: int = 0
-    notes: set[str] = field(default_factory=set)
-
-    @property
-    def harmless(self) -> bool:
-        return not (self.lost_rows or self.wrong_rows or self.unreadable or self.hangs)
-
-
-TABLE: dict[str, Line] = defaultdict(Line)  # what the session found, by fault
-
-
-def contents(path: Path) -> dict[str, bytes]:
-    """All data of a feature file."""
-    with h5py.File(path) as file:
-        names = ["features", "boxes", *(f"images/{name}" for name in file["images"])]
-        return {name: file[name][()].tobytes() for name in names}
-
-
-@dataclass(frozen=True)
-class Data:
-    """A small data set, the arguments of a run over it, and the file of an undisturbed run."""
-
-    folder: Path
-    images: int
-    whole: Path
-
-    def arguments(self, output: Path, *more: str) -> list[str]:
-        """Batches of three, so that a run has many of them."""
-        run = ["extract", str(self.folder / "im"), str(self.folder / "boxes.json"), "-o", str(output)]
-        return [*run, "-c", "quickstart", "--output-size", "3", "--batch-size", "3", *more]
-
-    def judge(self, output: Path, line: Line) -> None:
-        """What a harmed run has left must be readable, and what is marked done in it right."""
-        if not output.exists():
-            return
-        try:
-            with FeatureFile(output) as file, FeatureFile(self.whole) as whole:
-                if check(file).problems:
-                    line.wrong_rows += 1
-                for name in file.done_names:
-                    found, right = file[name], whole[name]
-                    same = (found.features == right.features).all((1, 2, 3)) & (found.boxes == right.boxes).all(1)
-                    line.wrong_rows += int((~same).sum())
-        except OutputError:
-            line.unreadable += 1
-
-    def judge_end(self, output: Path, ended: Ended, line: Line) -> None:
-        """After the same command has gone on to the end, the file is that of an undisturbed run."""
-        line.hangs += ended.hung
-        if ended.code != 0:
-            line.unreadable += 1
-            line.notes.add(ended.log[-300:])
-            return
-        with FeatureFile(output) as file, FeatureFile(self.whole) as whole:
-            line.lost_rows += len(whole.done_rows) - len(file.done_rows)
-        line.wrong_rows += contents(output) != contents(self.whole)
-
-    def clear(self, output: Path) -> None:
-        """Take away what belongs to an output."""
-        for path in output.parent.glob(output.name + "*"):
-            path.unlink()
-
-
-def make_data(folder: Path, images: int, runs: Runs) -> Data:
-    """Photos of noise, three sizes, a few boxes each."""
-    rng = np.random.default_rng(0)
-    table = {}
-    (folder / "im").mkdir(parents=True)
-    for i in range(images):
-        height, width = ((48, 64), (64, 48), (40, 40))[i % 3]
-        Image.fromarray(rng.integers(0, 256, (height, width, 3), np.uint8)).save(folder / "im" / f"{i}.jpg")
-        corner = rng.uniform(0, 30, (5, 2))
-        table[f"{i}.jpg"] = np.hstack([corner, corner + rng.uniform(5, 20, (5, 2))]).round(1).tolist()
-    (folder / "boxes.json").write_text(json.dumps(table))
-    data = Data(folder, images, folder / "whole.h5")
-    assert runs(data.arguments(data.whole)).code == 0
-    return data

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from faults.runs import FULL, TABLE, Data, Ended, Runs
+from faults.data import TABLE, Data
+from faults.runs import FULL, Ended, Runs
 from roialign_cli import FeatureFile
 
 pytestmark = pytest.mark.timeout(3600)

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from faults.runs import FULL, TABLE, contents
+from faults.data import TABLE, contents
+from faults.runs import FULL
 from roialign_cli import FeatureFile
 from roialign_cli.errors import OutputError
 from roialign_cli.store.check import check

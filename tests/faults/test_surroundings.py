@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from faults.runs import FULL, STOP, TABLE, Arm, Data, Runs
+from faults.data import TABLE, Data, described
+from faults.runs import FULL, STOP, Arm, Runs
 from roialign_cli import FeatureFile
 
 pytestmark = pytest.mark.timeout(1800)
@@ -45,14 +46,15 @@ def stop_at(runs: Runs, data: Data, output: Path, call: int) -> int:
 
 
 def calls_of(runs: Runs, data: Data, output: Path) -> int:
-    assert runs(data.arguments(output), Arm(output.name)).code == 0
-    data.clear(output)
+    assert runs(data.arguments(output), Arm(output.name)).code == data.code
+    data.fresh().clear(output)
     return runs.calls
 
 
 def test_a_disk_that_is_too_small(runs: Runs, data: Data, tmp_path: Path) -> None:
     line = TABLE["full disk (tmpfs)"]
-    for size in (16, 40, 72, 80) if not FULL else range(4, 84, 4):
+    whole = data.whole.stat().st_size // 1024
+    for size in range(4, whole, 4 if FULL else whole // 4):
         with small_disk(tmp_path / "disk", f"size={size}k") as disk:
             ended = runs(data.arguments(disk / "f.h5"))
             line.runs += 1
@@ -77,10 +79,10 @@ def test_a_disk_that_fills_up_under_the_run(runs: Runs, data: Data, tmp_path: Pa
                     pass
             runs.kill(signal.SIGCONT)
             line.runs += 1
-            data.judge_end(output, runs.wait(), line)  # the space was reserved
+            data.fresh().judge_end(output, runs.wait(), line)  # the space was reserved
             assert line.harmless
             (disk / "other").unlink(missing_ok=True)
-            data.clear(output)
+            data.fresh().clear(output)
 
 
 def test_a_limit_on_file_size(runs: Runs, data: Data, tmp_path: Path) -> None:
@@ -94,9 +96,9 @@ def test_a_limit_on_file_size(runs: Runs, data: Data, tmp_path: Path) -> None:
             assert "error[output" in ended.log, (limit, ended)
             assert ended.code == 6
         assert ended.code != 0
-        data.judge_end(output, runs(data.arguments(output)), line)
+        data.fresh().judge_end(output, runs(data.arguments(output)), line)
         assert line.harmless, (limit, line)
-        data.clear(output)
+        data.fresh().clear(output)
 
 
 def test_a_read_only_folder(runs: Runs, data: Data, tmp_path: Path) -> None:
@@ -132,9 +134,9 @@ def test_the_output_changes_under_the_run(harm: str, runs: Runs, data: Data, tmp
         if more:
             refused = runs(data.arguments(output))
             assert refused.code == 6, refused
-        data.judge_end(output, runs(data.arguments(output, *more)), line)
+        data.fresh().judge_end(output, runs(data.arguments(output, *more)), line)
         assert line.harmless, line
-        data.clear(output)
+        data.fresh().clear(output)
 
 
 def test_another_run_on_the_same_output(runs: Runs, data: Data, library: Path, tmp_path: Path) -> None:
@@ -150,30 +152,30 @@ def test_another_run_on_the_same_output(runs: Runs, data: Data, library: Path, t
             assert refused.code == 6
             assert "error[output-locked]" in refused.log
             runs.kill(signal.SIGCONT)
-            data.judge_end(output, runs.wait(), line)
-            data.clear(output)
+            data.fresh().judge_end(output, runs.wait(), line)
+            data.fresh().clear(output)
             # And the lock of a dead process hinders nobody.
             stop_at(runs, data, output, calls // 3 + i)
             runs.kill(signal.SIGKILL)
             runs.wait()
             line.runs += 1
-            data.judge_end(output, others(data.arguments(output)), line)
+            data.fresh().judge_end(output, others(data.arguments(output)), line)
             assert line.harmless, line
-            data.clear(output)
+            data.fresh().clear(output)
 
 
 def test_a_clock_that_goes_backwards(runs: Runs, data: Data, tmp_path: Path) -> None:
     output, line = tmp_path / "f.h5", TABLE["clock going backwards"]
     for step in (1, 3600, 10**6):
         line.runs += 1
-        data.judge_end(output, runs(data.arguments(output), clock=step), line)
+        data.fresh().judge_end(output, runs(data.arguments(output), clock=step), line)
         assert line.harmless
-        data.clear(output)
+        data.fresh().clear(output)
 
 
 def table_of(data: Data, folder: Path, name: str) -> Path:
     """The data set's boxes, and one on another image besides."""
-    boxes = {name: [[0, 0, 20, 20]], **json.loads((data.folder / "boxes.json").read_text())}
+    boxes = {name: described([[0, 0, 20, 20]], 0), **json.loads((data.folder / "boxes.json").read_text())}
     path = folder / "boxes.json"
     path.write_text(json.dumps(boxes))
     (folder / "im").mkdir()
