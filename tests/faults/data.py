@@ -21,8 +21,6 @@ from roialign_cli.store.check import check
 from roialign_cli.store.checksum import TABLES, table_crc32
 from roialign_cli.store.schema import DONE
 
-
-
 TWO_LAYERS = ("--backbone", "faults.two_layers:make_model", "--layers", "fine,coarse")
 ONE_LAYER = ("--backbone", "faults.two_layers:make_model", "--layers", "fine", "--output-size", "3")
 PYRAMID = (
@@ -72,6 +70,11 @@ class Operation:
     code: int = 0
     before: Path | None = None  # a file that stands at the output already
     beside: Path | None = None  # the folder that the output must be in, if any
+    called: str = "f.h5"  # the name of the output
+
+    def output(self, folder: Path) -> Path:
+        """Return where the output goes, in a folder if it may."""
+        return (self.beside or folder) / self.called
 
     def prepare(self, output: Path) -> None:
         """Put what the operation meets in its place."""
@@ -163,6 +166,8 @@ class Data:
             Operation("a resumed run", self.arguments, self.whole, self.code, before=self._begun()),
             Operation("a run with --overwrite", lambda output: self.arguments(output, "--overwrite"), self.whole, self.code,
                       before=self._other(runs)),
+            Operation("a shard", lambda output: self.arguments(output.with_name("f.h5"), "--shard", "2/2"), shards[1],
+                      self.code, called="f-0002-of-0002.h5"),
             Operation("merge", lambda output: [*merge, str(output)], merged),
             Operation("merge over older shards", lambda output: [*merge, str(output)], merged, before=self._older(merged)),
             Operation("merge --link", lambda output: [*merge, str(output), "--link", "--overwrite"], linked,
@@ -209,7 +214,9 @@ def vouch(file: h5py.File, image: int) -> None:
     places |= {f"images/{name}" for name in file["images"]}
     raw = {name: file[name][()] for name in places}
     status = int(raw["images/status"][image])
-    file[TABLES][image] = table_crc32(lambda name, first, count: raw[name][first : first + count], places, image, status)
+    file[TABLES][image] = table_crc32(
+        lambda name, first, count: raw[name][first : first + count], places, image, status
+    )
 
 
 def make_data(folder: Path, images: int, runs: Runs) -> Data:
@@ -240,7 +247,12 @@ def described(boxes: list[list[float]], image: int) -> dict[str, Any]:
     """Return boxes with labels, scores and ids."""
     numbers = range(len(boxes))
     labels = [("cat", "Büro", "🦊")[(image + i) % 3] for i in numbers]
-    return {"boxes": boxes, "labels": labels, "scores": [i / 10 for i in numbers], "ids": [f"{image}-{i}" for i in numbers]}
+    return {
+        "boxes": boxes,
+        "labels": labels,
+        "scores": [i / 10 for i in numbers],
+        "ids": [f"{image}-{i}" for i in numbers],
+    }
 
 
 def with_options(data: Data, folder: Path, runs: Runs, options: tuple[str, ...]) -> Data:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-
 FULL = os.environ.get("ROIALIGN_FAULTS") == "full"  # all faults, as `make faults` does; otherwise a slice of them
 HANG_SECONDS = 60.0
 # So that every state is met, and data this small goes past the page cache, too.
@@ -49,6 +48,7 @@ for line in sys.stdin:
             ctypes.CDLL(None).faults_arm(text.encode(), ctypes.c_long(call), action, code, only_syncs, recording.encode())
         if order["clock"]:
             ctypes.CDLL(None).faults_clock(ctypes.c_long(order["clock"]))
+        os.environ.update(order["env"])
         sys.argv = ["roialign", *order["run"]]
         code = 0
         try:
@@ -103,11 +103,18 @@ class Runs:
         )
 
     def start(
-        self, run: list[str], arm: Arm | None = None, *, clock: int = 0, limits: dict[str, int] | None = None
+        self,
+        run: list[str],
+        arm: Arm | None = None,
+        *,
+        clock: int = 0,
+        limits: dict[str, int] | None = None,
+        env: dict[str, str] | None = None,
     ) -> int:
-        """The process id of a new run."""
+        """Return the process id of a new run."""
         armed = [arm.text, arm.call, arm.action, arm.error, int(arm.only_syncs), arm.recording] if arm else []
         order = {"run": run, "arm": armed, "clock": clock, "limits": limits or {}, "log": str(self._log)}
+        order["env"] = env or {}
         order["count"] = str(self._count) if arm else ""
         self._server.stdin.write(json.dumps(order) + "\n")
         self._server.stdin.flush()

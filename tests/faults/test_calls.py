@@ -20,13 +20,8 @@ FAULTS = {
     "EDQUOT": (FAIL, errno.EDQUOT),
 }
 OPERATIONS = [
-    "a run", "a resumed run", "a run with --overwrite", "merge", "merge over older shards", "merge --link",
+    "a run", "a resumed run", "a run with --overwrite", "a shard", "merge", "merge over older shards", "merge --link",
 ]  # fmt: skip
-
-
-def place(operation: Operation, folder: Path) -> Path:
-    """Return where the output of an operation goes."""
-    return (operation.beside or folder) / "f.h5"
 
 
 def count(runs: Runs, operation: Operation, output: Path, *, only_syncs: bool = False) -> int:
@@ -44,7 +39,7 @@ def test_whatever_call_is_harmed(
     fault: str, name: str, runs: Runs, operations: dict[str, Operation], tmp_path: Path
 ) -> None:
     operation, line = operations[name], TABLE[f"{fault}, {name}"]
-    output = place(operation, tmp_path)
+    output = operation.output(tmp_path)
     calls = count(runs, operation, output)
     seed = random.randrange(2**32)
     most = calls if FULL else 3
@@ -81,7 +76,7 @@ def test_a_sync_that_fails_is_never_taken_for_one_that_did_not(
     name: str, runs: Runs, operations: dict[str, Operation], tmp_path: Path
 ) -> None:
     operation, line = operations[name], TABLE[f"a sync fails once, {name}"]
-    output = place(operation, tmp_path)
+    output = operation.output(tmp_path)
     for call in range(1, count(runs, operation, output, only_syncs=True) + 1):
         operation.prepare(output)
         ended = runs(operation.command(output), Arm(output.name, call, FAIL, errno.EIO, only_syncs=True))

@@ -17,10 +17,10 @@ import pytest
 
 from faults.data import TABLE, Data, Line, Operation
 from faults.runs import FAIL, FULL, Arm, Runs
+from faults.test_calls import OPERATIONS
 
 CUTS = 1000 if FULL else 60  # of each operation
 SECTOR = 512
-OPERATIONS = ["a run", "a resumed run", "a run with --overwrite", "merge", "merge over older shards", "merge --link"]
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def cut_the_power(
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_the_power_is_cut(name: str, runs: Runs, operations: dict[str, Operation], tmp_path: Path) -> None:
     operation = operations[name]
-    output = (operation.beside or tmp_path) / "f.h5"
+    output = operation.output(tmp_path)
     events = record(runs, operation, output, tmp_path)
     kinds = "".join(event.kind for event in events)
     assert kinds.count("s") > (0 if operation.beside else 1), kinds
@@ -136,7 +136,7 @@ def test_a_sync_has_failed_and_the_power_is_cut(
     name: str, runs: Runs, operations: dict[str, Operation], tmp_path: Path
 ) -> None:
     operation = operations[name]
-    output = (operation.beside or tmp_path) / "f.h5"
+    output = operation.output(tmp_path)
     undisturbed = "".join(event.kind for event in record(runs, operation, output, tmp_path))
     syncs = undisturbed.count("s") + undisturbed.count("d")
     chosen = range(1, syncs + 1) if FULL else sorted(random.sample(range(1, syncs + 1), min(3, syncs)))

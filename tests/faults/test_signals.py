@@ -12,7 +12,13 @@ import pytest
 from faults.data import TABLE, Data, make_data
 from faults.runs import FULL, Ended, Runs
 
-SIGNALS = {"SIGKILL": 300, "SIGTERM": 100, "SIGINT": 100, "SIGHUP": 100, "SIGSTOP": 100}  # how many of each in the full run
+SIGNALS = {
+    "SIGKILL": 300,
+    "SIGTERM": 100,
+    "SIGINT": 100,
+    "SIGHUP": 100,
+    "SIGSTOP": 100,
+}  # how many of each in the full run
 ENDS = {"SIGKILL": {-9}, "SIGTERM": {130}, "SIGINT": {130}, "SIGHUP": {130}, "SIGSTOP": set[int]()}  # or as ever
 
 
