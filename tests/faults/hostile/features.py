@@ -190,7 +190,7 @@ SHAPES = [
     Case("features: 2**60 rows", make("features", shape=(2**60, 32, 2, 2), kind="f4", early=False), where="features"),
     Case("features: 2**60 rows of nothing", make("features", shape=(2**60, 0, 2, 2), kind="f4"), where="features"),
     Case("features: 2**60 bins", make("features", shape=(10, 0, 2**31, 2**29), kind="f4"), where="features"),
-    Case("boxes: 2**62 rows of nothing", make("boxes", shape=(2**62, 0), kind="f4"), where="boxes"),
+    Case("boxes: 2**60 rows of nothing", make("boxes", shape=(2**60, 0), kind="f4"), where="boxes"),
     Case("images/name: 2**60 names", make("images/name", shape=(2**50,), kind="S8", early=False)),
     Case("2**60 boxes", huge),
     Case("features: never stored", make("features", shape=SHAPE, kind="f4", early=False), where="features"),

@@ -18,13 +18,16 @@ Snapshot = dict[str, tuple[object, ...]]
 
 @dataclass(frozen=True)
 class Surroundings:
-    """A folder with `in` for the file, `out` for what is made of it, and `outside`, which is nobody's."""
+    """A folder with `in` for the file, `out` for what is made of it, and `outside`, which is nobody's.
+
+    Commands run in `here`, which nobody may write to either.
+    """
 
     root: Path
 
     def begin(self, goods: Goods, case: Case) -> tuple[Path, Path]:
         """Clear everything away and write the file of a case; returns it and one that it could be merged with."""
-        for name in ("in", "out", "outside", "here"):
+        for name in ("in", "out", "outside"):
             shutil.rmtree(self.root / name, ignore_errors=True)
             (self.root / name).mkdir(parents=True)
         shutil.copy(goods.folder / "plain.h5", self.root / "outside" / "good.h5")
