@@ -94,6 +94,11 @@ class Names(Sequence[str]):
     __hash__ = None  # type: ignore[assignment]
 
 
+def is_text(name: str) -> bool:
+    """Return whether a name is text, and not the bytes of a file name that are no UTF-8."""
+    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def unsafe_name(names: Names) -> str | None:
     """Return the first name that is empty, absolute, or could lead out of the image folder; None if all are safe."""
     text = names.text.tobytes()

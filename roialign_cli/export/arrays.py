@@ -20,6 +20,7 @@ from roialign_cli.export.place import ExportFolder
 from roialign_cli.store.reader import FeatureFile, Regions
 
 LMDB_FILES = ("data.mdb", "lock.mdb")
+KEYS = "keys"  # under which LMDB has the list of names
 MAP_BYTES = 1 << 40  # of address space, not of disk, that LMDB may come to use
 
 
@@ -71,12 +72,15 @@ def write_lmdb(_: FeatureFile, names: Sequence[str], images: Iterator[Regions], 
                 output.file(name)
         environment = lmdb.open(str(folder), map_size=MAP_BYTES)
         for regions in images:
+            if regions.name == KEYS:
+                message = f'{folder}: expected no image called "{KEYS}", which in LMDB is the list of names, found one'
+                raise OutputError("export-name", message, "choose another --to")
             buffer = io.BytesIO()
             np.savez(buffer, **arrays_of(regions))
             with environment.begin(write=True) as transaction:
                 transaction.put(regions.name.encode("utf-8", "surrogateescape"), buffer.getvalue())
         with environment.begin(write=True) as transaction:
-            transaction.put(b"keys", json.dumps(list(names)).encode())
+            transaction.put(KEYS.encode(), json.dumps(list(names)).encode())
     except lmdb.Error as error:
         raise OutputError("output-write", f"{folder}: cannot be written: {error}") from None
     finally:

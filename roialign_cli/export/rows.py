@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from roialign_cli.errors import ConfigError, OutputError
 from roialign_cli.store.reader import FeatureFile, Regions
+from roialign_cli.structures import is_text
 
 FIELDS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 
@@ -49,7 +50,7 @@ def write_parquet(
         hint = "pip install 'roialign[parquet]'"
         raise OutputError("export-extra", "parquet: expected the package pyarrow, found none", hint) from None
     # Text must be UTF-8 in Parquet; file names need not be, and are bytes then.
-    name_type = pyarrow.string() if all(map(_is_text, names)) else pyarrow.binary()
+    name_type = pyarrow.string() if all(map(is_text, names)) else pyarrow.binary()
     writer = None
     try:
         for regions in images:
@@ -62,10 +63,6 @@ def write_parquet(
     finally:
         if writer is not None:
             writer.close()
-
-
-def _is_text(name: str) -> bool:
-    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
 def _table(file: FeatureFile, regions: Regions, name_type: Any, pyarrow: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ import numpy.typing as npt
 from roialign_cli.store.checksum import ATTRIBUTES, TABLES, attributes_crc32, features_crc32, table_crc32
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import DONE, FAILED, PENDING, STATUS_NAMES
+from roialign_cli.store.structure import TEXTS, levels_of
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,11 @@ def values(file: FeatureFile, layer: str, most: int = 1000) -> Values | None:
 
 
 def _checksums(file: FeatureFile) -> Iterator[str]:
-    """Yield what is wrong with the checksums of attributes, and which checksums are missing."""
+    """Yield what is wrong with the checksums of attributes, and which attributes and checksums are missing."""
     for part in file.parts:
+        for name in TEXTS:
+            if name not in part.attributes:
+                yield f"{part.path.name}: attribute {name}: expected text, found none"
         expected = part.attributes.get(ATTRIBUTES)
         if expected is None:
             yield f"{part.path.name}: attribute {ATTRIBUTES}: expected a checksum of the attributes, found none"
@@ -127,7 +130,7 @@ def _values(file: FeatureFile, status: npt.NDArray[np.uint8]) -> Iterator[str]:
         scores = np.array(file.dataset("scores"))
         yield from _first_row(file, "scores", rows & ~np.isfinite(scores), "a finite number", scores)
     if "levels" in file.places:
-        levels, most = np.array(file.dataset("levels")), _levels(file)
+        levels, most = np.array(file.dataset("levels")), levels_of(file.attributes) or 256
         yield from _first_row(file, "levels", rows & (levels >= most), f"less than {most}", levels)
 
 
@@ -139,11 +142,3 @@ def _first_row(
         image = int(np.searchsorted(file.offset, row, side="right")) - 1
         found = values[row].tolist()
         yield f'{name}: "{file.names[image]}", row {row}: expected {expected}, found {found}'
-
-
-def _levels(file: FeatureFile) -> int:
-    """Return how many levels the layers have, at most; as many as uint8 counts where the file does not say."""
-    try:
-        return max(len(strides) for strides in json.loads(file.attributes["strides"]).values())
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
-        return 256

@@ -82,7 +82,7 @@ def create(path: Path, plan: Plan, layout: Layout) -> None:
         with partial.open("r+b") as handle:
             _reserve(handle.fileno(), os.fstat(handle.fileno()).st_size, path)
         with open_file(partial) as file:
-            where = places(file)
+            where = places(file, tables)
         disk = Disk(partial)
         try:
             for name, (_, values) in tables.items():

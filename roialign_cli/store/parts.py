@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
-from roialign_cli.store.schema import LINKED, Place, open_file, places, read_attributes
-from roialign_cli.store.structure import check_attributes, check_datasets, check_links, check_rows
+from roialign_cli.store.schema import LINKED, Place, features_path, open_file, places, read_attributes
+from roialign_cli.store.structure import DATASETS, check_attributes, check_datasets, check_links, check_rows
 
 Array = npt.NDArray[Any]
 SAME = ("config", "weights_sha256", "layers")  # attributes that files read as one must share, as shards also the next
@@ -34,18 +34,18 @@ class Part:
         try:
             with open_file(path) as file:
                 self.attributes = read_attributes(file)
-                links = LINKED in self.attributes
-                self.layers = check_attributes(path, self.attributes, linked=links)
+                links = LINKED in file.attrs
+                self.layers = check_attributes(path, self.attributes, set(file.attrs), linked=links)
                 if links:
                     self.linked = check_links(path, self.attributes, allowed=allow_links)
                     return
-                self.places = places(file)
+                self.places = places(file, [*DATASETS, *(features_path(one, len(self.layers)) for one in self.layers)])
         except OutputError:
             raise
         except Exception as error:  # h5py raises many kinds where a file is damaged
             reason = str(error).split("\n", maxsplit=1)[0]
             raise OutputError("file-damaged", f"{path}: expected a whole feature file, found: {reason}") from None
-        check_datasets(path, self.places, self.layers)
+        check_datasets(path, self.places, self.layers, self.attributes)
         check_rows(path, self.map("images/name"), self.map("images/offset"), self.places["boxes"].shape[0])
 
     @property
@@ -147,8 +147,8 @@ def _join(path: Path, found: list[Part]) -> list[Part]:
         raise OutputError("file-links", message, "name the files that it links")
     shards = "shard" in first.attributes
     for part in found[1:]:
-        if set(part.places) != set(first.places):
-            expected = f"expected the datasets of {first.path.name}, found others"
+        if _kinds(part) != _kinds(first):
+            expected = f"expected datasets of the types and shapes that {first.path.name} has, found others"
             raise OutputError("shards-differ", f"{part.path}: {expected}", "they are of different runs")
         for key in (*SAME, *(OF_SHARDS if shards else ())):
             mine, theirs = (one.attributes.get(key) for one in (part, first))
@@ -169,6 +169,14 @@ def _join(path: Path, found: list[Part]) -> list[Part]:
         expected = f"expected {total} shards of {first.attributes['plan_images']:,} images"
         raise OutputError("shards-differ", f"{path}: {expected}, found {len(numbers)} of {images:,}")
     return found
+
+
+def _kinds(part: Part) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return the type and the shape of a row of each dataset; strings may be of any length."""
+    return {
+        name: ("string" if place.dtype.kind == "S" else str(place.dtype), place.shape[1:])
+        for name, place in part.places.items()
+    }
 
 
 def _memory_map(path: Path, place: Place) -> Array:

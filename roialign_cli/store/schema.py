@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,17 +130,52 @@ def read_attributes(file: h5py.File) -> dict[str, Any]:
     return found
 
 
-def places(file: h5py.File) -> Mapping[str, Place]:
-    """Every dataset of a feature file by its path, all of them contiguous; OutputError on any that is not."""
+def places(file: h5py.File, names: Iterable[str]) -> Mapping[str, Place]:
+    """Return where datasets lie, by their path in the file; those that are not there are left out, others not looked at.
+
+    Raises OutputError on one that is not contiguous, or does not lie in the file by itself.
+    """
     found: dict[str, Place] = {}
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            offset = item.id.get_offset()
-            if item.chunks is not None or item.dtype.kind == "O" or (offset is None and item.size):
-                message = f"{file.filename}: {name}: expected contiguous storage, found another layout"
-                raise OutputError("file-layout", message)
-            found[name] = Place(offset or 0, item.shape, item.dtype)
-
-    file.visititems(visit)
+    for name in names:
+        item = _item(file, name)
+        if not isinstance(item, h5py.Dataset):
+            continue
+        offset = item.id.get_offset()
+        plain = item.shape is not None and item.chunks is None and item.dtype.kind != "O"
+        if not plain or (offset is None and item.size) or item.id.get_storage_size() not in (0, item.nbytes):
+            message = f"{file.filename}: {name}: expected contiguous storage, found another layout"
+            raise OutputError("file-layout", message)
+        found[name] = Place(offset or 0, item.shape, item.dtype)
+    _check_places(Path(file.filename), found)
     return found
+
+
+def _item(file: h5py.File, name: str) -> Any:
+    """Return what has a path in the file itself, None if nothing has; OutputError if a link leads elsewhere."""
+    item: Any = file
+    for part in name.split("/"):
+        link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
+        if link is None:
+            return None
+        if not isinstance(link, h5py.HardLink):
+            raise OutputError("file-layout", f"{file.filename}: {name}: expected a dataset in the file, found a link")
+        try:
+            item = item[part]
+        except Exception as error:  # h5py raises many kinds where a file is damaged
+            reason = str(error).strip("'").split("\n", maxsplit=1)[0]
+            raise OutputError("file-damaged", f"{file.filename}: {name}: expected a dataset, found: {reason}") from None
+    return item
+
+
+def _check_places(path: Path, places: Mapping[str, Place]) -> None:
+    """Raise OutputError if a dataset shares bytes with another, or with what lies beyond the end of the file."""
+    before, end = "", 0
+    for name, place in sorted(places.items(), key=lambda item: item[1].offset):
+        if 0 in place.shape or not place.offset:
+            continue
+        if place.offset < end:
+            raise OutputError("file-layout", f"{path}: {name}: expected bytes of its own, found those of {before}")
+        before, end = name, place.offset + place.row_bytes * (place.shape[0] if place.shape else 1)
+    if end > path.stat().st_size:
+        message = f"{path}: {before}: expected a file of at least {end:,} bytes, found {path.stat().st_size:,}"
+        raise OutputError("file-truncated", message)

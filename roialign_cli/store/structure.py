@@ -6,7 +6,7 @@ So what reads a file afterwards can rely on it, whoever made the file: see docs/
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ import numpy.typing as npt
 from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import TABLES
 from roialign_cli.store.schema import LINKED, Place, features_path
-from roialign_cli.structures import Names, unsafe_name
+from roialign_cli.structures import Names, is_text, unsafe_name
 
 IMAGES, OFFSETS, BOXES = "number of images", "number of images + 1", "number of boxes"
 STRING = "fixed-length string"
 NAMES_AT_ONCE = 1 << 16  # checked at a time
 MAX_RANK = 4  # of features
+MAX_LEVELS = 256  # that uint8 counts
 SHARD_NUMBERS = ("shard", "shards", "plan_images", "plan_boxes")
 
 
@@ -55,8 +56,22 @@ DATASETS: Mapping[str, Expected] = {
 }
 
 
-def check_attributes(path: Path, attributes: Mapping[str, Any], *, linked: bool) -> list[str]:
-    """Return the names of the layers; OutputError if an attribute that readers use has not the form it must have."""
+# Attributes that say what made a file. `verify` finds where one is missing.
+TEXTS = (
+    "created_by", "created", "config", "backbone", "weights", "weights_sha256", "boxes_sha256", "table_sha256", "layers",
+    "strides", "preprocessing", "versions",
+)  # fmt: skip
+
+
+def check_attributes(path: Path, attributes: Mapping[str, Any], there: Set[str], *, linked: bool) -> list[str]:
+    """Return the names of the layers; OutputError if an attribute that readers use has not the form it must have.
+
+    `there` are the names of all attributes in the file, of which `attributes` are those that are text or numbers.
+    """
+    for name in (*TEXTS, "plan_sha256"):
+        value = attributes.get(name)
+        if name in there and not (isinstance(value, str) and is_text(value)):
+            raise _bad(path, f"attribute {name}", "text", repr(value))
     config = _json(path, attributes, "config")
     if not isinstance(config, dict):
         raise _bad(path, "attribute config", "an object", config)
@@ -64,13 +79,18 @@ def check_attributes(path: Path, attributes: Mapping[str, Any], *, linked: bool)
     named = isinstance(layers, list) and layers and all(isinstance(layer, str) and layer for layer in layers)
     if not named or len(set(layers)) < len(layers):
         raise _bad(path, "attribute layers", "a list of different names", layers)
-    if "shard" in attributes and not linked:
+    strides = _json(path, attributes, "strides") if "strides" in attributes else {layer: [1] for layer in layers}
+    if not isinstance(strides, dict) or strides.keys() != set(layers) or not all(map(_are_strides, strides.values())):
+        raise _bad(path, "attribute strides", "a list of numbers for each layer", strides)
+    if there & {"shard", "shards"} and not linked:
         numbers = [attributes.get(name) for name in SHARD_NUMBERS]
         for name, value in zip(SHARD_NUMBERS, numbers, strict=True):
-            if not isinstance(value, int) or value < 0:
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise _bad(path, f"attribute {name}", "a number", value)
         if not 1 <= attributes["shard"] <= attributes["shards"]:
             raise _bad(path, "attribute shard", f"a number from 1 to {attributes['shards']}", attributes["shard"])
+        if "plan_sha256" not in attributes:
+            raise _bad(path, "attribute plan_sha256", "text", "none")
     return layers
 
 
@@ -88,10 +108,12 @@ def check_links(path: Path, attributes: Mapping[str, Any], *, allowed: bool) -> 
             message = f"{path}: attribute linked: expected files in its own folder, found {link!r}"
             raise OutputError("file-links", message, "--allow-links lets it name others, if you trust it")
         found.append(target)
+    if len({target.resolve() for target in found}) < len(found):
+        raise _bad(path, f"attribute {LINKED}", "each file once", "one twice")
     return found
 
 
-def check_datasets(path: Path, places: Mapping[str, Place], layers: list[str]) -> None:
+def check_datasets(path: Path, places: Mapping[str, Place], layers: list[str], attributes: Mapping[str, Any]) -> None:
     """Raise OutputError if a dataset is missing, or not of the type and shape that the format demands."""
     counts = {IMAGES: _rows(path, places, "images/name"), BOXES: _rows(path, places, "boxes")}
     counts[OFFSETS] = counts[IMAGES] + 1
@@ -107,6 +129,11 @@ def check_datasets(path: Path, places: Mapping[str, Place], layers: list[str]) -
         shape = (counts[expected.rows], *expected.row)
         if place.shape != shape:
             raise _bad(path, name, f"shape {list(shape)} ({expected.rows})", list(place.shape))
+    if levels_of(attributes) > 1 and "levels" not in places:
+        raise _bad(path, "levels", "a dataset, as a layer is a pyramid", "none")
+    for name, least in (("plan_images", counts[IMAGES]), ("plan_boxes", counts[BOXES])):
+        if attributes.get(name, least) < least:
+            raise _bad(path, f"attribute {name}", f"at least {least}", attributes[name])
     for layer in layers:
         name = features_path(layer, len(layers))
         if name not in places:
@@ -116,6 +143,11 @@ def check_datasets(path: Path, places: Mapping[str, Place], layers: list[str]) -
             raise _bad(path, name, "numbers of type float32 or float16", place.dtype)
         if len(place.shape) not in (2, MAX_RANK) or place.shape[0] != counts[BOXES] or 0 in place.shape[1:]:
             raise _bad(path, name, f"shape [{counts[BOXES]}, C, PH, PW] or [{counts[BOXES]}, C]", list(place.shape))
+
+
+def levels_of(attributes: Mapping[str, Any]) -> int:
+    """Return how many levels the layers of a file have, at most; 0 where it does not say."""
+    return max(map(len, json.loads(attributes["strides"]).values())) if "strides" in attributes else 0
 
 
 def check_rows(path: Path, names: npt.NDArray[np.bytes_], offset: npt.NDArray[np.int64], boxes: int) -> None:
@@ -129,6 +161,15 @@ def check_rows(path: Path, names: npt.NDArray[np.bytes_], offset: npt.NDArray[np
     hashes = np.fromiter((hash(name) for name in names.tolist()), np.int64, len(names))
     if len(np.unique(hashes)) < len(names) and len(set(names.tolist())) < len(names):
         raise _bad(path, "images/name", "each name once", "one twice")
+
+
+def _are_strides(found: object) -> bool:
+    """Return whether a value of `strides` is what it must be."""
+    return (
+        isinstance(found, list)
+        and 0 < len(found) <= MAX_LEVELS
+        and all(isinstance(stride, int | float) and not isinstance(stride, bool) and stride > 0 for stride in found)
+    )
 
 
 def _rows(path: Path, places: Mapping[str, Place], name: str) -> int:

@@ -80,7 +80,7 @@ LAYERS = [
         "a dot": '["one", "two", "./two"]',
     }, base="two layers"),
     *each("layers", {"another name": '["other"]'}, OPEN),
-    *each("layers", {"of another order": '["two", "one"]'}, FOUND, "two layers"),
+    *each("layers", {"of another order": '["two", "one"]'}, SOUND, "two layers"),
     *each("strides", {
         "missing": None, **NO_TEXT, **NO_JSON, "a list": "[4]", "a number in JSON": "4", "null": "null",
         "of another layer": '{"other": [4]}',

@@ -23,6 +23,8 @@ NEW = ("v110", "v110")  # as the tool writes; the older kind has no checksums ov
 Values = npt.NDArray[Any]
 Make = Callable[[h5py.File, str], object]
 
+OF_IMAGE = ("name", "size", "error", "crc32", "file_size", "modified", "sha256")  # in the order of the checksum
+
 
 @dataclass(frozen=True)
 class Draft:
@@ -134,9 +136,13 @@ def of(**options: Any) -> Make:
 
 
 def attributes_crc32(file: h5py.File) -> int:
-    """CRC-32 of the attributes as docs/format.md has it."""
+    """Return the CRC-32 of the attributes that are text or numbers, as docs/format.md has it."""
     found = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
-    lines = (f"{name}={value}\n" for name, value in sorted(found.items()) if name != "attributes_crc32")
+    found |= {
+        name: value.decode("utf-8", "surrogateescape") for name, value in found.items() if isinstance(value, bytes)
+    }
+    plain = {name: value for name, value in found.items() if isinstance(value, str | int | float)}
+    lines = (f"{name}={value}\n" for name, value in sorted(plain.items()) if name != "attributes_crc32")
     return zlib.crc32("".join(lines).encode("utf-8", "surrogateescape"))
 
 
@@ -161,13 +167,16 @@ def sign(path: Path) -> None:
 
 def _contiguous(file: h5py.File) -> list[str]:
     """The datasets of the format that can be read at once."""
-    names = [f"images/{name}" for name in ("name", "offset", "size", "status", "error", "crc32", "table_crc32")]
+    names = [f"images/{name}" for name in (*OF_IMAGE, "offset", "status", "table_crc32")]
     names += ["boxes", "labels", "scores", "ids", "levels", "features", "features/one", "features/two"]
     there = {name: file.get(name) for name in names}
     return [
         name
         for name, item in there.items()
-        if isinstance(item, h5py.Dataset) and (item.size or SMALL) < SMALL and item.id.get_offset() is not None
+        if isinstance(item, h5py.Dataset)
+        and item.size is not None
+        and item.size < SMALL
+        and (item.id.get_offset() is not None or not item.size)
     ]
 
 
@@ -183,8 +192,9 @@ def _rows(found: Mapping[str, Values], name: str, image: int) -> Values:
 def _table_crc32(found: Mapping[str, Values], image: int) -> int:
     first, stop = found["images/offset"][image : image + 2].tolist()
     crc = zlib.crc32(f"{int(found['images/status'][image])} {stop - first}".encode())
-    for name in ("name", "size", "error", "crc32"):
-        crc = zlib.crc32(_bytes(found[f"images/{name}"][image : image + 1]), crc)
+    for name in OF_IMAGE:
+        if f"images/{name}" in found:
+            crc = zlib.crc32(_bytes(found[f"images/{name}"][image : image + 1]), crc)
     for name in ("boxes", "labels", "scores", "ids", "levels"):
         if name in found:
             crc = zlib.crc32(_bytes(_rows(found, name, image)), crc)

@@ -74,7 +74,7 @@ CASES = [
     of_names("longer than file names", b"x" * 300, verdict=SOUND),
     of_names("longer than paths", b"x/" * 3000 + b"x", verdict=SOUND),
     of_names("longer than LMDB's keys", b"x" * 600, verdict=SOUND),
-    *[Case(f"images/name: {what}", change("images/name", edit), where="images/name") for what, edit in {
+    *[Case(f"images/name: {what}", change("images/name", edit), where="images/") for what, edit in {
         "short": lambda v: v[:-1], "long": longer, "none": lambda v: v[:0], "two-dimensional": lambda v: v[:, None],
         "integers": lambda v: np.arange(len(v)), "floats": lambda v: np.zeros(len(v)), "a scalar": lambda v: v[0],
         "bytes": lambda v: v.view("u1").reshape(len(v), -1),
