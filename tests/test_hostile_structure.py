@@ -33,7 +33,7 @@ def test_a_hostile_file(case: Case, goods: Goods, tmp_path: Path) -> None:
     refused, problems = look(path)
     if refused:
         assert case.verdict != SOUND, refused
-        assert case.where in refused
+        assert case.where in refused.replace(str(tmp_path), "")
     else:
         assert case.verdict != REFUSED, "expected OutputError, found a file that opens"
         assert case.verdict == OPEN or bool(problems) == (case.verdict == FOUND), problems
