@@ -20,9 +20,12 @@ def attribute(name: str, value: object) -> Callable[[Draft], None]:
     return lambda draft: draft.attributes.update({name: value})
 
 
-def each(name: str, values: dict[str, object], verdict: str = REFUSED, base: str = "plain") -> list[Case]:
-    """A case for each value of an attribute."""
-    where = {"format_version": "version"}.get(name, name) if verdict == REFUSED else ""
+def each(
+    name: str, values: dict[str, object], verdict: str = REFUSED, base: str = "plain", where: str | None = None
+) -> list[Case]:
+    """A case for each value of an attribute, which a refusal names unless `where` says otherwise."""
+    if where is None:
+        where = {"format_version": "version"}.get(name, name) if verdict == REFUSED else ""
     return [Case(f"{name}: {what}", attribute(name, value), verdict, base, where) for what, value in values.items()]
 
 
@@ -70,15 +73,21 @@ LAYERS = [
     *each("layers", {
         "missing": None, **NO_TEXT, **NO_JSON, "no layer": "[]", "a text": '"gabor"', "an object": '{"gabor": 1}',
         "null": "null", "a number in JSON": "5", "numbers in JSON": "[1]", "null in a list": "[null]",
-        "too many": '["gabor", "nope"]', "twice": '["gabor", "gabor"]', "an empty name": '["gabor", ""]',
-        "another dataset": '["../images", "../boxes"]', "lists": '[["gabor"]]', "too many digits": MANY_DIGITS,
-        "half a surrogate": '["gabor", "\\ud800"]', "NUL": '["gabor", "\\u0000"]',
-        "thousands": str([f"x{i}" for i in range(9999)]).replace("'", '"'),
+        "lists": '[["gabor"]]', "too many digits": MANY_DIGITS, "twice": '["gabor", "gabor"]',
     }),
-    *each("layers", {
-        "one of two": '["one"]', "twice": '["one", "one"]', "three": '["one", "two", "three"]', "up": '["one", "../boxes"]',
-        "a dot": '["one", "two", "./two"]',
-    }, base="two layers"),
+    *each("layers", {"twice": '["one", "one"]'}, base="two layers"),
+    # Of these a layer is missing, which the refusal may call by the name of its dataset.
+    *[case for base, values in (
+        ("plain", {
+            "too many": '["gabor", "nope"]', "an empty name": '["gabor", ""]', "another dataset": '["../images", "../boxes"]',
+            "half a surrogate": '["gabor", "\\ud800"]', "NUL": '["gabor", "\\u0000"]',
+            "thousands": str([f"x{i}" for i in range(9999)]).replace("'", '"'),
+        }),
+        ("two layers", {
+            "one of two": '["one"]', "three": '["one", "two", "three"]', "up": '["one", "../boxes"]',
+            "a dot": '["one", "two", "./two"]',
+        }),
+    ) for case in each("layers", values, base=base, where="")],
     *each("layers", {"another name": '["other"]'}, OPEN),
     *each("layers", {"of another order": '["two", "one"]'}, SOUND, "two layers"),
     *each("strides", {

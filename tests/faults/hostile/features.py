@@ -226,10 +226,10 @@ STORAGE = [
 
 PLACES = [
     Case("written by the oldest HDF5", lambda draft: draft.options.update(EARLIEST), SOUND),
-    Case("features: beyond the end", moved("features", lambda file: 1 << 40), where="features"),
-    Case("features: across the end", moved("features", lambda file: file.id.get_filesize() - 8), where="features"),
-    Case("features: at the last address", moved("features", lambda file: 2**64 - 9), where="features"),
-    Case("features: nowhere", moved("features", lambda file: 2**64 - 1), where="features"),
+    Case("features: beyond the end", moved("features", lambda file: 1 << 40)),
+    Case("features: across the end", moved("features", lambda file: file.id.get_filesize() - 8)),
+    Case("features: at the last address", moved("features", lambda file: 2**64 - 9)),
+    Case("features: nowhere", moved("features", lambda file: 2**64 - 1)),
     Case("features: less than their shape", moved("features", place_of("features"), 8)),
     Case("features: more than their shape", moved("features", place_of("features"), 1 << 50), OPEN),
     Case("images/name: across the end", moved("images/name", lambda file: file.id.get_filesize() - 8)),
