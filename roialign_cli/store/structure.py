@@ -101,7 +101,7 @@ def check_links(path: Path, attributes: Mapping[str, Any], *, allowed: bool) -> 
         raise _bad(path, "attribute linked", "a list of paths", links)
     home, found = path.parent.resolve(), []
     for link in links:
-        if "\0" in link:
+        if "\0" in link or not is_text(link):
             raise _bad(path, "attribute linked", "a list of paths", links)
         target = path.parent / link
         if not allowed and (Path(link).is_absolute() or home not in target.resolve().parents):

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from faults.data import TABLE
 from faults.hostile import CASES, FOUND, REFUSED, SOUND, Case, Goods, make_goods
 from faults.hostile.surroundings import Surroundings, changed
-from faults.runs import FULL, SERVER, TABLE, Ended, Runs
+from faults.runs import FULL, SERVER, Ended, Runs
 
 SECONDS = 10.0  # in which a command must end
 SLICE_SECONDS = 60.0

@@ -188,9 +188,9 @@ SHAPES = [
     Case("boxes: nothing but a type", instead("boxes", lambda file, name: file.create_dataset(
         name, data=h5py.Empty("f4"))), where="boxes"),
     Case("features: 2**60 rows", make("features", shape=(2**50, 32, 2, 2), kind="f4", early=False), where="features"),
-    Case("features: 2**60 rows of nothing", make("features", shape=(2**50, 0, 2, 2), kind="f4"), where="features"),
+    Case("features: 2**60 rows of nothing", make("features", shape=(2**60, 0, 2, 2), kind="f4"), where="features"),
     Case("features: 2**60 bins", make("features", shape=(10, 0, 2**31, 2**29), kind="f4"), where="features"),
-    Case("boxes: 2**60 rows of nothing", make("boxes", shape=(2**50, 0), kind="f4"), where="boxes"),
+    Case("boxes: 2**60 rows of nothing", make("boxes", shape=(2**60, 0), kind="f4"), where="boxes"),
     Case("images/name: 2**50 names", make("images/name", shape=(2**50,), kind="S8", early=False)),
     Case("2**50 boxes", huge),
     Case("features: never stored", make("features", shape=SHAPE, kind="f4", early=False), where="features"),
