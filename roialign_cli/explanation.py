@@ -13,6 +13,7 @@ from roialign_cli.ops import roi_align
 from roialign_cli.ops.reference import Axis, Map, axis, interpolate
 
 EXAMPLE = "0.8,0,2.4,4.5"  # with 2 x 2 bins, unit scale, not aligned
+MOST_SAMPLES = 200_000  # worked out one by one, some seconds
 LARGEST = 256  # cells per side of a map that is made for an explanation
 
 
@@ -83,6 +84,10 @@ def explain(
     features = np.add.outer(10.0 * np.arange(sides[0]), np.arange(float(sides[1]))).astype(np.float64)
     y = axis(roi[1], roi[3], spatial_scale, output_size[0], sampling_ratio, aligned)
     x = axis(roi[0], roi[2], spatial_scale, output_size[1], sampling_ratio, aligned)
+    samples = y.bins * y.grid * x.bins * x.grid
+    if samples > MOST_SAMPLES:
+        found = f"expected at most {MOST_SAMPLES} samples to explain, found {samples}"
+        raise ConfigError("roi", f"roi: {found}", "a smaller RoI, or a smaller sampling ratio")
     points = [(x.samples(0)[0], y.samples(0)[0])] if x.grid and y.grid else []
     pooled = roi_align(
         torch.from_numpy(features)[None, None], torch.tensor([[0.0, *roi]], dtype=torch.float64), output_size,

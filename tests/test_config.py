@@ -42,6 +42,7 @@ def test_forms(given: dict[str, object], field: str, expected: object) -> None:
         ({"output_size": 0}, "output_size: expected at least 1"),
         ({"sampling_ratio": -1}, "sampling_ratio: expected at least 0, found -1"),
         ({"sampling_ratio": 1.5}, "sampling_ratio"),
+        ({"sampling_ratio": 10**9}, "sampling_ratio: expected at most 1024, found 1000000000"),
         ({"resize": "big"}, "resize: expected none or SHORT"),
         ({"resize": "0"}, "resize: expected none or SHORT"),
         ({"smapling_ratio": 2}, "did you mean sampling_ratio"),

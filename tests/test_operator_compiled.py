@@ -64,3 +64,14 @@ def test_export_sees_one_node_and_any_number_of_rois() -> None:
     assert nodes(program.graph_module) == ["roialign.roi_align.default"]
     fewer = (*MAPS, ROIS[:5], LEVELS[:5])
     assert torch.equal(program.module()(*fewer), head(*fewer))
+
+
+def test_compiled_with_out_and_with_lazily_negated_views() -> None:
+    def pool(maps: torch.Tensor, rois: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        return roi_align(maps, rois, 2, out=out)
+
+    compiled, expected = torch.compile(pool, backend="aot_eager", fullgraph=True), roi_align(MAPS[0], ROIS, 2)
+    with torch.inference_mode():
+        for out in (torch.empty_like(expected), torch._neg_view(torch.empty_like(expected))):
+            assert torch.equal(compiled(torch._neg_view(-MAPS[0]), torch._neg_view(-ROIS), out), expected)
+            assert torch.equal(out, expected)

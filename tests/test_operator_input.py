@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
+import time
 
 import pytest
 import torch
+from conftest import relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from roialign_cli import roi_align
 from roialign_cli.errors import KernelError, OperatorInputError
@@ -15,6 +19,7 @@ from roialign_cli.ops import choose, cuda, cuda_call, request
 
 MAPS = torch.randn(2, 3, 8, 9)
 GOOD = [0.0, 1, 1, 5, 5]
+ROI = torch.tensor([GOOD])
 
 
 @pytest.mark.parametrize(
@@ -56,6 +61,19 @@ def test_a_bad_row_is_named(row: list[float], named: str) -> None:
         ({"output_size": (1, 2, 3)}, r"one number or \(height, width\)"),
         ({"sampling_ratio": -1}, "sampling_ratio: expected a whole number of at least 0, found -1"),
         ({"sampling_ratio": True}, "sampling_ratio"),
+        ({"sampling_ratio": 1025}, "sampling_ratio: expected at most 1024, found 1025"),
+        ({"sampling_ratio": 10**30}, "sampling_ratio: expected at most 1024"),
+        ({"features": None}, "features: expected a tensor or a non-empty list"),
+        ({"rois": None}, "rois: expected a tensor or a list of tensors, found NoneType"),
+        ({"levels": [0]}, "levels: expected a tensor of 1 integers, found list"),
+        ({"levels": torch.zeros(1, dtype=torch.complex64)}, "levels: expected 1 integers"),
+        ({"out": MAPS.numpy()}, "out: expected a tensor, found ndarray"),
+        (
+            {"out": torch._neg_view(torch.empty(1, 3, 2, 2))},
+            "out: expected a plain tensor, found a lazily negated view",
+        ),
+        ({"features": torch.complex(MAPS, MAPS).conj()}, "features: expected a floating type, found torch.complex64"),
+        ({"rois": torch.complex(ROI, ROI).conj()}, "rois: expected real numbers, found torch.complex64"),
         ({"spatial_scale": 0.0}, "spatial_scale"),
         ({"spatial_scale": math.nan}, "spatial_scale"),
         ({"spatial_scale": [1.0, 2.0]}, "one for each of 1 levels, found 2"),
@@ -65,9 +83,110 @@ def test_a_bad_row_is_named(row: list[float], named: str) -> None:
     ],
 )
 def test_a_bad_argument_is_named(arguments: dict[str, object], found: str) -> None:
-    call = {"features": MAPS, "rois": torch.tensor([GOOD]), "output_size": 2, **arguments}
+    call = {"features": MAPS, "rois": ROI, "output_size": 2, **arguments}
     with pytest.raises(OperatorInputError, match=found):
         roi_align(**call)
+
+
+def lazily_negated(values: torch.Tensor) -> torch.Tensor:
+    """The same values, whose sign is not in their memory."""
+    view = torch._neg_view(-values)
+    assert view.is_neg()
+    return view
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "torchvision", "reference"])
+def test_views_that_are_lazily_negated_keep_their_sign(kernel: str) -> None:
+    levels = torch.tensor([0, 1])
+    rois = torch.tensor([GOOD, [1.0, 0, 0, 3, 4]])
+    boxes = [rois[:1, 1:], rois[1:, 1:]]
+    expected = roi_align(MAPS, rois, 2)
+    negated = lazily_negated(MAPS)
+    imaginary = torch.complex(torch.zeros_like(MAPS), -MAPS).conj().imag  # how such views come about
+    for features in (negated, imaginary, lazily_negated(MAPS.contiguous(memory_format=torch.channels_last))):
+        assert torch.allclose(roi_align(features, lazily_negated(rois), 2, kernel=kernel), expected, atol=1e-5)
+    by_image = roi_align(negated, [lazily_negated(b) for b in boxes], 2, kernel=kernel)
+    by_level = roi_align([negated, MAPS], rois, 2, levels=lazily_negated(levels), kernel=kernel)
+    assert torch.allclose(by_image, expected, atol=1e-5)
+    assert torch.allclose(by_level, expected, atol=1e-5)
+
+
+NOT_IN_MEMORY = {
+    "the meta device": lambda values: values.to("meta"),
+    "layout torch.sparse_coo": lambda values: values.to_sparse(),
+    "a nested one": lambda values: torch.nested.nested_tensor([values[0], values[0]]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("found", NOT_IN_MEMORY)
+@pytest.mark.parametrize("name", ["features", "rois", "boxes", "levels", "out"])
+def test_tensors_that_are_not_in_memory(name: str, found: str) -> None:
+    arguments = {"features": MAPS[:1], "rois": ROI, "output_size": 2, "levels": torch.tensor([0])}
+    given = {"boxes": ROI[:, 1:], "out": torch.empty(1, 3, 2, 2), **arguments}[name]
+    if name == "boxes":
+        arguments["rois"] = [NOT_IN_MEMORY[found](given)]
+    else:
+        arguments[name] = NOT_IN_MEMORY[found](given)
+    where = "rois[0]" if name == "boxes" else name
+    with pytest.raises(OperatorInputError, match=re.escape(f"roi_align: {where}: expected")) as error:
+        roi_align(**arguments)
+    assert found in error.value.message
+
+
+def test_tensors_inside_transforms() -> None:
+    for call, values in (
+        (lambda m: roi_align(m, ROI, 2), MAPS[None]),
+        (lambda r: roi_align(MAPS, r, 2), ROI[None]),
+        (lambda b: roi_align(MAPS[:1], [b], 2), ROI[None, :, 1:]),
+        (lambda levels: roi_align(MAPS, ROI, 2, levels=levels), torch.zeros(1, 1, dtype=torch.long)),
+    ):
+        with pytest.raises(OperatorInputError, match="inside a transform of torch"):
+            torch.func.vmap(call)(values)
+    with pytest.raises(OperatorInputError, match="inside a transform of torch"):
+        torch.func.functionalize(lambda m: roi_align(m, ROI, 2))(MAPS)
+
+
+def test_fake_tensors_have_a_shape_and_take_no_out() -> None:
+    with FakeTensorMode() as mode:
+        maps, rois, out = (mode.from_tensor(t) for t in (MAPS, ROI, torch.empty(1, 3, 2, 2)))
+        assert roi_align(maps, rois, 2).shape == (1, 3, 2, 2)
+    for arguments in ((maps, rois, 2), (MAPS, ROI, 2)):
+        with pytest.raises(OperatorInputError, match="out: expected none with fake tensors"):
+            roi_align(*arguments, out=out)
+
+
+@pytest.mark.parametrize("mode", ["avg", "max", "exact"])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_huge_boxes_end_soon_and_right(mode: str, aligned: bool) -> None:
+    maps = torch.randn(1, 3, 50, 60)
+    rois = torch.tensor([
+        [0, 0, 0, 1e9, 1e9], [0, -1e9, -1e9, 1e9, 1e9], [0, -1e6, 3, 1e6 + 7, 5], [0, -1e300, 0, 1e300, 9]
+    ], dtype=torch.float64)  # fmt: skip
+    started = time.monotonic()
+    for size in (1, 7):
+        found, right = (roi_align(maps, rois, size, mode=mode, aligned=aligned, kernel=k) for k in ("cpu", "reference"))
+        for mine, theirs in zip(found[:3], right[:3], strict=True):
+            assert relative_error(mine, theirs) < 1e-5
+        assert found.isfinite().all()
+    assert time.monotonic() - started < 30  # of which compiling takes some
+
+
+def test_boxes_whose_size_is_no_number() -> None:
+    for edge in (1e308, 1.7e308):
+        rois = torch.tensor([[0, -edge, 0, edge, 9]], dtype=torch.float64)
+        with pytest.raises(OperatorInputError, match="rois row 0: expected finite numbers, in map cells too"):
+            roi_align(MAPS, rois, 2, sampling_ratio=0)
+
+
+def test_torchvision_is_not_given_more_samples_than_it_survives() -> None:
+    """It crashes the process beyond 2**31 of them."""
+    huge = torch.tensor([GOOD, [0, 0, 0, 1e5, 1e5]])
+    with pytest.raises(KernelError, match="rois row 1: expected at most 67108864 samples, found 1e\\+10"):
+        roi_align(MAPS, huge, 7, kernel="torchvision")
+    with pytest.raises(KernelError, match="rois row 0: expected at most 67108864 samples"):
+        roi_align(MAPS, ROI, 100, sampling_ratio=1024, kernel="torchvision")
+    assert roi_align(MAPS, ROI, 2, sampling_ratio=1024).isfinite().all()
 
 
 def test_kernels_say_what_they_cannot_do() -> None:

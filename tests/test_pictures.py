@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -53,6 +54,12 @@ def test_bins_and_samples_lie_in_the_box(view: View) -> None:
     np.testing.assert_allclose(grid.edges[1], [19.5, 29.5, 39.5, 49.5, 59.5])
     unaligned = make_grid(view, 0, load("quickstart", {"output_size": "2x4", "sampling_ratio": 2, "aligned": False}))
     np.testing.assert_allclose(in_image(view, 4, unaligned.samples)[1] - across, 1)  # half a cell, two pixels of input
+
+
+def test_samples_of_a_huge_box_are_those_on_the_map(view: View) -> None:
+    huge = dataclasses.replace(view, rois=torch.tensor([[0, -1e9, -1e9, 1e9, 1e9]]))
+    for along, cells in zip(make_grid(huge, 0, load("quickstart", {})).samples, (50, 100), strict=True):
+        assert cells / 2 <= len(along) < 3 * cells
 
 
 def test_what_is_drawn_is_on_the_right_pixels(view: View) -> None:
@@ -122,6 +129,8 @@ def test_explain_tells_it(roialign: Run, tmp_path: Path) -> None:
         (["1,2,nan,4"], "expected finite numbers"),
         (["5,5,1,1"], "x2 >= x1"),
         (["0,0,9999,9"], "a map of at most 256 cells"),
+        (["--", "-1e9,-1e9,9,9"], "expected at most 200000 samples to explain"),
+        (["0,0,9,9", "--sampling-ratio", "1000"], "expected at most 200000 samples to explain"),
         (["0,0,9,9", "--spatial-scale", "0"], "spatial_scale: expected a number above 0"),
         (["0,0,9,9", "--output-size", "a"], "output_size: expected a number or HEIGHTxWIDTH"),
         (["0,0,9,9", "-o", "x.h5"], "expected a picture to write"),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from roialign_cli.errors import KernelError
 from roialign_cli.ops import cpu, cuda, reference, request, torchvision
-from roialign_cli.ops.request import Mode, Reduce, Request
+from roialign_cli.ops.request import Form, Mode, Reduce, Request
 
 __all__ = ["choose", "roi_align"]
 
@@ -108,25 +108,52 @@ def roi_align(
         form.maps, form.rois, levels, form.output_size, form.scales, form.sampling_ratio, bool(aligned), mode,
         reduce, dtype,
     )  # fmt: skip
+    if out is not None:
+        _check_out(out, form, levels)
     # Plain tensors, eagerly, go straight: torch's dispatcher takes longer than a small call does.
-    if out is None and (torch.compiler.is_compiling() or any(type(m) is not Tensor for m in form.maps)):
-        pooled: Tensor = _registered(*arguments, kernel, validate)
-        return pooled
-    return _pool(request.make(*arguments), kernel, validate, out)
+    compiling = torch.compiler.is_compiling()
+    if not compiling and (out is not None or (all(type(m) is Tensor for m in form.maps) and not _fake(form, levels))):
+        return _pool(request.make(*arguments), kernel, validate, out)
+    pooled: Tensor = _registered(*arguments, kernel, validate)
+    return pooled if out is None else _checked(out, pooled).copy_(pooled)
+
+
+def _fake(form: Form, levels: Tensor | None) -> bool:
+    """Whether some tensor has no memory that a kernel could read."""
+    return any(map(request.stands_in, [*form.maps, form.rois, *([] if levels is None else [levels])]))
+
+
+def _check_out(out: Tensor, form: Form, levels: Tensor | None) -> None:
+    """What is written to must be memory; its shape and type are checked once they are known."""
+    if not isinstance(out, Tensor):
+        raise request.bad("out", f"expected a tensor, found {type(out).__name__}")
+    request.check_memory("out", out)
+    if torch.compiler.is_compiling():
+        return
+    if out.is_neg():
+        raise request.bad("out", "expected a plain tensor, found a lazily negated view", "resolve_neg() makes one")
+    if request.stands_in(out) or _fake(form, levels):
+        raise request.bad("out", "expected none with fake tensors or other stand-ins, found one")
+
+
+def _checked(out: Tensor, expected: Tensor | Request) -> Tensor:
+    """`out`, if it can hold the result as it is."""
+    first = expected if isinstance(expected, Tensor) else expected.maps[0]
+    shape, dtype, device = expected.shape, expected.dtype, first.device
+    if not (out.shape == shape and out.dtype == dtype and out.device == device and out.is_contiguous()):
+        found = f"{list(out.shape)} {out.dtype} on {out.device}, strides {out.stride()}"
+        raise request.bad("out", f"expected contiguous {list(shape)} {dtype} on {device}, found {found}")
+    return out
 
 
 def _pool(call: Request, kernel: str, validate: bool, out: Tensor | None) -> Tensor:
-    device, dtype = call.maps[0].device, call.dtype
-    if out is not None and not (
-        out.shape == call.shape and out.dtype == dtype and out.device == device and out.is_contiguous()
-    ):
-        found = f"{list(out.shape)} {out.dtype} on {out.device}, strides {out.stride()}"
-        raise request.bad("out", f"expected contiguous {list(call.shape)} {dtype} on {device}, found {found}")
-    name = choose(kernel, device, call.mode, call.maps[0].dtype)
+    if out is not None:
+        _checked(out, call)
+    name = choose(kernel, call.maps[0].device, call.mode, call.maps[0].dtype)
     if validate or name != "cuda":
         request.check_values(call)
     result = KERNELS[name](call, out)
-    return result if result.dtype == dtype else result.to(dtype)
+    return result if result.dtype == call.dtype else result.to(call.dtype)
 
 
 @torch.library.custom_op("roialign::roi_align", mutates_args=())

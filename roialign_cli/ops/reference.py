@@ -34,9 +34,17 @@ class Axis:
         """Where bin p begins and ends."""
         return self.start + p * self.bin, self.start + (p + 1) * self.bin
 
-    def samples(self, p: int) -> list[float]:
-        """Coordinates of the samples of bin p."""
-        return [self.start + p * self.bin + (i + 0.5) * self.bin / self.grid for i in range(self.grid)]
+    def samples(self, p: int, size: int | None = None) -> list[float]:
+        """Coordinates of the samples of bin p; of a map of `size` cells, without most of those outside, where 0 counts.
+
+        A huge box has any number of those.
+        """
+        first, stop = 0, self.grid
+        begin, step = self.start + p * self.bin, self.bin / self.grid if self.grid else 0.0
+        if size is not None and step > 0:
+            first = max(first, math.floor((-1 - begin) / step) - 1)
+            stop = min(stop, math.ceil((size - begin) / step) + 1)
+        return [begin + (i + 0.5) * step for i in range(first, stop)]
 
 
 def axis(low: float, high: float, scale: float, bins: int, sampling_ratio: int, aligned: bool) -> Axis:
@@ -102,7 +110,12 @@ def run(request: Request, out: Tensor | None = None) -> Tensor:
                 if request.mode == "exact":
                     result[k, :, p, q] = integrate(features, y_axis.edges(p), x_axis.edges(q))
                     continue
-                samples = [interpolate(features, y, x) for y in y_axis.samples(p) for x in x_axis.samples(q)]
-                if samples:
-                    result[k, :, p, q] = np.max(samples, 0) if request.mode == "max" else np.mean(samples, 0)
+                ys, xs = y_axis.samples(p, features.shape[1]), x_axis.samples(q, features.shape[2])
+                samples = [interpolate(features, y, x) for y in ys for x in xs]
+                if len(samples) < y_axis.grid * x_axis.grid:
+                    samples.append(np.zeros(features.shape[0]))  # for all those left out
+                if samples and request.mode == "max":
+                    result[k, :, p, q] = np.max(samples, 0)
+                elif samples:
+                    result[k, :, p, q] = np.sum(samples, 0) / y_axis.grid / x_axis.grid
     return finish(torch.from_numpy(result), request, out)

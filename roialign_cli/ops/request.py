@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, cast, get_args
@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from roialign_cli.config import MAX_SAMPLING_RATIO
 from roialign_cli.errors import OperatorInputError
 
 Mode = Literal["avg", "max", "exact"]
@@ -79,9 +80,10 @@ def make(
     """The request of arguments whose form `check_form` has found good; numbers are in the right types."""
     exact = rois.dtype if rois.dtype in (torch.float32, torch.float64) else torch.float64
     return Request(
-        maps=tuple(m.detach() for m in features),
-        rois=rois.detach().to(exact).contiguous(),
-        levels=None if levels is None else levels.detach().to(torch.int64).contiguous(),
+        # Lazily negated views keep the sign outside of their memory, which is all that kernels see.
+        maps=tuple(m.detach().resolve_neg() for m in features),
+        rois=rois.detach().resolve_neg().to(exact).contiguous(),
+        levels=None if levels is None else levels.detach().resolve_neg().to(torch.int64).contiguous(),
         scales=tuple(scales),
         output_size=(output_size[0], output_size[1]),
         sampling_ratio=sampling_ratio,
@@ -123,7 +125,7 @@ def check_form(
     dtype: torch.dtype | None,
 ) -> Form:
     """Check the arguments of `roi_align` (see there) but for the values of tensors, or raise OperatorInputError."""
-    maps = _check_maps([features] if isinstance(features, Tensor) else list(features))
+    maps = _check_maps(features)
     table = _check_rois(rois, maps[0])
     if mode not in MODES:
         raise bad("mode", f"expected one of {', '.join(MODES)}, found {mode!r}")
@@ -137,7 +139,7 @@ def check_form(
         table,
         _check_output_size(output_size),
         _check_scales(spatial_scale, len(maps)),
-        _whole("sampling_ratio", sampling_ratio, least=0),
+        _check_ratio(sampling_ratio),
     )
 
 
@@ -145,7 +147,9 @@ def check_values(request: Request) -> None:
     """Check every row of rois and levels, or raise OperatorInputError naming the first bad one."""
     table, levels = request.table
     batch, count = request.maps[0].shape[0], len(request.maps)
-    _first_bad_row(table, np.asarray(~np.isfinite(table).all(axis=1)), "expected finite numbers")
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(table * (2 * max(1.0, *request.scales))).all(axis=1)  # and so are sizes, in map cells
+    _first_bad_row(table, np.asarray(~finite), "expected finite numbers, in map cells too")
     index = table[:, 0]
     wrong: npt.NDArray[np.bool_] = (index != np.floor(index)) | (index < 0) | (index >= batch)
     _first_bad_row(table, wrong, f"expected a whole batch index from 0 to {batch - 1}")
@@ -161,12 +165,35 @@ def bad(where: str, found: str, hint: str = "") -> OperatorInputError:
     return OperatorInputError("roi-align-input", f"roi_align: {where}: {found}", hint)
 
 
-def _check_maps(maps: list[Tensor]) -> list[Tensor]:
+def stands_in(tensor: Tensor) -> bool:
+    """Whether a tensor only stands for one: torch's fake tensors, and other types that take over every operation."""
+    return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+
+
+def check_memory(where: str, tensor: Tensor) -> None:
+    """Check that a tensor has values at addresses of its own, as kernels read them, or raise OperatorInputError."""
+    if tensor.is_nested:
+        raise bad(where, "expected a plain tensor, found a nested one", "pass a list of tensors")
+    if tensor.layout != torch.strided:
+        raise bad(where, f"expected a strided tensor, found layout {tensor.layout}", "convert with .to_dense()")
+    if torch.compiler.is_compiling():
+        return  # by stand-ins that torch knows how to handle
+    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        raise bad(
+            where, "expected a plain tensor, found one inside a transform of torch.func such as vmap", "use a loop"
+        )
+    if tensor.device.type == "meta" and not stands_in(tensor):
+        raise bad(where, "expected a tensor with values, found one on the meta device")
+
+
+def _check_maps(features: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    maps = [features] if isinstance(features, Tensor) else list(features) if isinstance(features, Iterable) else []
     if not maps or not all(isinstance(m, Tensor) for m in maps):
         raise bad("features", "expected a tensor or a non-empty list of tensors, one per level")
     first = maps[0]
     for i, m in enumerate(maps):
         where = "features" if len(maps) == 1 else f"features[{i}]"
+        check_memory(where, m)
         if m.dim() != 4:
             raise bad(where, f"expected shape [N, C, H, W], found {list(m.shape)}")
         if m.dtype not in DTYPES:
@@ -183,12 +210,18 @@ def _check_maps(maps: list[Tensor]) -> list[Tensor]:
 
 def _check_rois(rois: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
     if not isinstance(rois, Tensor):
+        if not isinstance(rois, Iterable):
+            raise bad("rois", f"expected a tensor or a list of tensors, found {type(rois).__name__}")
         boxes, batch = list(rois), features.shape[0]
         for i, b in enumerate(boxes):
+            if isinstance(b, Tensor):
+                check_memory(f"rois[{i}]", b)
             if not isinstance(b, Tensor) or b.dim() != 2 or b.shape[1] != 4:
                 found = list(b.shape) if isinstance(b, Tensor) else type(b).__name__
                 raise bad(f"rois[{i}]", f"expected boxes of shape [L, 4], found {found}")
             _check_numbers(b)
+            if b.device != boxes[0].device:
+                raise bad(f"rois[{i}]", f"expected the device of rois[0], {boxes[0].device}, found {b.device}")
         if len(boxes) != batch:
             raise bad("rois", f"expected one tensor of boxes for each of {batch} images, found {len(boxes)}")
         if not boxes:
@@ -198,6 +231,7 @@ def _check_rois(rois: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
             torch.cat([b.new_full((b.shape[0], 1), i, dtype=exact), b.to(exact)], dim=1) for i, b in enumerate(boxes)
         ]
         return torch.cat(numbered)
+    check_memory("rois", rois)
     if rois.dim() != 2 or rois.shape[1] != 5:
         raise bad("rois", f"expected shape [K, 5] (batch index, x1, y1, x2, y2), found {list(rois.shape)}")
     _check_numbers(rois)
@@ -205,7 +239,7 @@ def _check_rois(rois: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
 
 
 def _check_numbers(values: Tensor) -> None:
-    if values.dtype == torch.bool or values.is_complex():
+    if values.dtype == torch.bool or values.is_complex() or values.is_quantized:
         raise bad("rois", f"expected real numbers, found {values.dtype}")
 
 
@@ -219,7 +253,12 @@ def _check_levels(levels: Tensor | None, count: int, rows: int) -> None:
     if levels is None:
         if count > 1:
             raise bad("levels", f"expected the level of each RoI for {count} maps, found None")
-    elif levels.dim() != 1 or levels.shape[0] != rows or levels.is_floating_point() or levels.dtype == torch.bool:
+        return
+    if not isinstance(levels, Tensor):
+        raise bad("levels", f"expected a tensor of {rows} integers, found {type(levels).__name__}")
+    check_memory("levels", levels)
+    whole = not (levels.is_floating_point() or levels.is_complex() or levels.is_quantized or levels.dtype == torch.bool)
+    if levels.dim() != 1 or levels.shape[0] != rows or not whole:
         raise bad("levels", f"expected {rows} integers, found {list(levels.shape)} {levels.dtype}")
 
 
@@ -238,6 +277,14 @@ def _check_output_size(output_size: int | Sequence[int]) -> list[int]:
     if len(sides) != 2:
         raise bad("output_size", f"expected one number or (height, width), found {output_size!r}")
     return [_whole("output_size", side, least=1) for side in sides]
+
+
+def _check_ratio(sampling_ratio: int) -> int:
+    ratio = _whole("sampling_ratio", sampling_ratio, least=0)
+    if ratio > MAX_SAMPLING_RATIO:
+        expected = f"expected at most {MAX_SAMPLING_RATIO}, found {sampling_ratio}"
+        raise bad("sampling_ratio", expected, "mode exact is the limit of ever more samples, and faster")
+    return ratio
 
 
 def _whole(where: str, value: object, least: int) -> int:

@@ -4,19 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from roialign_cli.errors import KernelError
 from roialign_cli.ops.request import Request, finish
+
+MOST_SAMPLES = 1 << 26  # of a RoI: 32 bytes each in torchvision's table of them, which crashes the process beyond 2**31
 
 
 def run(request: Request, out: Tensor | None) -> Tensor:
     """The pooled features of a request; averages only. Half types go through float32: its own half sums overflow."""
+    _check_samples(request)
     from torchvision.ops import roi_align  # a second to import, and seldom used
 
     size, ratio, aligned = request.output_size, request.sampling_ratio, request.aligned
     pooled = _level_by_level(request, lambda m, rois, scale: roi_align(m, rois, size, scale, ratio, aligned))
     return finish(pooled, request, out)
+
+
+def _check_samples(request: Request) -> None:
+    """KernelError if a RoI has more samples than torchvision can take."""
+    rois, levels = request.table
+    scales = np.array(request.scales)[levels, None]
+    bins = np.array(request.output_size)
+    sizes = (rois[:, [4, 3]] - rois[:, [2, 1]]) * scales  # height and width in map cells
+    grids = np.ceil(sizes / bins) if request.sampling_ratio == 0 else np.full_like(sizes, request.sampling_ratio)
+    counts = (grids * bins).prod(axis=1)
+    if counts.max(initial=0) > MOST_SAMPLES:
+        row = int(counts.argmax())
+        found = f"expected at most {MOST_SAMPLES} samples, found {counts[row]:.3g}"
+        raise KernelError("kernel-samples", f"kernel torchvision: rois row {row}: {found}", "use kernel auto")
 
 
 def roi_pool(request: Request) -> Tensor:

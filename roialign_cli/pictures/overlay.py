@@ -27,10 +27,14 @@ AROUND = 2  # cells of the map shown around the RoI
 
 @dataclass(frozen=True)
 class Grid:
-    """Bins and samples of one RoI along y and x: edges [P + 1] and samples of all bins, in map cells (centres are integers)."""
+    """Bins and samples of one RoI along y and x: edges [P + 1] and samples of all bins, in map cells (centres are integers).
+
+    `size` of the map: a huge box has any number of samples outside.
+    """
 
     y: Axis
     x: Axis
+    size: tuple[int, int]
 
     @property
     def edges(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
@@ -40,21 +44,22 @@ class Grid:
 
     @property
     def samples(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Sample coordinates along (y, x); the samples are their product."""
+        """Coordinates along (y, x) of the samples on the map; the samples are their product."""
         y, x = (
-            np.array([at for p in range(along.bins) for at in along.samples(p)], np.float64)
-            for along in (self.y, self.x)
+            np.array([at for p in range(along.bins) for at in along.samples(p, cells)], np.float64)
+            for along, cells in zip((self.y, self.x), self.size, strict=True)
         )
         return y, x
 
 
 def make_grid(view: View, box: int, settings: Settings) -> Grid:
     """Where RoI Align of a box samples its map."""
-    _, stride = view.level(box)
+    features, stride = view.level(box)
     _, x1, y1, x2, y2 = view.rois[box].tolist()
     ratio, aligned = settings.sampling_ratio, settings.aligned
     height, width = settings.output_size
-    return Grid(axis(y1, y2, 1 / stride, height, ratio, aligned), axis(x1, x2, 1 / stride, width, ratio, aligned))
+    y, x = axis(y1, y2, 1 / stride, height, ratio, aligned), axis(x1, x2, 1 / stride, width, ratio, aligned)
+    return Grid(y, x, (features.shape[2], features.shape[3]))
 
 
 def in_image(
