@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from roialign_cli.errors import ConfigError
+from roialign_cli.reading import YamlError, read_yaml
 
 BoxesFormat = Literal[
     "auto", "native", "jsonl", "coco", "coco-results", "voc", "yolo", "labelme", "csv", "parquet", "npz"
@@ -113,7 +114,8 @@ def find_config(config: str) -> Path:
     path = Path(config)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
-            raise ConfigError("config-missing", f"{config}: expected a YAML file, found nothing there")
+            found = "no regular file" if path.exists() else "nothing there"
+            raise ConfigError("config-missing", f"{config}: expected a YAML file, found {found}")
         return path
     named = config_folder() / f"{config}.yaml"
     if not named.is_file():
@@ -138,12 +140,12 @@ def parse_resize(resize: str) -> tuple[int, int | None] | None:
 
 
 def _read_yaml(path: Path) -> Mapping[str, object]:
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError("config-yaml", f"{path}: expected YAML, found: {error}") from None
+        content = read_yaml(path)
+    except YamlError as error:
+        raise ConfigError("config-yaml", f"{path}: {error}") from None
+    except OSError as error:
+        raise ConfigError("config-yaml", f"{path}: expected YAML, found: {error.strerror}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

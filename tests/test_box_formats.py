@@ -6,6 +6,9 @@ import contextlib
 import csv
 import json
 import os
+import re
+import socket
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from PIL import Image
 
 from roialign_cli import FeatureFile, extract
 from roialign_cli.config import Settings, load
-from roialign_cli.errors import RoialignError
+from roialign_cli.errors import InputError, RoialignError
 from roialign_cli.inputs.boxes import READERS, read_boxes, recognise
 from roialign_cli.planning import make_plan
 from roialign_cli.structures import BoxTable
@@ -438,11 +441,23 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY b "bbb"><!ENTITY c "&b;&b;&b;">]><annotation><
         ("a.xml", "<annotation><object><bndbox><xmin>a</xmin></bndbox></object></annotation>", "object 0: xmin: expected"),
         ("a.jsonl", '{"image": "a", "boxes": []}\n{"boxes": []}', "line 2: expected"),
         ("a.jsonl", '{"image": "a", "boxes": []}\n{"image": "a", "boxes": []}', 'line 2: "a": expected each image once'),
+        ("a.jsonl", '{"image": "a", "boxes": [[1, 2, 3, 4]], "boxes": []}', '"boxes": expected each key once'),
+        ("a.jsonl", '{"image": "a", "boxes": []}\n{"image": "b", "boxes": [], "image": "c"}', 'line 2: "image": expected each'),
+        ("a.jsonl", '{"image": "\\ud800", "boxes": []}', "line 1: expected"),
+        ("a.json", '{"shapes": [{"points": [[1, 2], [3, 4]]}], "shapes": []}', '"shapes": expected each key once'),
+        ("a.json", '{"shapes": [], "imagePath": "\\ud800"}', "of Unicode text"),
+        ("a.json", '[{"image_id": "\\ud800", "bbox": [1, 2, 3, 4]}]', "expected a list of COCO results"),
         ("a.json", '[{"image_id": 1, "bbox": [1, 2]}]', "expected a list of COCO results"),
         ("a.json", '{"shapes": [{"points": []}]}', "shape 0: expected points, found none"),
         ("a.csv", "", "found an empty file"),
         ("a.csv", "a,b\n1,2", "expected an image column and x1, y1, x2, y2"),
         ("a.csv", "image,x1,y1,x2,y2\na,1,2,3", "row 2: expected 5 fields, found 4"),
+        ("a.csv", 'image,x1,y1,x2,y2,label\na,1,2,3,4,b\nc,1,2,3,4,"cat\nd,1,2,3,4,dog\n', "line 3: expected fields, quoted"),
+        ("a.csv", 'image,x1,y1,x2,y2,label\na,1,2,3,4,"b\nd,1,2,3,4,c\ne,1,2,3,4,"\n', "line 2: expected a quote that ends"),
+        ("a.csv", 'image,x1,y1,x2,y2\na,1,2,3,4\n"b,5,6,7,8\nc",1,2,3,4\n', "a field with the row 'b,5,6,7,8'"),
+        ("a.csv", 'image,x1,y1,x2,y2\n"a"b,1,2,3,4\n', "line 2: expected fields, quoted as a whole"),
+        ("a.csv", "image,x1,y1,x2,y2,x1\na,1,2,3,4,0", "expected one column 'x1', found 2: x1, x1"),
+        ("a.tsv", "image\tx1\ty1\tx2\ty2\tcls\tCls\na\t1\t2\t3\t4\tb\tc", "expected one column 'cls', found 2: cls, Cls"),
         ("a.csv", "image,x1,y1,x2,y2\na,1,2,3,b", "row 2: y2: expected a number, found 'b'"),
         ("a.csv", "image,x1,y1,x2,y2\n../a,1,2,3,4", "inside it"),
         ("a.csv", "image,x1,y1,x2,y2\n,1,2,3,4", "inside it"),
@@ -493,6 +508,141 @@ def test_columns_are_said(tmp_path: Path, folder: Path) -> None:
     ):
         with pytest.raises(RoialignError, match=expected):
             read_boxes(tmp_path / "b.csv", folder, load(None, {"columns": columns}))
+
+
+def test_columns_that_are_not_used_or_are_said_may_be_alike(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_text("image,x1,y1,x2,y2,label,Label,note,note\na,1,2,3,4,b,c,d,e\n")
+    table = read_boxes(tmp_path / "b.csv", None, load(None, {"columns": "label=Label"}))
+    assert table.labels is not None
+    assert table.labels.tolist() == ["c"]
+
+
+def test_a_text_over_several_lines_is_no_lost_quote(tmp_path: Path) -> None:
+    label = "one, two, three, four, five\n3, 4 and 5\n"
+    with (tmp_path / "b.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["image", "x1", "y1", "x2", "y2", "label"], ["a\nb", 1, 2, 3, 4, label]])
+    table = read_boxes(tmp_path / "b.csv")
+    assert table.names == ("a\nb",)
+    assert table.labels is not None
+    assert table.labels.tolist() == [label.strip()]
+
+
+def test_parquet_of_columns_that_are_alike(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    names = ["image", "x1", "y1", "x2", "y2", "x1"]
+    columns = [arrow.array(["a"]), *(arrow.array([float(i)]) for i in range(5))]
+    parquet.write_table(arrow.Table.from_arrays(columns, names), tmp_path / "b.parquet")
+    with pytest.raises(RoialignError, match="expected one column 'x1', found 2: x1, x1"):
+        read_boxes(tmp_path / "b.parquet")
+
+
+DEEP = {"lists": "[" * 100_000 + "]" * 100_000, "objects": '{"a":' * 100_000 + "1" + "}" * 100_000}
+NESTED = {
+    "native": '{"a": %s}', "native entry": '{"a": {"boxes": [], "x": %s}}', "jsonl": '{"image": "a", "boxes": [], "x": %s}',
+    "coco": '{"images": [], "annotations": [{"image_id": 1, "bbox": [1, 2, 3, 4], "x": %s}]}', "coco itself": "%s",
+    "coco-results": '[{"image_id": 1, "bbox": [1, 2, 3, 4], "x": %s}]', "coco-results itself": "%s",
+    "labelme": '{"shapes": [], "x": %s}', "labelme shapes": '{"shapes": %s}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", DEEP)
+@pytest.mark.parametrize("name", NESTED)
+def test_deep_nesting_is_an_error(tmp_path: Path, name: str, kind: str) -> None:
+    (tmp_path / "b.json").write_text(NESTED[name] % DEEP[kind])
+    with pytest.raises(InputError) as error:
+        read_boxes(tmp_path / "b.json", None, load(None, {"boxes_format": name.split(maxsplit=1)[0]}))
+    assert error.value.reference == "boxes-format"
+
+
+def test_deep_nesting_beside_results_is_an_error(tmp_path: Path) -> None:
+    results = as_results(tmp_path)
+    for content in ('{"images": [], "x": ' + DEEP["lists"] + "}", '{"images": [], "images": []}'):
+        (tmp_path / "instances.json").write_text(content)
+        with pytest.raises(InputError, match=re.escape(str(tmp_path / "instances.json"))):
+            read_boxes(results, None, Settings(images_json=str(tmp_path / "instances.json")))
+    twice = {"images": [{"id": 1, "file_name": "a"}, {"id": 1, "file_name": "b"}]}
+    (tmp_path / "instances.json").write_text(json.dumps(twice))
+    with pytest.raises(InputError, match="expected every id once"):
+        read_boxes(results, None, Settings(images_json=str(tmp_path / "instances.json")))
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX's")
+def test_pipes_and_devices_are_no_files(tmp_path: Path, folder: Path, roialign: Run) -> None:
+    """Whoever opened them would wait for ever."""
+    labels, results, pipe = as_yolo(tmp_path), as_results(tmp_path), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(tmp_path / "socket"))
+    for path in (pipe, tmp_path / "socket", Path("/dev/zero")):
+        for boxes_format in ("auto", "native", "csv", "voc"):
+            with pytest.raises(InputError, match="no regular file but a pipe, device or socket"):
+                read_boxes(path, folder, load(None, {"boxes_format": boxes_format}))
+    server.close()
+    for options in ({"classes": str(pipe)}, {"images_json": str(pipe), "boxes_format": "coco-results"}):
+        for path in (labels, results) if "classes" in options else (results,):
+            with pytest.raises(InputError, match="no regular file but a pipe"):
+                read_boxes(path, folder, load(None, options))
+    os.mkfifo(tmp_path / "labels" / "x.txt")  # in a folder they are passed over, as folders are
+    (tmp_path / "labels" / "y.txt").mkdir()
+    assert len(read_boxes(labels, folder).boxes) == len(rows())
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for name in ("pipe", "pipe.yaml"):
+        done = roialign("extract", folder, results, "-c", tmp_path / name, "-o", tmp_path / "f.h5")
+        assert done.returncode == 2, done.stderr
+        assert "error[config-missing]" in done.stderr
+
+
+def npz(path: Path, **headers: tuple[tuple[int, ...], str, int]) -> Path:
+    """Arrays of zeros: shape, type, and how many bytes there really are."""
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, (shape, kind, size) in headers.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+                for begin in range(0, size, 1 << 24):
+                    file.write(bytes(min(size - begin, 1 << 24)))
+    return path
+
+
+def test_npz_that_expands_too_far(tmp_path: Path) -> None:
+    one = ((1, 4), "<f4", 16)
+    path = tmp_path / "a.npz"
+    assert read_boxes(npz(path, bbox=one, unused=((10**9,), "<f8", 0))).boxes.tolist() == [[0, 0, 0, 0]]
+    for headers, expected in (
+        ({"bbox": ((10**12, 4), "<f4", 0)}, "bbox: expected at most 268 MB, .* expands to 16000000 MB"),
+        ({"bbox": ((1, 4), "<f4", 300 << 20)}, "bbox: .* expands to 315 MB"),
+        ({"bbox": one, "scores": ((10**9,), "<f4", 0)}, "scores: .* expands to 4000 MB"),
+        ({"bbox": one, "classes": ((1,), "<U100000000", 0)}, "classes: .* expands to 400 MB"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            read_boxes(npz(path, **headers))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_npz_with_an_array_twice(tmp_path: Path) -> None:
+    path = npz(tmp_path / "a.npz", bbox=((1, 4), "<f4", 16))
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("bbox.npy", b"")
+    with pytest.raises(InputError, match="bbox: expected one array, found several"):
+        read_boxes(path)
+
+
+def test_parquet_that_expands_too_far(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    count = 20_000_000
+    zeros = arrow.array(np.zeros(count, np.float32))
+    names = arrow.DictionaryArray.from_arrays(arrow.array(np.zeros(count, np.int8)), ["a"])
+    table = arrow.table({"image": names, "x1": zeros, "y1": zeros, "x2": zeros, "y2": zeros})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=count, write_statistics=False)
+    with pytest.raises(InputError, match=r"at most 1000 times the .*, found 20000000 that expand to 320 MB"):
+        read_boxes(tmp_path / "a.parquet")
+    table = table.slice(0, 1).set_column(0, "image", arrow.array(["a" * 300_000_000]))
+    parquet.write_table(table, tmp_path / "b.parquet", compression="zstd", write_statistics=False)
+    with pytest.raises(InputError, match=r"at most 4096 bytes a row, found 1 rows that expand to \d+ MB"):
+        read_boxes(tmp_path / "b.parquet")
 
 
 def test_pickles_are_not_opened(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +110,21 @@ def test_the_sample_data_says_the_same_in_both_formats() -> None:
             "category_id listed in categories",
         ),
         (coco(images=[{"id": 3, "file_name": "a"}, {"id": 3, "file_name": "b"}]), "once, found one twice"),
+        ('{"a": [[1, 2, 3, 4]], "b": [], "a": [[5, 6, 7, 8]]}', '"a": expected each key once, found it twice'),
+        ('{"a":[],"a":[]}', '"a": expected each key once'),
+        ('{"a":[[1,2,3,4]],"b":[],"\\u0062":[]}', '"b": expected each key once'),
+        ('{ "a,\\": [" : [ ] , "b":[],"b"\n:\t[ ] } ', '"b": expected each key once'),
+        ('{"a": [[1, 2, NaN, 4]], "a": [[1, 2, 3, 4]]}', '"a": expected each key once'),
+        ('{"a": {"boxes": [[1, 2, 3, 4]], "boxes": []}}', '"a": "boxes": expected each key once'),
+        ('{"a": {"boxes": [[1, 2, 3, 4]], "\\u0062oxes": []}}', '"a": "boxes": expected each key once'),
+        ('{"a": {"boxes": [], "labels": [], "ids": [], "labels": []}}', '"a": "labels": expected each key once'),
+        (json.dumps(coco())[:-1] + ', "annotations": []}', '"annotations": expected each key once'),
+        ('{"\\ud800": []}', "expected names and labels of Unicode text, found '\\ud800'"),
+        ('{"a": {"boxes": [[1, 2, 3, 4]], "labels": ["\\ud800"]}}', "of Unicode text, found"),
+        ('{"a": {"boxes": [[1, 2, 3, 4]], "ids": ["\\udc80"]}}', "of Unicode text, found"),
+        (coco(images=[{"id": 3, "file_name": "\ud800"}]), "of Unicode text, found"),
+        (coco(categories=[{"id": 1, "name": "\ud800"}, {"id": 2, "name": "b"}]), "of Unicode text, found"),
+        (coco(annotations=[{"id": "\udfff", "image_id": 3, "bbox": [1, 2, 3, 4]}]), "of Unicode text, found"),
     ],
 )
 def test_errors_name_the_place(tmp_path: Path, content: Any, expected: str) -> None:
@@ -117,6 +133,33 @@ def test_errors_name_the_place(tmp_path: Path, content: Any, expected: str) -> N
         read_boxes(path)
     assert str(path) in error.value.message
     assert expected in error.value.message
+
+
+def test_keys_that_only_look_alike(tmp_path: Path) -> None:
+    content = {
+        "a": [], '"a"': {"boxes": [[1, 2, 3, 4]], "note": {"boxes": [], "labels": []}, "labels": ["boxes"]},
+        'a": [': {"boxes": [[1, 2, 3, 5]], "labels": ['"labels": "labels"']}, "A": [], "{a:": [], "\ta": [],
+    }  # fmt: skip
+    for text in (json.dumps(content), json.dumps(content, indent=3), json.dumps(content, separators=(",", ":"))):
+        table = read_boxes(written(tmp_path, text))
+        assert table.names == tuple(content)
+        assert table.boxes.tolist() == [[1, 2, 3, 4], [1, 2, 3, 5]]
+
+
+unlike = st.lists(st.tuples(st.text('ab"\\ {},:', max_size=3), st.lists(st.just([1, 2, 3, 4]), max_size=2)))
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pairs=unlike, space=st.sampled_from(["", " ", "\n\t "]))
+def test_every_key_that_stands_twice_is_found(tmp_path: Path, pairs: list[tuple[str, Any]], space: str) -> None:
+    text = f"{space},{space}".join(f"{json.dumps(key)}{space}:{space}{json.dumps(value)}" for key, value in pairs)
+    path = written(tmp_path, f"{space}{{{space}{text}{space}}}{space}")
+    found = ""
+    try:
+        read_boxes(path, settings=Settings(boxes_format="native"))
+    except InputError as error:
+        found = error.message
+    assert ("expected each key once" in found) == (len({key for key, _ in pairs}) < len(pairs))
 
 
 def test_xywh_by_mistake_gets_a_hint(tmp_path: Path) -> None:
@@ -195,6 +238,15 @@ def test_annotations_are_cut_into_parts_at_any_place(
     content["annotations"][17]["bbox"] = "here"
     with pytest.raises(InputError, match=r"annotations\[17\]"):
         read_boxes(written(tmp_path, content))
+
+
+def test_text_full_of_ends_of_objects_is_read_once(tmp_path: Path) -> None:
+    """Not again for each of them, which took minutes for some megabytes."""
+    content = coco()
+    content["annotations"][0]["note"] = "}," * 1_500_000
+    started = time.monotonic()
+    assert len(read_boxes(written(tmp_path, content)).boxes) == 3
+    assert time.monotonic() - started < 10
 
 
 MILLIONS = """

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from roialign_cli.config import Settings, config_folder, load
-from roialign_cli.errors import ConfigError
+from roialign_cli.errors import ConfigError, InputError
+from roialign_cli.inputs.boxes import read_boxes
 
 
 def test_defaults_then_file_then_options(tmp_path: Path) -> None:
@@ -61,6 +64,43 @@ def test_bad_yaml(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(ConfigError):
         load(str(path), {})
+
+
+LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{name}: &{name} [{', '.join([f'*{before}'] * 10)}]\n" for before, name in pairwise("abcdefghij")
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (f"{LAUGHS}names: *j", "line 2: expected plain values, found the alias *a: write it out"),
+        ("names: &a [*a]", "line 1: expected plain values, found the alias *a"),
+        ("x: &a {names: [b]}\n<<: *a", "line 2: expected plain values, found the alias *a"),
+        ("names: " + "[" * 100_000 + "]" * 100_000, "line 1: expected at most 50 levels of nesting"),
+        ("\n".join(" " * i + "names:" for i in range(500)), "expected at most 50 levels of nesting"),
+        ("names: " + ":".join(["1"] * 200_000), "expected a value of at most 4096 characters, found 399999"),
+        ("names: " + "9" * 4200, "expected a value of at most 4096 characters"),
+        ("names: [" + "a, " * 400_000 + "]", "expected at most 1048576 bytes of YAML"),
+        ("names: 2001-99-99", "expected YAML, found: month must be in 1..12"),
+        ("names: !!bool x", "expected YAML, found"),
+        ("names: !!timestamp x", "expected YAML, found"),
+        ("names: !!python/object/apply:os.getpid []", "expected YAML, found: could not determine a constructor"),
+        ("names: \udc80", "expected YAML, found"),
+    ],
+    ids=range(13),
+)
+def test_yaml_that_never_ends_or_is_no_plain_data(tmp_path: Path, content: str, expected: str) -> None:
+    """In configurations and in YOLO's data.yaml."""
+    path, started = tmp_path / "data.yaml", time.monotonic()
+    path.write_bytes(content.encode("utf-8", "surrogateescape"))
+    (tmp_path / "a.txt").write_text("0 .5 .5 .1 .1")
+    for read, kind in ((lambda: load(str(path), {}), ConfigError), (lambda: read_boxes(tmp_path), InputError)):
+        with pytest.raises(kind) as error:
+            read()
+        assert f"{path}: {expected}" in error.value.message or f"{path}: line" in error.value.message
+        assert expected in error.value.message
+    assert time.monotonic() - started < 5
 
 
 def test_named_configs_are_valid_and_say_what_they_mean() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError, InputError
 from roialign_cli.inputs.boxes import coco, coco_results, columns, grid, jsonl, labelme, native, npz, parquet, voc, yolo
 from roialign_cli.inputs.boxes.common import Source, bad
+from roialign_cli.inputs.boxes.keys import check_keys, twice
 from roialign_cli.inputs.boxes.names import ImageNames
 from roialign_cli.inputs.boxes.select import select
+from roialign_cli.reading import regular
 from roialign_cli.structures import BoxTable, Floats, unsafe_name
 
 READERS: dict[str, Callable[[Source], BoxTable]] = {
@@ -55,21 +58,39 @@ def read_boxes(path: Path | None, folder: Path | None = None, settings: Settings
         return select("grid", grid.make(settings.grid, images), settings)
     if path is None:
         raise ConfigError("config-value", "expected a box file, found none", "or --whole-image, or --grid 3x3")
-    if not path.exists():
-        raise InputError("boxes-missing", f"{path}: expected a box file, found: No such file or directory")
     source = Source(path, images, settings)
-    try:
+    with _explained(path):
+        if not path.is_dir():
+            regular(path)
         found = settings.boxes_format if settings.boxes_format != "auto" else recognise(path)
         table = READERS[found](source)
-    except UnicodeDecodeError as error:
-        raise bad(path, f"expected text in UTF-8, found: {error.reason} at byte {error.start}") from None
-    except OSError as error:
-        raise InputError("boxes-missing", f"{path}: expected a box file, found: {error.strerror or error}") from None
+        digest = _digest(path, settings)
     if (name := unsafe_name(table.names)) is not None:
         expected = "expected the name of an image relative to the image folder, inside it"
         raise InputError("image-name", f"{path}: {name!r}: {expected}")
+    _check_text(str(path), table)
     _check_values(str(path), table, found)
-    return replace(select(str(path), table, settings), sha256=_digest(path, settings))
+    return replace(select(str(path), table, settings), sha256=digest)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what may go wrong with a file of any format into an InputError: it cannot be read, or holds what none may hold."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise bad(path, f"expected text in UTF-8, found: {error.reason} at byte {error.start}") from None
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can say and no text has
+        part = error.object[max(error.start - 20, 0) : error.start + 20]
+        raise bad(path, f"expected names and labels of Unicode text, found {part!r}") from None
+    except RecursionError:
+        raise bad(path, "expected plain lists and objects, found them nested too deep") from None
+    except msgspec.DecodeError as error:
+        raise bad(path, f"expected JSON, found: {error}") from None
+    except OSError as error:
+        where = str(path if error.filename is None else error.filename)
+        expected = "expected a box file" if where == str(path) else "expected a file"
+        raise InputError("boxes-missing", f"{where}: {expected}, found: {error.strerror or error}") from None
 
 
 def recognise(path: Path) -> str:
@@ -98,7 +119,7 @@ def _digest(path: Path, settings: Settings) -> str:
     """Of all that was read, and how: a run goes on only with the same boxes."""
     digest = hashlib.sha256()
     files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IN_FOLDERS) if path.is_dir() else [path]
-    for file in files:
+    for file in filter(Path.is_file, files):
         if path.is_dir():
             digest.update(file.relative_to(path).as_posix().encode("utf-8", "surrogateescape") + b"\0")
         with file.open("rb") as opened:
@@ -106,7 +127,7 @@ def _digest(path: Path, settings: Settings) -> str:
                 digest.update(piece)
     for extra in (settings.classes, settings.images_json):
         if extra:
-            digest.update(Path(extra).read_bytes())
+            digest.update(regular(Path(extra)).read_bytes())
     if settings.columns or settings.voc_origin != Settings.voc_origin:
         digest.update(f"{settings.columns} {settings.voc_origin}".encode())
     return digest.hexdigest()
@@ -116,23 +137,46 @@ def top_level(path: Path) -> dict[str, Any]:
     """The values of the outermost JSON object, not yet decoded."""
     content = path.read_bytes()
     try:
-        return msgspec.json.decode(content, type=dict[str, msgspec.Raw])
+        values = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:
         raise bad(path, "expected a JSON object: image names with boxes, or COCO instances") from None
     except msgspec.DecodeError as error:
         return _with_nan(path, content, str(error))
+    check_keys(path, content, values)
+    return values
 
 
 def _with_nan(path: Path, content: bytes, reason: str) -> dict[str, Any]:
     """Python writes NaN and Infinity into JSON, which JSON forbids: let them in, so that the bad box can be named."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            raise twice(path, next(key for i, (key, _) in enumerate(pairs) if key in dict(pairs[:i])))
+        return found
+
     try:
-        parsed = json.loads(content, parse_constant=lambda name: f"\0{name}")
+        parsed = json.loads(content, parse_constant=lambda name: f"\0{name}", object_pairs_hook=once)
     except (ValueError, RecursionError):
         hint = "--boxes-format says which format it is; see the box formats in the docs"
         raise bad(path, f"expected JSON, found: {reason}", hint) from None
     if not isinstance(parsed, dict):
         raise bad(path, "expected a JSON object: image names with boxes, or COCO instances")
-    return {name: msgspec.Raw(json.dumps(value).encode()) for name, value in parsed.items()}
+    return {name: msgspec.Raw(json.dumps(value, ensure_ascii=False).encode()) for name, value in parsed.items()}
+
+
+def _check_text(path: str, table: BoxTable) -> None:
+    """Labels and ids are stored as UTF-8, in which half of a surrogate pair has no form."""
+    for what, column in (("labels", table.labels), ("ids", table.ids)):
+        if column is None or column.dtype.kind != "U":
+            continue
+        letters = column.view(np.uint32).reshape(len(column), -1)
+        for begin in range(0, len(column), ROWS_AT_ONCE):
+            some = letters[begin : begin + ROWS_AT_ONCE]
+            wrong = ((some >= 0xD800) & (some < 0xE000)).any(axis=1)
+            if wrong.any():
+                row = begin + int(wrong.argmax())
+                raise bad(_place(path, table, row), f"{what}: expected Unicode text, found {str(column[row])!r}")
 
 
 def _check_values(path: str, table: BoxTable, boxes_format: str) -> None:

@@ -171,7 +171,7 @@ def _in_parts(path: str, raw: msgspec.Raw) -> Iterator[list[Annotation]]:
             except msgspec.DecodeError:
                 if cut is None:
                     raise
-                search = cut.end()
+                search = begin + 2 * (cut.end() - begin)  # doubled, as each try decodes the part again
         yield found
         first += len(found)
         begin = len(text) if cut is None else cut.end()

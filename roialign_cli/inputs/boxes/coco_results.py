@@ -13,7 +13,9 @@ import numpy as np
 
 from roialign_cli.inputs.boxes.coco import Category, Image
 from roialign_cli.inputs.boxes.common import Grouping, Source, bad, column, numbered
+from roialign_cli.inputs.boxes.keys import check_keys
 from roialign_cli.inputs.boxes.names import ImageNames
+from roialign_cli.reading import regular
 from roialign_cli.structures import BoxTable, Names
 
 DIGITS = 12  # of the ids in COCO's file names
@@ -71,11 +73,16 @@ def read(source: Source) -> BoxTable:
 
 def _about(path: Path) -> About:
     try:
-        return msgspec.json.decode(path.read_bytes(), type=About)
+        text = regular(path).read_bytes()
+        about = msgspec.json.decode(text, type=About)
     except OSError as error:
         raise bad(path, f"expected a COCO file with images, found: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise bad(path, f"expected a COCO file with images, found: {error}") from None
+    check_keys(path, text, msgspec.json.decode(text, type=dict[str, msgspec.Raw]))
+    if len({image.id for image in about.images}) < len(about.images):
+        raise bad(f"{path}: images", "expected every id once, found one twice")
+    return about
 
 
 def _by_number(images: ImageNames) -> dict[int | str, str]:

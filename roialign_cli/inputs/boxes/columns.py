@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,16 +51,7 @@ DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+([eE][-+]?\d+)?\s*")
 
 def read_csv(source: Source) -> BoxTable:
     """A header, then a row per box; fields separated by comma, semicolon or tab, whichever the header has most of."""
-    csv.field_size_limit(1 << 20)
-    try:
-        with source.path.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            file.seek(0)
-            separator = max(",;\t", key=header.count)
-            rows = list(csv.reader(file, delimiter=separator))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise bad(source.path, f"expected a table of text, found: {error}") from None
-    rows = [row for row in rows if row]
+    rows = _rows(source.path)
     if not rows:
         raise bad(source.path, "expected a header and a row per box, found an empty file")
     names, body = [name.strip() for name in rows[0]], rows[1:]
@@ -85,6 +77,47 @@ def read_csv(source: Source) -> BoxTable:
     )  # fmt: skip
 
 
+def _rows(path: Path) -> list[list[str]]:
+    """The fields of all lines that are not empty; InputError naming the line where quotes are wrong."""
+    csv.field_size_limit(1 << 20)
+    rows: list[list[str]] = []
+    begin = 1  # the line at which a row begins
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            separator = max(",;\t", key=file.readline().count)
+            file.seek(0)
+            reader = csv.reader(file, delimiter=separator, strict=True)
+            for row in reader:
+                if reader.line_num > begin:
+                    _check_lines(f"{path}: line {begin}", row, separator)
+                begin = reader.line_num + 1
+                if row:
+                    rows.append(row)
+    except csv.Error as error:
+        raise bad(
+            f"{path}: line {begin}", f"expected fields, quoted as a whole or not at all, found: {error}"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise bad(path, f"expected a table of text, found: {error}") from None
+    return rows
+
+
+def _check_lines(where: str, row: list[str], separator: str) -> None:
+    """A field over several lines may be a text; it may also be rows that a lost quote has swallowed: those have numbers."""
+    for field in row:
+        for line in field.splitlines() if "\n" in field or "\r" in field else ():
+            if sum(map(_is_number, line.split(separator))) >= 4:
+                raise bad(where, f"expected a quote that ends with its field, found a field with the row {line[:80]!r}")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text.replace(",", "."))
+    except ValueError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class Chosen:
     """Which column is what, the form of the boxes among FORMS, and the units if they are said."""
@@ -105,13 +138,29 @@ class Chosen:
 
 def choose(source: Source, names: list[str]) -> Chosen:
     """Find the columns; InputError: some are missing, ConfigError: --columns makes no sense."""
-    found, units = _choose(source, names)
+    found, said, units = _choose(source, names)
     form = next((form for form in FORMS if all(name in found for name in form)), None)
     if form is None or "image" not in found:
         needed = "an image column and x1, y1, x2, y2, or x, y, w, h, or cx, cy, w, h"
         expected = f"expected {needed}, found {', '.join(names)}"
         raise bad(source.path, expected, "say which is which: --columns image=File,x1=Left,y1=Top,x2=Right,y2=Bottom")
+    for what in (*form, "image", "label", "score", "id", *SIZES):
+        if what in found:
+            _check_once(source, what, found[what], names, what in said)
     return Chosen(found, form, units)
+
+
+def _check_once(source: Source, what: str, name: str, names: list[str], said: bool) -> None:
+    """Of columns called alike, or nearly if it is not said which is meant, one would be read without a word."""
+    alike = [other for other in names if other == name or (not said and same(other) == same(name))]
+    if len(alike) > 1:
+        expected = f"expected one column {name!r}, found {len(alike)}: {', '.join(alike)}"
+        raise bad(source.path, expected, f"rename one, or say which is meant: --columns {what}=NAME")
+
+
+def same(name: str) -> str:
+    """The letters and digits of a name of a column, by which it is known."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def meant(source: Source, names: Names, owner: npt.NDArray[np.integer]) -> tuple[Names, npt.NDArray[np.integer]]:
@@ -161,8 +210,8 @@ def sizes_of(
     return sizes
 
 
-def _choose(source: Source, names: list[str]) -> tuple[dict[str, str], str]:
-    """Which column is what, and the units if they are said."""
+def _choose(source: Source, names: list[str]) -> tuple[dict[str, str], set[str], str]:
+    """Which column is what, which of those are said by --columns, and the units if they are said."""
     given: dict[str, str] = {}
     for part in source.settings.columns.split(",") if source.settings.columns else ():
         what, equals, name = part.partition("=")
@@ -176,12 +225,12 @@ def _choose(source: Source, names: list[str]) -> tuple[dict[str, str], str]:
                 f"columns: expected one of {', '.join(UNITS if what == 'units' else names)}, found {name!r}",
             )
         given[what] = name
-    plain = {re.sub(r"[^a-z0-9]", "", name.lower()): name for name in reversed(names)}
+    plain = {same(name): name for name in reversed(names)}
     guessed = {
         what: plain[alias] for what, aliases in KNOWN.items() for alias in reversed(aliases) if alias in plain
     }  # the first alias wins
     units = given.pop("units", "")
-    return {**guessed, **given}, units
+    return {**guessed, **given}, set(given), units
 
 
 def numbers(source: Source, name: str, values: Sequence[Any], first: int = 2) -> Numbers:

@@ -16,6 +16,7 @@ from roialign_cli.inputs.boxes.names import ImageNames
 from roialign_cli.structures import BoxTable, Integers, Names
 
 Column = npt.NDArray[np.generic]
+MOST_BYTES = 1 << 28  # that a compressed file may always expand to; above, it may be an attack
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import msgspec
 
 from roialign_cli.inputs.boxes import native
 from roialign_cli.inputs.boxes.common import Source, bad
+from roialign_cli.inputs.boxes.keys import check_names, quoted
 from roialign_cli.structures import BoxTable
 
 
@@ -13,6 +14,9 @@ class Line(msgspec.Struct):
     """What tells a line's image; the rest is read as native JSON."""
 
     image: str
+
+
+NAMES = quoted(Line)
 
 
 def read(source: Source) -> BoxTable:
@@ -30,5 +34,6 @@ def read(source: Source) -> BoxTable:
                 raise bad(where, f"{expected}, found: {error}") from None
             if image in keys:
                 raise bad(where, f'"{image}": expected each image once, found it twice')
+            check_names(where, text, NAMES)
             keys[image] = msgspec.Raw(text)
     return native.read(str(source.path), keys)

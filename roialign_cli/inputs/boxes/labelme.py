@@ -9,6 +9,8 @@ import msgspec
 import numpy as np
 
 from roialign_cli.inputs.boxes.common import Entry, Source, bad, table_of
+from roialign_cli.inputs.boxes.keys import check_names, quoted
+from roialign_cli.reading import regular
 from roialign_cli.structures import BoxTable
 
 
@@ -27,14 +29,19 @@ class Content(msgspec.Struct):
     imagePath: str | None = None  # noqa: N815 - LabelMe's name
 
 
+NAMES = quoted(Content)
+
+
 def read(source: Source) -> BoxTable:
     """Files in order of their names; an image is imagePath, or called as its file where no such image is there."""
     entries = []
     for path in source.files(".json"):
         try:
-            content = msgspec.json.decode(path.read_bytes(), type=Content)
+            text = regular(path).read_bytes()
+            content = msgspec.json.decode(text, type=Content)
         except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
             raise bad(path, f"expected LabelMe JSON, found: {error}") from None
+        check_names(path, text, NAMES)
         boxes = [_box(path, number, shape) for number, shape in enumerate(content.shapes)]
         name = source.images.find(PureWindowsPath(content.imagePath or path.stem).as_posix())
         if name not in source.images.all:

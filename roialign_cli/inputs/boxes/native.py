@@ -9,6 +9,7 @@ import msgspec
 import numpy as np
 
 from roialign_cli.inputs.boxes.common import Column, as_boxes, as_scores, bad, column, offsets
+from roialign_cli.inputs.boxes.keys import check_names, quoted
 from roialign_cli.structures import BoxTable, Names
 
 Number = float | str  # a string only where NaN or Infinity stood, marked by a leading NUL
@@ -24,6 +25,7 @@ class Entry(msgspec.Struct):
     ids: list[int | str] | None = None
 
 
+NAMES = quoted(Entry)
 _decoder = msgspec.json.Decoder(list[Box] | Entry)
 
 
@@ -31,17 +33,20 @@ def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
     """Decode image by image, so that an error names its image."""
     entries: list[Entry] = []
     for name, raw in keys.items():
+        where = f'{path}: "{name}"'
         try:
             value = _decoder.decode(raw)
-        except msgspec.ValidationError as error:
-            raise bad(f'{path}: "{name}"', _explain(error), "each box is [x1, y1, x2, y2]") from None
+        except msgspec.DecodeError as error:
+            raise bad(where, _explain(error), "each box is [x1, y1, x2, y2]") from None
+        if isinstance(value, Entry):
+            check_names(where, bytes(raw), NAMES)
         entry = value if isinstance(value, Entry) else Entry(value)
         entries.append(entry)
         for extra in ("labels", "scores", "ids"):
             values = getattr(entry, extra)
             if values is not None and len(values) != len(entry.boxes):
                 found = f"expected {len(entry.boxes)} {extra}, one per box, found {len(values)}"
-                raise bad(f'{path}: "{name}"', found)
+                raise bad(where, found)
     return BoxTable(
         names=Names.of(keys),
         offset=offsets([len(entry.boxes) for entry in entries]),
@@ -53,7 +58,7 @@ def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
     )  # fmt: skip
 
 
-def _explain(error: msgspec.ValidationError) -> str:
+def _explain(error: msgspec.DecodeError) -> str:
     reason, _, place = str(error).partition(" - at `$")
     reason = reason[:1].lower() + reason[1:].replace(" | str", "").replace("`", "")
     box = re.search(r"\[(\d+)\]", place)

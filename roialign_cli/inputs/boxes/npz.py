@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from roialign_cli.inputs.boxes.common import Entry, Source, bad, table_of
+from roialign_cli.errors import InputError
+from roialign_cli.inputs.boxes.common import MOST_BYTES, Entry, Source, bad, table_of
 from roialign_cli.structures import BoxTable
 
-NAMES = ("bbox", "boxes")
+NAMES, SCORES, LABELS = ("bbox", "boxes"), ("scores", "conf"), ("labels", "classes")
 
 
 def read(source: Source) -> BoxTable:
@@ -26,12 +30,10 @@ def read(source: Source) -> BoxTable:
 def _file(path: Path, image: str) -> Entry:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            boxes = next((arrays[name] for name in NAMES if name in arrays.files), None)
-            scores, labels = (
-                next((arrays[name] for name in names if name in arrays.files), None)
-                for names in (("scores", "conf"), ("labels", "classes"))
-            )
+            boxes, scores, labels = (_array(path, arrays, names) for names in (NAMES, SCORES, LABELS))
             found = ", ".join(arrays.files)
+    except InputError:
+        raise
     except Exception as error:  # zipfile, zlib and the header parser raise whatever they like
         raise bad(path, f"expected an npz file of plain arrays, found: {type(error).__name__}: {error}") from None
     if boxes is None:
@@ -45,3 +47,25 @@ def _file(path: Path, image: str) -> Entry:
         labels = np.char.decode(labels, "utf-8", "replace")
     kept = None if labels is None else labels.tolist()
     return Entry(image, boxes.astype(np.float64), kept, None if scores is None else scores.astype(np.float64).tolist())
+
+
+def _array(path: Path, arrays: Any, names: tuple[str, ...]) -> npt.NDArray[Any] | None:
+    """The first of these that is there; InputError before memory is asked for if it would be absurdly large."""
+    name = next((name for name in names if name in arrays.files), None)
+    if name is None:
+        return None
+    member = f"{name}.npy" if f"{name}.npy" in arrays.zip.namelist() else name
+    if arrays.zip.namelist().count(member) > 1:
+        raise bad(path, f"{name}: expected one array, found several of the name")
+    size = arrays.zip.getinfo(member).file_size
+    if size <= MOST_BYTES:  # else not even the header is safe to read
+        with arrays.zip.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+        size = max(size, math.prod(shape) * max(dtype.itemsize, 1))
+    if size > MOST_BYTES:
+        expected = f"expected at most {MOST_BYTES / 1e6:.0f} MB, eight million boxes of one image"
+        raise bad(path, f"{name}: {expected}, found an array that expands to {size / 1e6:.0f} MB")
+    array: npt.NDArray[Any] = arrays[name]
+    return array

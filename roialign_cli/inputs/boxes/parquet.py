@@ -20,10 +20,13 @@ from roialign_cli.inputs.boxes.columns import (
     sizes_of,
     words,
 )
-from roialign_cli.inputs.boxes.common import Column, Grouping, Source, alike, bad, numbered
+from roialign_cli.inputs.boxes.common import MOST_BYTES, Column, Grouping, Source, alike, bad, numbered
 from roialign_cli.structures import BoxTable, Names
 
 ROWS_AT_ONCE = 1 << 18
+BOX_BYTES = 16  # of a row, once it is read
+MOST_TIMES = 1000  # grids of 20 x 20 boxes on every image expand 470 times, others far less (measured)
+LONGEST_ROW = 4096
 
 
 def read(source: Source) -> BoxTable:
@@ -48,6 +51,7 @@ def read(source: Source) -> BoxTable:
 def _table(source: Source, file: Any) -> BoxTable:
     chosen, count = choose(source, file.schema_arrow.names), file.metadata.num_rows
     named = chosen.names
+    _check_size(source, file, set(named.values()))
     images, owner = meant(source, *_images(source, file, named["image"]))
     sizes = sizes_of(source, images, _sizes(source, file, chosen, owner)) if chosen.sized else None
     grouping = Grouping.by(owner, len(images))
@@ -69,6 +73,21 @@ def _table(source: Source, file: Any) -> BoxTable:
         sizes=sizes,
         shares=shares,
     )  # fmt: skip
+
+
+def _check_size(source: Source, file: Any, names: set[str]) -> None:
+    """InputError if the columns of these names expand to more than those of any boxes do."""
+    described, size = file.metadata, source.path.stat().st_size
+    rows = described.num_rows
+    if rows * BOX_BYTES > max(MOST_BYTES, MOST_TIMES * size):
+        expected = f"expected boxes of at most {MOST_TIMES} times the {size / 1e6:.3g} MB of the file"
+        raise bad(source.path, f"{expected}, found {rows} that expand to {rows * BOX_BYTES / 1e6:.0f} MB")
+    groups = (described.row_group(i) for i in range(described.num_row_groups))
+    chunks = (group.column(i) for group in groups for i in range(group.num_columns))
+    text = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
+    if text > max(MOST_BYTES, LONGEST_ROW * rows):
+        expected = f"expected names and labels of at most {LONGEST_ROW} bytes a row"
+        raise bad(source.path, f"{expected}, found {rows} rows that expand to {text / 1e6:.0f} MB")
 
 
 def _batches(file: Any, names: list[str]) -> Iterator[tuple[slice, list[Any]]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from roialign_cli.inputs.boxes.common import Entry, Source, bad, table_of
+from roialign_cli.reading import YamlError, read_yaml, regular
 from roialign_cli.structures import BoxTable
 
 NOT_LABELS = {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "trainval.txt", "predefined_classes.txt"}
@@ -49,17 +50,15 @@ def class_names(source: Source) -> list[str]:
 def _names(path: Path) -> list[str]:
     """A name per line, or `names:` of a YAML file, a list or numbered."""
     try:
-        text = path.read_text(encoding="utf-8")
+        if path.suffix not in (".yaml", ".yml"):
+            return [line.strip() for line in regular(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+        names = read_yaml(path)["names"]
+        return [str(names[i]) for i in range(len(names))]
+    except YamlError as error:
+        raise bad(path, str(error)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise bad(path, f"expected class names, found: {error}") from None
-    if path.suffix not in (".yaml", ".yml"):
-        return [line.strip() for line in text.splitlines() if line.strip()]
-    import yaml
-
-    try:
-        names = yaml.safe_load(text)["names"]
-        return [str(names[i]) for i in range(len(names))]
-    except (yaml.YAMLError, TypeError, KeyError, ValueError) as error:
+    except (TypeError, KeyError) as error:
         raise bad(path, f"expected `names:`, a list or numbered from 0, found: {error!r}") from None
 
 
