@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow lint bench bench-gpu docs fuzz faults clean
+.PHONY: demo test test-slow lint bench bench-gpu docs fuzz faults mutants clean
 
 demo: $(VENV)/demo.stamp
 	$(BIN)/roialign extract sample_data/images sample_data/boxes.json -c quickstart -o demo/features.h5
@@ -42,8 +42,11 @@ docs: $(VENV)/demo.stamp # docs/cli.md, from the commands themselves
 fuzz: $(VENV)/dev.stamp # every parser of box files, 200,000 damaged files each: hours
 	ROIALIGN_FUZZ=200000 $(BIN)/pytest tests/test_box_formats.py -k anything --timeout 0
 
-faults: $(VENV)/dev.stamp # every fault of tests/faults, thousands of them: about 45 minutes
+faults: $(VENV)/dev.stamp # every fault of tests/faults, thousands of them: about an hour
 	ROIALIGN_FAULTS=full ROIALIGN_FAULTS_TABLE=faults.md $(BIN)/pytest tests/faults -s
+
+mutants: $(VENV)/dev.stamp # faults in the storage code, one at a time: do the quick tests notice? About 40 minutes
+	$(BIN)/python tests/mutants.py --table mutants.md
 
 clean:
 	rm -rf $(VENV) demo dist
