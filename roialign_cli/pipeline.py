@@ -101,7 +101,7 @@ def make_job(
         layers={layer.name: backbone.row_shape(layer, bins) for layer in backbone.layers},
         dtype=settings.dtype,
         levels=any(len(layer.strides) > 1 for layer in backbone.layers),
-        attributes={**provenance(settings, plan, backbone), "kernel": f"{kernel}, {devices[0].type}", **about},
+        attributes={**provenance(settings, plan, backbone), "kernel": f"{kernel} on {devices[0].type}", **about},
     )
     free = check_space(output, 0 if output.exists() else layout.feature_bytes(plan.rows))
     return Job(folder, output, settings, plan, backbone, layout, devices, free)

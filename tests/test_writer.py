@@ -218,6 +218,18 @@ def test_an_image_that_begins_again_is_counted_once(laid_out: Path) -> None:
         assert np.array_equal(file["0.png"].features, values(0))
 
 
+def test_the_checksum_is_of_all_rows(laid_out: Path) -> None:
+    """An image may have more rows than a block."""
+    with open_writer(laid_out) as writer:
+        writer.features("features", 0, 0, values(7)[:0])
+        writer.features("features", 0, 0, values(0))
+        writer.features("features", 0, 1, values(1)[:0])
+        writer.rows("images/size", 0, np.array([[40, 60]]))
+        writer.done(0)
+    with FeatureFile(laid_out) as file:
+        assert check(file).problems == []
+
+
 def test_what_is_written_lies_in_the_file(laid_out: Path) -> None:
     """Rows beyond a dataset, or of another shape, would be another dataset's."""
     for first, rows in ((IMAGES, values(0)), (-1, values(0)), (0, values(0)[:, :5]), (0, values(0).astype(np.float64))):
