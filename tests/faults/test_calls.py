@@ -11,6 +11,7 @@ import pytest
 from faults.data import TABLE, Operation
 from faults.runs import FAIL, FULL, KILL_AFTER, KILL_BEFORE, SHORT, Arm, Runs
 
+MOST = 25 if FULL else 3  # calls of an operation, at which a fault takes place
 FAULTS = {
     "killed before a call": (KILL_BEFORE, 0),
     "killed after a call": (KILL_AFTER, 0),
@@ -42,7 +43,7 @@ def test_whatever_call_is_harmed(
     output = operation.output(tmp_path)
     calls = count(runs, operation, output)
     seed = random.randrange(2**32)
-    most = calls if FULL else 3
+    most = MOST
     chosen = sorted(random.Random(seed).sample(range(1, calls + 1), min(most, calls)))
     print(f"{fault}, {name}: {len(chosen)} of {calls} calls, seed {seed}")
     action, code = FAULTS[fault]

@@ -26,7 +26,7 @@ from roialign_cli.errors import OutputError
 from roialign_cli.store.check import check
 
 pytestmark = pytest.mark.timeout(1800)
-TIMES = 12 if FULL else 2
+TIMES = 4 if FULL else 2
 PROCESSES = ("--processes", "2", "--device", "cpu")
 
 

@@ -19,7 +19,7 @@ from faults.runs import FULL, Ended, Runs
 from roialign_cli import FeatureFile
 
 pytestmark = pytest.mark.timeout(3600)
-FLIPS = 10_000 if FULL else 300
+FLIPS = 3000 if FULL else 300
 FILE_FLIPS = 3000 if FULL else 150
 
 # Decodes damaged copies of an image; says how many gave an error of their own kind, and how memory grew after the first fifth.
@@ -77,7 +77,7 @@ def test_damaged_images(suffix: str, tmp_path: Path) -> None:
     assert done.returncode == 0, (seed, done.stderr[-2000:])
     errors, grown, slowest = done.stdout.split()
     line = TABLE["damaged image"]
-    line.runs += FLIPS + 100
+    line.decodings += FLIPS + 100
     print(f"{suffix}: seed {seed}, {errors} errors, {int(grown) / 1e6:.1f} MB grown, slowest {slowest} s")
     assert int(errors) >= 100  # nearly every truncation, for one
     assert int(grown) < 30e6
@@ -127,7 +127,7 @@ def test_names_of_every_kind(runs: Runs, tmp_path: Path) -> None:
     with FeatureFile(tmp_path / "f.h5") as file:
         assert file.names == names
         assert [file[name].size for name in names] == [(30, 20 + i) for i in range(len(names))]
-    TABLE["names of every kind"].runs += len(names)
+    TABLE["names of every kind"].runs += 1
 
 
 def test_things_that_are_no_images(runs: Runs, tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_things_that_are_no_images(runs: Runs, tmp_path: Path) -> None:
         assert file.done_names == ["good.jpg"]
         assert sorted(file.errors) == sorted(bad)
         assert all(file.errors.values())
-    TABLE["no image at all"].runs += len(bad)
+    TABLE["no image at all"].runs += 1
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "a/../../x.jpg", "..\\x.jpg", "x\0y.jpg"])
@@ -213,7 +213,7 @@ def test_flipped_bits_in_feature_files(inside: str, data: Data, tmp_path: Path) 
     done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, (seed, done.returncode, done.stderr[-2000:])
     found, harmless = map(int, done.stdout.split())
-    TABLE[f"flipped bit in {inside}"].runs += FILE_FLIPS
+    TABLE[f"flipped bit in {inside}"].files += FILE_FLIPS
     print(f"{inside}: seed {seed}, {found} found, {harmless} harmless")
     assert found + harmless == FILE_FLIPS
     if inside == "data":

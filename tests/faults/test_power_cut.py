@@ -19,7 +19,7 @@ from faults.data import TABLE, Data, Line, Operation
 from faults.runs import FAIL, FULL, Arm, Runs
 from faults.test_calls import OPERATIONS
 
-CUTS = 1000 if FULL else 60  # of each operation
+CUTS = 400 if FULL else 60  # of each operation
 SECTOR = 512
 
 

@@ -13,11 +13,11 @@ from faults.data import TABLE, Data, make_data
 from faults.runs import FULL, Ended, Runs
 
 SIGNALS = {
-    "SIGKILL": 300,
-    "SIGTERM": 100,
-    "SIGINT": 100,
-    "SIGHUP": 100,
-    "SIGSTOP": 100,
+    "SIGKILL": 100,
+    "SIGTERM": 40,
+    "SIGINT": 40,
+    "SIGHUP": 40,
+    "SIGSTOP": 40,
 }  # how many of each in the full run
 ENDS = {"SIGKILL": {-9}, "SIGTERM": {130}, "SIGINT": {130}, "SIGHUP": {130}, "SIGSTOP": set[int]()}  # or as ever
 
@@ -39,7 +39,7 @@ def test_a_signal_at_any_instant(name: str, runs: Runs, data: Data, tmp_path: Pa
     duration = time.monotonic() - started
     data.fresh().clear(output)
     partial = signals = 0
-    while signals < (SIGNALS[name] if FULL else 6):
+    while signals < (SIGNALS[name] if FULL else SIGNALS[name] // 8):
         runs.start(data.arguments(output))
         time.sleep(rng.uniform(0, duration))
         runs.kill(getattr(signal, name))

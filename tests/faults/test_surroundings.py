@@ -20,7 +20,7 @@ from faults.runs import FULL, STOP, Arm, Runs
 from roialign_cli import FeatureFile
 
 pytestmark = pytest.mark.timeout(1800)
-TIMES = 20 if FULL else 3
+TIMES = 10 if FULL else 3
 
 
 @contextmanager
