@@ -24,9 +24,10 @@ TESTS = [  # of the quick suite, those of what the mutants are put into: a mutan
     "resuming", "writer", "merge_safety", "store", "sharding", "hostile_structure", "export_safety", "extract", "processes",
 ]  # fmt: skip
 FIRST = {  # the tests that are likely to notice
-    "merge": "merge_safety", "parts": "sharding", "structure": "hostile_structure", "resuming": "resuming",
-    "versions": "resuming", "writer": "writer", "checksum": "writer", "check": "writer", "identity": "writer", "place": "export_safety", "partial": "export_safety", "processes": "processes",
-    "sharding": "sharding", "layout": "store", "output": "store", "disk": "store", "filling": "resuming",
+    "writer": "writer", "checksum": "writer", "check": "writer", "identity": "writer",
+    "merge": "merge_safety", "parts": "sharding", "sharding": "sharding", "structure": "hostile_structure",
+    "place": "export_safety", "partial": "export_safety", "layout": "store", "output": "store", "disk": "store",
+    "processes": "processes",
 }  # fmt: skip
 TEST_SECONDS, SECONDS = 60, 1200  # a mutant that hangs is found, too
 
