@@ -31,6 +31,7 @@ from roialign_cli.inputs.images import decoding
 from roialign_cli.planning import Batch
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import PENDING
+from roialign_cli.terminal import STOPPING
 
 POLL_SECONDS = 0.2  # how soon a request to stop is seen
 
@@ -169,7 +170,7 @@ def _bury(worker: _Worker, left: _Left, job: Job) -> None:
 
 def _serve(connection: Connection, parts: dict[str, Any], threads: int) -> None:
     """The life of a process: ask for batches and fill them, until told to stop or the parent is gone."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # of a terminal or a scheduler, to all: the parent sees to it
+    for number in STOPPING:  # of a terminal or a scheduler, to all: the parent sees to it
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
     try:

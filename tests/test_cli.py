@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import random
 import re
+import signal
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -239,3 +244,95 @@ def test_the_tutorial_runs_as_it_stands(tmp_path: Path, roialign: Run) -> None:
     pages = "".join(page.read_text() for page in (ROOT / "docs").glob("*.md"))
     for picture in (ROOT / "docs" / "pictures").iterdir():
         assert f"pictures/{picture.name}" in pages
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "roialign_cli", *map(str, arguments)]
+
+
+EXTRACT = ("extract", SAMPLE_IMAGES, SAMPLE_BOXES, "-c", "quickstart", "--output-size", "2")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("arguments", [("backbones",), ("boxes", SAMPLE_IMAGES, SAMPLE_BOXES, "--json")])
+def test_a_full_disk_under_stdout(arguments: tuple[object, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 6
+    assert done.stderr.startswith("error[output-write]: stdout: cannot be written: No space left on device")
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP] if os.name == "posix" else []
+
+
+def signalled(number: int, delay: float, output: Path) -> tuple[int, str]:
+    """Send a signal to a run some time after its start; returns the exit code and what it printed."""
+    process = subprocess.Popen(
+        command(*EXTRACT, "-o", output), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in SIGNALS],  # noqa: PLW1509
+    )  # fmt: skip
+    # Python's own start is not ours to guard: wait for the handler of SIGTERM, which only we set.
+    caught = 0
+    while process.poll() is None and not caught >> (signal.SIGTERM - 1) & 1:
+        with suppress(OSError, StopIteration):
+            status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            caught = int(next(line for line in status if line.startswith("SigCgt")).split()[1], 16)
+    time.sleep(delay)
+    process.send_signal(number)
+    printed, _ = process.communicate(timeout=100)
+    return process.returncode, printed
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the handler in /proc")
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_while_modules_are_imported(tmp_path: Path, number: int) -> None:
+    for delay in (0.0, 0.1, 0.4):
+        code, printed = signalled(number, delay, tmp_path / "f.h5")
+        assert code == 130, (delay, printed)
+        assert "error[" not in printed
+        assert "Traceback" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="looks for the handler in /proc")
+@pytest.mark.timeout(900)
+def test_a_signal_at_any_instant_of_a_run(tmp_path: Path) -> None:
+    begun = time.monotonic()
+    subprocess.run(command(*EXTRACT, "-o", tmp_path / "whole.h5"), check=True, capture_output=True)
+    duration = time.monotonic() - begun
+    seed = random.randrange(2**32)
+    rng = random.Random(seed)
+    for i in range(8):
+        number, delay = rng.choice(SIGNALS), rng.uniform(0, duration)
+        code, printed = signalled(number, delay, tmp_path / f"{i}.h5")
+        assert code in (0, 130), (seed, i, printed)
+        assert "error[" not in printed, (seed, i, printed)
+        assert "Traceback" not in printed, (seed, i, printed)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="nohup is POSIX's")
+def test_a_hangup_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        command(*EXTRACT, "-o", tmp_path / "f.h5"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # noqa: PLW1509 - as nohup does
+    )  # fmt: skip
+    with process:
+        while process.poll() is None:
+            process.send_signal(signal.SIGHUP)
+            time.sleep(0.05)
+        assert process.stdout is not None
+        assert process.returncode == 0, process.stdout.read()
+
+
+def test_a_contact_sheet_of_names_that_are_no_text(tmp_path: Path, roialign: Run) -> None:
+    (tmp_path / "im").mkdir()
+    (tmp_path / "im" / os.fsdecode(b"\xff.jpg")).write_bytes((SAMPLE_IMAGES / "cat.jpg").read_bytes())
+    done = roialign("extract", tmp_path / "im", "--whole-image", "-c", "quickstart", "-o", tmp_path / "f.h5")
+    assert done.returncode == 0, done.stderr
+    for arguments in (("inspect", tmp_path / "f.h5"), ("verify", tmp_path / "f.h5"),
+                      ("show", "--from", tmp_path / "f.h5", "-o", tmp_path / "sheet.png")):  # fmt: skip
+        done = roialign(*arguments)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sheet.png").stat().st_size > 1000

@@ -9,9 +9,10 @@ import typer
 
 from roialign_cli import config as configuration
 from roialign_cli.cli import options
-from roialign_cli.cli.extract import INTERRUPTED, SOME_FAILED
+from roialign_cli.cli.extract import SOME_FAILED
 from roialign_cli.cli.options import option
 from roialign_cli.errors import ConfigError
+from roialign_cli.terminal import INTERRUPTED
 
 if TYPE_CHECKING:
     from roialign_cli.ablation.run import Ablation

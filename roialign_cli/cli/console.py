@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+
+class _Notes(Console):
+    """What is told beside the result: that a log is on a full disk must not end a run."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        with suppress(OSError):
+            super().print(*objects, **options)
+
+
 stdout = Console(soft_wrap=True)
-stderr = Console(stderr=True, soft_wrap=True)
+stderr = _Notes(stderr=True, soft_wrap=True)
 
 
 def print_json(result: Any) -> None:

@@ -12,12 +12,13 @@ from roialign_cli.cli import options
 from roialign_cli.cli.options import CLUSTER, RUN, option
 from roialign_cli.config import Settings, load
 from roialign_cli.errors import ConfigError, ImagesFailedError
+from roialign_cli.terminal import INTERRUPTED
 
 if TYPE_CHECKING:
     from roialign_cli.filling import Job
     from roialign_cli.structures import Plan, Summary
 
-INTERRUPTED, SOME_FAILED = 130, ImagesFailedError.exit_code
+SOME_FAILED = ImagesFailedError.exit_code
 
 
 def extract(

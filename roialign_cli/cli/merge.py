@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from roialign_cli.cli.extract import INTERRUPTED
 from roialign_cli.cli.options import AsJson, Overwrite
+from roialign_cli.terminal import INTERRUPTED
 
 
 def merge(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -14,8 +14,10 @@ from rich.progress import Progress as Bar
 
 from roialign_cli.cli.console import human_bytes, stderr
 from roialign_cli.structures import Progress
+from roialign_cli.terminal import not_ignored
 
 EVERY_SECONDS = 10.0
+STDERR = 2
 
 
 @contextmanager
@@ -52,18 +54,29 @@ def shown(doing: str = "extracting") -> Iterator[Callable[[Progress], None]]:
 
 @contextmanager
 def stop_on_interrupt(consequence: str = "the same command goes on later") -> Iterator[Callable[[], bool]]:
-    """Whether a first Ctrl-C (or SIGTERM) has asked to stop after the current batch; a second one stops at once."""
-    asked = threading.Event()
+    """Yield a call that tells whether a Ctrl-C, SIGTERM or SIGHUP has asked to stop after the current batch.
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        if asked.is_set():
+    A second one stops at once.
+    """
+    asked: list[int] = []
+    notice = f"stopping after the current batch; {consequence} (again: stop at once)\n".encode()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        """Runs between any two steps of anything, an import or a lock that is held: no printing by rich, no locks."""
+        asked.append(number)
+        if len(asked) > 1:
+            earlier = previous[signal.Signals(number)]
+            if callable(earlier):
+                earlier(number, frame)
             raise KeyboardInterrupt
-        asked.set()
-        stderr.print(f"stopping after the current batch; {consequence} (again: stop at once)")
+        with suppress(OSError):
+            os.write(STDERR, notice)
 
-    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in not_ignored()}
+    for number in previous:
+        signal.signal(number, ask)
     try:
-        yield asked.is_set
+        yield lambda: bool(asked)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -16,6 +16,11 @@ STYLE: dict[Any, Any] = {
 BOX, BIN, SAMPLE = "#d55e00", "#ffffff", "#0072b2"  # Okabe and Ito's, which most colour-blind people tell apart
 
 
+def drawable(name: str) -> str:
+    """Return the name of a file as text: what is none in it, which Matplotlib would not take, as question marks."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a picture of the kind its name says (png, svg, pdf, ...), or OutputError."""
     try:

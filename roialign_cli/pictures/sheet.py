@@ -8,7 +8,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from roialign_cli.errors import InputError, OutputError
-from roialign_cli.pictures import STYLE
+from roialign_cli.pictures import STYLE, drawable
 from roialign_cli.pictures.colours import principal
 from roialign_cli.store.reader import FeatureFile
 
@@ -35,10 +35,9 @@ def draw_sheet(file: FeatureFile, layer: str | None, name: str | None) -> Figure
             axes.set_axis_off()
         for axes, row, tile in zip(figure.axes, rows.tolist(), colours, strict=False):
             axes.imshow(tile)
-            axes.set_title(_title(file, row), fontsize=6, loc="left")
-        figure.suptitle(
-            f"{file.path.name}: {len(rows)} of {file.offset[-1]} boxes, three principal components", fontsize=9
-        )
+            axes.set_title(_title(file, row), fontsize=6, loc="left", parse_math=False)
+        told = f"{drawable(file.path.name)}: {len(rows)} of {file.offset[-1]} boxes, three principal components"
+        figure.suptitle(told, fontsize=9, parse_math=False)
         return figure
 
 
@@ -55,7 +54,7 @@ def _rows(file: FeatureFile, name: str | None) -> np.ndarray[tuple[int], np.dtyp
 def _title(file: FeatureFile, row: int) -> str:
     """Image and box, cut to what fits, and the label."""
     image = int(np.searchsorted(file.offset, row, side="right")) - 1
-    name, number = file.names[image], row - int(file.offset[image])
+    name, number = drawable(file.names[image]), row - int(file.offset[image])
     short = name if len(name) <= 16 else f"…{name[-15:]}"
     if "labels" not in file.places:
         return f"{short} {number}"
