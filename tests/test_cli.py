@@ -6,13 +6,14 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 
+import commands
 import pytest
 from conftest import ROOT, SAMPLE_BOXES, SAMPLE_IMAGES, Run
 from PIL import Image
@@ -246,93 +247,156 @@ def test_the_tutorial_runs_as_it_stands(tmp_path: Path, roialign: Run) -> None:
         assert f"pictures/{picture.name}" in pages
 
 
-def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "roialign_cli", *map(str, arguments)]
+ODD = os.fsdecode(b"\xff\xfe.jpg")  # a name that is no UTF-8
+FORMULA = "$x^$.jpg"  # and one that would be, of a formula that is none
 
 
-EXTRACT = ("extract", SAMPLE_IMAGES, SAMPLE_BOXES, "-c", "quickstart", "--output-size", "2")
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images and features of names that are no text, one of an image that is not there."""
+    if sys.platform != "linux":
+        pytest.skip("file systems elsewhere take no such names")
+    folder = tmp_path_factory.mktemp("odd")
+    (folder / "im").mkdir()
+    for name in (ODD, FORMULA):
+        shutil.copy(SAMPLE_IMAGES / "cat.jpg", folder / "im" / name)
+    names = [ODD, FORMULA, f"missing {ODD}"]
+    (folder / "b.json").write_text(json.dumps({name: [[1, 2, 60, 70]] for name in names}))
+    done = commands.run(["extract", "im", "b.json", "-o", "f.h5", *QUICK], {}, folder)
+    assert done.returncode == 7, done.stderr
+    return folder
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-@pytest.mark.parametrize("arguments", [("backbones",), ("boxes", SAMPLE_IMAGES, SAMPLE_BOXES, "--json")])
-def test_a_full_disk_under_stdout(arguments: tuple[object, ...]) -> None:
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(command(*arguments), stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["inspect", "f.h5"], 0),
+        (["inspect", "f.h5", "--image", ODD], 0),
+        (["inspect", f"no {ODD}"], 6),
+        (["boxes", "im", "b.json"], 7),
+        pytest.param(["show", f"im/{ODD}", "b.json", "-o", "t.png", *QUICK], 0, marks=pytest.mark.slow),
+        pytest.param(
+            ["ablate", "im", "b.json", "-o", "ab", *QUICK, "--vary", "sampling-ratio=0,1"], 7, marks=pytest.mark.slow
+        ),
+    ],
+    ids=["inspect", "inspect an image", "inspect nothing", "boxes", "show", "ablate"],
+)
+def test_names_that_are_no_text_are_printed(odd: Path, roialign: Run, arguments: list[str], code: int) -> None:
+    done = roialign(*arguments, cwd=odd, env={"PYTHONIOENCODING": "utf-8:strict"})
+    assert done.returncode == code, done.stderr
+    assert "error[internal]" not in done.stderr
+
+
+def test_names_are_drawn_as_they_are(odd: Path, roialign: Run) -> None:
+    """What is no text is a question mark, and dollars are dollars."""
+    done = roialign("show", "--from", "f.h5", "-o", "s.svg", cwd=odd)
+    assert done.returncode == 0, done.stderr
+    assert "\ufffd\ufffd.jpg 0" in (odd / "s.svg").read_text()
+    assert f"{FORMULA} 0" in (odd / "s.svg").read_text()
+
+
+FULL = Path("/dev/full")
+COMMAND = [sys.executable, "-m", "roialign_cli"]
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="a device that is always full is Linux's")
+@pytest.mark.parametrize("buffering", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["inspect", "f.h5"],
+        ["inspect", "f.h5", "--json"],
+        pytest.param(["extract", "im", "b.json", "-o", "f.h5", "--json", *QUICK], marks=pytest.mark.slow),
+    ],
+    ids=["help", "text", "json", "extract"],
+)
+def test_stdout_on_a_full_device(odd: Path, arguments: list[str], buffering: str) -> None:
+    with FULL.open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, *arguments], check=False, stdout=full, stderr=subprocess.PIPE, text=True, cwd=odd,
+            env={**os.environ, "PYTHONUNBUFFERED": buffering},
+        )  # fmt: skip
     assert done.returncode == 6
-    assert done.stderr.startswith("error[output-write]: stdout: cannot be written: No space left on device")
-    assert "Traceback" not in done.stderr
-    assert "Exception ignored" not in done.stderr
+    told = "error[output-write]: stdout: cannot be written: No space left on device\n"
+    assert done.stderr.removeprefix("warning: 1 image cannot be read; recorded as failed\n") == told
 
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP] if os.name == "posix" else []
+@pytest.mark.skipif(not FULL.exists(), reason="a device that is always full is Linux's")
+@pytest.mark.parametrize("buffering", ["", "1"])
+@pytest.mark.parametrize(("boxes", "code"), [("nan", 3), pytest.param("half", 7, marks=pytest.mark.slow)])
+def test_stderr_on_a_full_device_ends_nothing(place: Path, boxes: str, code: int, buffering: str) -> None:
+    with FULL.open("w") as full:
+        done = subprocess.run(
+            [*COMMAND, "extract", "im", f"{boxes}.json", "-o", "f.h5", *QUICK], check=False,
+            stdout=subprocess.PIPE, stderr=full, text=True, cwd=place,
+            env={**os.environ, "PYTHONUNBUFFERED": buffering},
+        )  # fmt: skip
+    assert done.returncode == code
+    assert "finished" in done.stdout or code == 3
 
 
-def signalled(number: int, delay: float, output: Path) -> tuple[int, str]:
-    """Send a signal to a run some time after its start; returns the exit code and what it printed."""
-    process = subprocess.Popen(
-        command(*EXTRACT, "-o", output), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in SIGNALS],  # noqa: PLW1509
-    )  # fmt: skip
-    # Python's own start is not ours to guard: wait for the handler of SIGTERM, which only we set.
-    caught = 0
-    while process.poll() is None and not caught >> (signal.SIGTERM - 1) & 1:
-        with suppress(OSError, StopIteration):
-            status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            caught = int(next(line for line in status if line.startswith("SigCgt")).split()[1], 16)
-    time.sleep(delay)
-    process.send_signal(number)
-    printed, _ = process.communicate(timeout=100)
-    return process.returncode, printed
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    with subprocess.Popen([*COMMAND, "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 1
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for the handler in /proc")
-@pytest.mark.parametrize("number", SIGNALS)
-def test_a_signal_while_modules_are_imported(tmp_path: Path, number: int) -> None:
-    for delay in (0.0, 0.1, 0.4):
-        code, printed = signalled(number, delay, tmp_path / "f.h5")
-        assert code == 130, (delay, printed)
-        assert "error[" not in printed
-        assert "Traceback" not in printed
+def catches(process: int, number: int) -> bool:
+    """Whether a process, which may have ended, catches a signal."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text()
+    except OSError:
+        return False
+    caught = re.search(r"SigCgt:\s*(\w+)", status)
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="looks for the handler in /proc")
-@pytest.mark.timeout(900)
-def test_a_signal_at_any_instant_of_a_run(tmp_path: Path) -> None:
-    begun = time.monotonic()
-    subprocess.run(command(*EXTRACT, "-o", tmp_path / "whole.h5"), check=True, capture_output=True)
-    duration = time.monotonic() - begun
+RUN = ["extract", str(SAMPLE_IMAGES), str(SAMPLE_BOXES), "-o", "f.h5", *QUICK]
+SHOW = ["show", str(SAMPLE_IMAGES / "cat.jpg"), str(SAMPLE_BOXES), "-o", "s.png", *QUICK]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what signals a process catches")
+@pytest.mark.parametrize(
+    ("arguments", "seconds", "count"),
+    [
+        (["boxes", str(SAMPLE_IMAGES), str(SAMPLE_BOXES)], 0.4, 4),
+        pytest.param(RUN, 2.5, 2, marks=pytest.mark.slow),
+        pytest.param(["boxes", str(SAMPLE_IMAGES), str(SAMPLE_BOXES)], 0.5, 12, marks=pytest.mark.slow),
+        pytest.param(SHOW, 2.5, 4, marks=pytest.mark.slow),
+        pytest.param(RUN, 4.0, 6, marks=pytest.mark.slow),
+    ],
+    ids=["boxes", "extract", "boxes often", "show often", "extract often"],
+)
+def test_a_signal_at_any_instant(arguments: list[str], seconds: float, count: int, tmp_path: Path) -> None:
+    """From when a command meets signals to its end, imports and all: 130 and no traceback, or the command was faster."""
     seed = random.randrange(2**32)
     rng = random.Random(seed)
-    for i in range(8):
-        number, delay = rng.choice(SIGNALS), rng.uniform(0, duration)
-        code, printed = signalled(number, delay, tmp_path / f"{i}.h5")
-        assert code in (0, 130), (seed, i, printed)
-        assert "error[" not in printed, (seed, i, printed)
-        assert "Traceback" not in printed, (seed, i, printed)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) * count:
+        with subprocess.Popen(
+            [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - as a shell starts it
+        ) as process:  # fmt: skip
+            while process.poll() is None and not catches(process.pid, signal.SIGTERM):
+                time.sleep(0.001)
+            time.sleep(rng.uniform(0, seconds))
+            process.send_signal(number)
+            _, told = process.communicate(timeout=60)
+        assert process.returncode in (130, 0), (seed, number, process.returncode, told)
+        assert re.fullmatch(r"(stopping after the current batch; .*\n)?", told), (seed, number, told)
+        (tmp_path / "f.h5").unlink(missing_ok=True)
 
 
-@pytest.mark.skipif(os.name != "posix", reason="nohup is POSIX's")
-def test_a_hangup_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command(*EXTRACT, "-o", tmp_path / "f.h5"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),  # noqa: PLW1509 - as nohup does
+@pytest.mark.skipif(os.name != "posix", reason="shells elsewhere start no jobs that ignore signals")
+def test_a_job_that_ignores_signals_goes_on_ignoring_them() -> None:
+    script = (
+        "import signal\nfrom roialign_cli.terminal import Stop\nStop()\nprint(signal.getsignal(signal.SIGINT).name)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )  # fmt: skip
-    with process:
-        while process.poll() is None:
-            process.send_signal(signal.SIGHUP)
-            time.sleep(0.05)
-        assert process.stdout is not None
-        assert process.returncode == 0, process.stdout.read()
-
-
-def test_a_contact_sheet_of_names_that_are_no_text(tmp_path: Path, roialign: Run) -> None:
-    (tmp_path / "im").mkdir()
-    (tmp_path / "im" / os.fsdecode(b"\xff.jpg")).write_bytes((SAMPLE_IMAGES / "cat.jpg").read_bytes())
-    done = roialign("extract", tmp_path / "im", "--whole-image", "-c", "quickstart", "-o", tmp_path / "f.h5")
-    assert done.returncode == 0, done.stderr
-    for arguments in (("inspect", tmp_path / "f.h5"), ("verify", tmp_path / "f.h5"),
-                      ("show", "--from", tmp_path / "f.h5", "-o", tmp_path / "sheet.png")):  # fmt: skip
-        done = roialign(*arguments)
-        assert done.returncode == 0, done.stderr
-    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    assert done.stdout == "SIG_IGN\n"

@@ -35,7 +35,8 @@ def write_report(ablation: Ablation, folder: Path) -> None:
     for name, figure in plots.items():
         _replace(folder / f"{name}.png", picture(figure, "png"))
         _replace(folder / f"{name}.svg", picture(figure, "svg"))
-    _replace(folder / PAGE, render(ablation, plots).encode())
+    page = render(ablation, plots).encode("utf-8", "backslashreplace")  # names of files may be no text
+    _replace(folder / PAGE, page)
 
 
 def _replace(path: Path, content: bytes) -> None:

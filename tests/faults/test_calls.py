@@ -11,7 +11,7 @@ import pytest
 from faults.data import TABLE, Operation
 from faults.runs import FAIL, FULL, KILL_AFTER, KILL_BEFORE, SHORT, Arm, Runs
 
-MOST = 25 if FULL else 3  # calls of an operation, at which a fault takes place
+MOST = 15 if FULL else 3  # calls of an operation, at which a fault takes place
 FAULTS = {
     "killed before a call": (KILL_BEFORE, 0),
     "killed after a call": (KILL_AFTER, 0),

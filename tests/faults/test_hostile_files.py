@@ -20,7 +20,7 @@ from faults.hostile.surroundings import Surroundings, changed
 from faults.runs import FULL, SERVER, Ended, Runs
 
 SECONDS = 10.0  # in which a command must end
-SLICE_SECONDS = 480.0 if FULL else 60.0
+SLICE_SECONDS = 300.0 if FULL else 60.0
 FORMS = ("npz", "pt", "lmdb", "tsv", "parquet", "h5-groups", "h5")
 CODES = (0, 2, 3, 6, 7)
 LIMITS = {

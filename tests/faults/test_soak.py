@@ -23,7 +23,7 @@ from roialign_cli.errors import OutputError
 from roialign_cli.store.check import check
 from roialign_cli.store.parts import Part
 
-IMAGES, BOXES, RESUMES = (30_000, 10, 10) if FULL else (1500, 10, 3)
+IMAGES, BOXES, RESUMES = (20_000, 10, 10) if FULL else (1500, 10, 3)
 
 
 @dataclass
