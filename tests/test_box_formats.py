@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from roialign_cli import FeatureFile, extract
+from roialign_cli.backbones.weights import file_weights
 from roialign_cli.config import Settings, load
-from roialign_cli.errors import InputError, RoialignError
+from roialign_cli.errors import BackboneError, InputError, RoialignError
 from roialign_cli.inputs.boxes import READERS, read_boxes, recognise
 from roialign_cli.planning import make_plan
 from roialign_cli.structures import BoxTable
@@ -584,6 +585,8 @@ def test_pipes_and_devices_are_no_files(tmp_path: Path, folder: Path, roialign: 
         for path in (labels, results) if "classes" in options else (results,):
             with pytest.raises(InputError, match="no regular file but a pipe"):
                 read_boxes(path, folder, load(None, options))
+    with pytest.raises(BackboneError, match="no regular file but a pipe"):
+        file_weights(pipe)
     os.mkfifo(tmp_path / "labels" / "x.txt")  # in a folder they are passed over, as folders are
     (tmp_path / "labels" / "y.txt").mkdir()
     assert len(read_boxes(labels, folder).boxes) == len(rows())

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from roialign_cli.config import nearest
 from roialign_cli.errors import BackboneError
+from roialign_cli.reading import regular
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def cached_file(entry: Any) -> Path:
 def file_weights(path: Path, entries: Any = ()) -> Weights:
     """A state dict of tensors; nothing else is unpickled. `entries` are torchvision's that it may be a copy of."""
     try:
-        content = path.read_bytes()
+        content = regular(path).read_bytes()
     except OSError as error:
         raise BackboneError("weights-missing", f"{path}: expected a weights file, found: {error.strerror}") from None
     try:
