@@ -7,10 +7,10 @@ run until one fails. The score is printed, and with --table written as Markdown.
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import queue
 import shutil
-import subprocess
 import sys
 import tempfile
 import threading
@@ -18,6 +18,8 @@ import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+
+from commands import LOADED
 
 ROOT = Path(__file__).parents[1]
 TESTS = [  # of the quick suite, those of what the mutants are put into: a mutant that they miss has survived
@@ -63,6 +65,19 @@ def read_mutants() -> list[Mutant]:
     return mutants
 
 
+def run_tests(tree: Path, tests: list[str], log: Path) -> None:
+    """Run tests in this process, which has what takes long to import already."""
+    os.chdir(tree)
+    os.environ["PYTHONPATH"], sys.path[0] = str(tree), str(tree)
+    sys.dont_write_bytecode = True
+    for descriptor in (1, 2):
+        os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+    import pytest
+
+    options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--timeout", str(TEST_SECONDS)]
+    sys.exit(pytest.main([*options, *tests]))
+
+
 def judge(mutant: Mutant, tree: Path) -> Verdict:
     """Run the tests over a tree with the mutant in it."""
     path = tree / mutant.file
@@ -70,18 +85,19 @@ def judge(mutant: Mutant, tree: Path) -> Verdict:
     path.write_text(original.replace(mutant.old, mutant.new))
     first = FIRST.get(Path(mutant.file).stem, TESTS[0])
     tests = [f"tests/test_{name}.py" for name in dict.fromkeys([first, *TESTS])]
-    options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--timeout", str(TEST_SECONDS)]
-    command = [sys.executable, "-m", "pytest", *options, *tests]
-    environment = {**os.environ, "PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
+    context, log = multiprocessing.get_context("forkserver"), tree.with_name(tree.name + ".log")
+    context.set_forkserver_preload(LOADED)
     begun = time.monotonic()
+    process = context.Process(target=run_tests, args=(tree, tests, log))
     try:
-        done = subprocess.run(
-            command, cwd=tree, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS
-        )
-        failed = [line.split()[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        killer = (failed or [f"exit code {done.returncode}"])[0] if done.returncode else ""
-    except subprocess.TimeoutExpired:
-        killer = "a test that did not end"
+        process.start()
+        process.join(SECONDS)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+        lines = log.read_text(errors="replace").splitlines()
+        failed = [line.split()[1] for line in lines if line.startswith(("FAILED", "ERROR"))]
+        killer = (failed or [f"exit code {process.exitcode}"])[0] if process.exitcode else ""
     finally:
         path.write_text(original)
     return Verdict(mutant, killer.removeprefix("tests/"), time.monotonic() - begun)
@@ -137,7 +153,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, help="where to write the summary")
     arguments = parser.parse_args()
     chosen = [one for one in read_mutants() if arguments.only in one.file or arguments.only in one.what]
-    text = summary(judge_all(chosen, arguments.jobs))
+    text = summary(judge_all(sorted(chosen, key=lambda one: one.file), arguments.jobs))
     print(text)
     if arguments.table:
         arguments.table.write_text(text + "\n")

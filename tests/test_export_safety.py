@@ -52,6 +52,13 @@ def test_a_folder_that_no_export_made_is_left_alone(source: Path, form: str, roi
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
 
+def test_a_folder_of_empty_folders_is_left_alone(source: Path) -> None:
+    (source.parent / "out" / "empty").mkdir(parents=True)
+    with FeatureFile(source) as file, pytest.raises(OutputError, match="a folder that no export made"):
+        export(file, source.parent / "out", "npz", overwrite=True)
+    assert (source.parent / "out" / "empty").is_dir()
+
+
 @pytest.mark.parametrize("form", FOLDERS)
 def test_a_file_added_to_an_export_is_left_alone(source: Path, form: str) -> None:
     folder = source.parent / "out"

@@ -205,7 +205,7 @@ def test_memory_is_released_after_it_was_written(laid_out: Path) -> None:
 
 
 def test_an_image_that_begins_again_is_counted_once(laid_out: Path) -> None:
-    """As where memory ran out in the middle of a batch."""
+    """Memory may run out in the middle of a batch, which is then computed again."""
     with open_writer(laid_out) as writer:
         writer.begin(0)
         writer.features("features", 0, 0, values(7))
@@ -382,7 +382,7 @@ TABLES_OF_IMAGES = [
 
 @pytest.mark.parametrize("name", [*TABLES_OF_BOXES, *(f"images/{name}" for name in TABLES_OF_IMAGES), "features"])
 def test_every_damaged_byte_of_every_table_is_found(rich: Path, tmp_path: Path, name: str) -> None:
-    """Of images that are done and of the one that failed; features count only where they are done."""
+    """Damage images that are done and the one that failed, whose features do not count."""
     with FeatureFile(rich) as file:
         place, offset = file.places[name], file.offset.tolist()
     whole = rich.read_bytes()

@@ -11,7 +11,7 @@ from rich.table import Table
 
 
 class _Notes(Console):
-    """What is told beside the result: that a log is on a full disk must not end a run."""
+    """Print beside the result, and ignore a full disk: a log that cannot be written must not end a run."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         with suppress(OSError):

@@ -39,7 +39,7 @@ READER = SERVER.replace("from roialign_cli.__main__ import main", "from faults.h
 
 
 class Server(Runs):
-    """The same processes, where `read FILE OTHER` is a command too, in a folder of their own."""
+    """Start runs in a folder of their own, where `read FILE OTHER` is a command, too."""
 
     def __init__(self, folder: Path, here: Path) -> None:
         self._child = 0

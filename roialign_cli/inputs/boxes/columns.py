@@ -151,7 +151,7 @@ def choose(source: Source, names: list[str]) -> Chosen:
 
 
 def _check_once(source: Source, what: str, name: str, names: list[str], said: bool) -> None:
-    """Of columns called alike, or nearly if it is not said which is meant, one would be read without a word."""
+    """Raise InputError if two columns have a name that is used, so that one of them would be ignored silently."""
     alike = [other for other in names if other == name or (not said and same(other) == same(name))]
     if len(alike) > 1:
         expected = f"expected one column {name!r}, found {len(alike)}: {', '.join(alike)}"
