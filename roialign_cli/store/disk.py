@@ -16,10 +16,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from roialign_cli.errors import OutputError
+
 BLOCK = 4096  # of file systems: what goes past the cache shares no block with what does not
 SECTOR = 512  # to which memory must be aligned for the disk
 LONG = 1 << 20  # bytes; for less it is not worth waiting for the disk
 PIECE = 8 << 20  # bytes at a time
+
+
+def open_disk(path: Path) -> Disk:
+    """Open an output for writing, or raise OutputError."""
+    try:
+        return Disk(path)
+    except OSError as error:
+        message = f"{path}: expected a file to write to, found: {error.strerror}"
+        raise OutputError("output-permission", message) from None
 
 
 class Disk:

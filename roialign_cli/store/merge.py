@@ -20,7 +20,7 @@ import numpy.typing as npt
 from roialign_cli.errors import OutputError
 from roialign_cli.identity import table_sha256
 from roialign_cli.store.checksum import ATTRIBUTES, OF_BOXES, TABLES, VERSION_OF_IMAGE, attributes_crc32
-from roialign_cli.store.disk import Disk, Shielded
+from roialign_cli.store.disk import Disk, Shielded, open_disk
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.store.output import locked, open_output
 from roialign_cli.store.partial import partial_of, publish
@@ -98,7 +98,7 @@ def merge(
     with locked(output), ThreadPoolExecutor(1) as settling:
         open_output(output, plan, layout, overwrite=overwrite)
         target = Part(output)
-        disk = Disk(output)
+        disk = open_disk(output)
         settled: list[Future[None]] = []
         try:
             image = row = 0

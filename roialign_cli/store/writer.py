@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import TABLES, features_crc32, table_crc32
-from roialign_cli.store.disk import Disk
+from roialign_cli.store.disk import open_disk
 from roialign_cli.store.parts import Part
 from roialign_cli.store.schema import DONE, ERROR_BYTES, FAILED, PENDING, Place, cut
 from roialign_cli.structures import FileVersion
@@ -39,11 +39,7 @@ class FeatureWriter:
     def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
         self._path = path
         self.places = places
-        try:
-            self._disk = Disk(path)
-        except OSError as error:
-            message = f"{path}: expected a file to write to, found: {error.strerror}"
-            raise OutputError("output-permission", message) from None
+        self._disk = open_disk(path)
         self._tasks: queue.Queue[tuple[Callable[[], None], Callable[[], None]] | None] = queue.Queue(QUEUED)
         self._crc: dict[int, int] = {}
         self._finished: list[tuple[int, int]] = []  # (image, status), written but not yet synced
