@@ -95,7 +95,7 @@ def done_of(content: bytes, path: Path) -> dict[str, bytes]:
 
 
 def assert_done_follows_the_disk(syncs: Syncs, before: bytes | None, final: Path) -> None:
-    """Check that the rows of whatever is marked done after a sync were on the disk after the sync before, and all at the end."""
+    """Check that rows were on the disk before their image was marked done there, and that all of it is there at the end."""
     assert syncs.durable[-1] == final.read_bytes()
     snapshots = [*([before] if before else []), *syncs.durable, final.read_bytes()]
     scratch = final.with_name("scratch.h5")
