@@ -166,3 +166,37 @@ def test_file_names_that_are_not_utf8(tmp_path: Path) -> None:
     with lmdb.open(str(tmp_path / "out-lmdb"), readonly=True) as environment, environment.begin() as transaction:
         assert transaction.get(b"\xff\xfe.png")
         assert json.loads(transaction.get(b"keys")) == [name]
+
+
+def test_two_images_that_would_share_a_file(tmp_path: Path) -> None:
+    (tmp_path / "im").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "im" / "a.png")
+    (tmp_path / "boxes.json").write_text(json.dumps({"a.png": [[0, 0, 9, 9]], "./a.png": [[0, 0, 20, 20]]}))
+    extract(tmp_path / "im", tmp_path / "boxes.json", tmp_path / "f.h5", config_name="quickstart", output_size=2)
+    with FeatureFile(tmp_path / "f.h5") as file:
+        for form in ("npz", "pt", "h5-groups"):
+            with pytest.raises(OutputError):
+                export(file, tmp_path / f"out-{form}", form)
+            assert not (tmp_path / f"out-{form}").exists()
+        assert export(file, tmp_path / "out", "lmdb").images == 2
+
+
+def test_inputs_are_not_overwritten(tmp_path: Path, roialign: Run) -> None:
+    """Neither the box file by its conversion, nor the image by its picture."""
+    boxes, photo = tmp_path / "boxes.json", tmp_path / "cat.jpg"
+    boxes.write_bytes(SAMPLE_BOXES.read_bytes())
+    photo.write_bytes((SAMPLE_IMAGES / "cat.jpg").read_bytes())
+    before = boxes.read_bytes(), photo.read_bytes()
+    for command in (
+        ["boxes", SAMPLE_IMAGES, boxes, "--write", boxes, "--overwrite"],
+        ["show", photo, boxes, "-o", photo, "-c", "quickstart"],
+    ):
+        done = roialign(*command)
+        assert done.returncode == 6, done.stderr
+        assert "error[output-is-input]" in done.stderr
+    assert (boxes.read_bytes(), photo.read_bytes()) == before
+    other = tmp_path / "other.json"
+    other.write_text("years of work")
+    done = roialign("boxes", SAMPLE_IMAGES, boxes, "--write", other)
+    assert (done.returncode, other.read_text()) == (6, "years of work")
+    assert roialign("boxes", SAMPLE_IMAGES, boxes, "--write", other, "--overwrite").returncode == 0

@@ -48,7 +48,7 @@ def test_an_output_that_is_an_input_is_refused(shards: list[Path], linked: bool,
         output = output.with_name("link.h5")
         output.hardlink_to(shards[0])
     before = [path.read_bytes() for path in shards]
-    with pytest.raises(OutputError, match="none of the files to be merged") as error:
+    with pytest.raises(OutputError, match="none of the inputs") as error:
         (link if linked else merge)(shards, output, overwrite=True)
     assert error.value.reference == "output-is-input"
     assert [path.read_bytes() for path in shards] == before

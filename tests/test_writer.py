@@ -151,6 +151,22 @@ def test_merging_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert rows in (right[name], old[name]), name
 
 
+def test_an_image_is_pending_on_the_disk_before_it_is_written_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(folder)
+    paint(folder / "im" / "1.png", 77)
+    before = (folder / "f.h5").read_bytes()
+    with FeatureFile(folder / "f.h5") as file:
+        status = file.places["images/status"].offset
+    syncs = Syncs(folder / "f.h5")
+    monkeypatch.setattr(os, "fsync", syncs)
+    with pytest.warns(RuntimeWarning, match="changed"):
+        run(folder)
+    changed = np.flatnonzero(np.frombuffer(before, np.uint8) != np.frombuffer(syncs.durable[0], np.uint8))
+    assert changed.tolist() == [status + 1]
+
+
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_failed_sync_vouches_for_nothing(laid_out: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
     """A second sync may succeed without the data, so it is not tried, and what follows is not vouched for."""

@@ -12,6 +12,7 @@ from roialign_cli.cli import options
 from roialign_cli.cli.extract import SOME_FAILED
 from roialign_cli.cli.options import RUN, option
 from roialign_cli.config import load
+from roialign_cli.errors import OutputError
 
 if TYPE_CHECKING:
     from roialign_cli.inputs.survey import Survey
@@ -34,6 +35,7 @@ def boxes(
     whole_image: options.WholeImage = False,
     grid: options.Grid = None,
     clip: options.Clip = None,
+    overwrite: options.Overwrite = False,
     json: options.AsJson = False,
 ) -> None:
     """Check boxes against their images without extracting anything: what is there, and what looks wrong.
@@ -51,12 +53,18 @@ def boxes(
     from roialign_cli.inputs.images import decoding
     from roialign_cli.inputs.survey import survey, write_native
     from roialign_cli.planning import make_plan
+    from roialign_cli.store.partial import check_not_input
 
     with decoding():
         table = replace(read_boxes(boxes, images, settings), sizes=None)  # the images' own, whatever the file says
         plan = make_plan(images, table, clip=settings.clip, on_error="skip")
     found = survey(plan)
     if write is not None:
+        check_not_input(write, [] if boxes is None else [boxes])
+        if write.exists() and not overwrite:
+            raise OutputError(
+                "output-exists", f"{write}: expected nothing there", "choose another --write, or --overwrite"
+            )
         write_native(plan, write)
     if json:
         print_json(asdict(found))

@@ -63,7 +63,9 @@ def show(
         raise ConfigError("usage", "show: expected an image and a box file, or --from a feature file")
     from roialign_cli.cli.console import print_json, stdout
     from roialign_cli.pictures import save
+    from roialign_cli.store.partial import check_not_input
 
+    check_not_input(output, [path for path in (image, boxes, from_) if path is not None])
     if from_ is not None:
         figure, facts = _sheet(from_, layers, None if image is None else image.as_posix(), allow_links=allow_links)
     else:

@@ -29,10 +29,13 @@ class ExportFolder:
         self._list(HEADER)
 
     def file(self, name: str) -> Path:
-        """Return the path of a file, whose folders are made. OutputError if it would lie outside of the folder."""
+        """Return the path of a new file, whose folders are made. OutputError if it is there already, or lies outside."""
         path = self.path / name
         if self.path not in Path(os.path.normpath(path)).parents:
             raise OutputError("output-name", f"{path}: expected a file inside {self.path}, found one outside")
+        if os.path.lexists(path):  # such as a.jpg and ./a.jpg, or A.jpg where case does not count
+            message = f"{path}: expected a file for each image, found two images that would share it"
+            raise OutputError("export-name", message, "choose another --to")
         self._list(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path

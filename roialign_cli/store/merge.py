@@ -23,7 +23,7 @@ from roialign_cli.store.checksum import ATTRIBUTES, OF_BOXES, TABLES, VERSION_OF
 from roialign_cli.store.disk import Disk, Shielded, open_disk
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.store.output import locked, open_output
-from roialign_cli.store.partial import partial_of, publish
+from roialign_cli.store.partial import check_not_input, partial_of, publish
 from roialign_cli.store.parts import Part
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import LINKED, PENDING, features_path
@@ -57,10 +57,7 @@ def open_shards(paths: Sequence[Path], output: Path) -> FeatureFile:
     """
     check_space(output, 0)
     file = FeatureFile(paths)
-    for part in file.parts:
-        if output.exists() and output.samefile(part.path):
-            message = f"{output}: expected an output that is none of the files to be merged, found one of them"
-            raise OutputError("output-is-input", message, "choose another -o")
+    check_not_input(output, (part.path for part in file.parts))
     pending = {part.path.name: int((part.map("images/status") == PENDING).sum()) for part in file.parts}
     if any(pending.values()):
         listed = ", ".join(f"{count:,} of {name}" for name, count in pending.items() if count)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from pathlib import Path
 
 from roialign_cli.errors import OutputError
@@ -45,6 +46,14 @@ def publish(partial: Path, output: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def check_not_input(output: Path, inputs: Iterable[Path]) -> None:
+    """Raise OutputError if an output is one of the files that it is made from."""
+    for path in inputs:
+        if output.exists() and path.exists() and output.samefile(path):
+            message = f"{output}: expected an output that is none of the inputs, found one of them"
+            raise OutputError("output-is-input", message, "choose another output")
 
 
 def check_name(output: Path) -> None:
