@@ -449,3 +449,14 @@ def test_what_cannot_be_is_found_though_every_checksum_matches(rich: Path, tmp_p
                 vouch(file, image)
     with FeatureFile(path) as file:
         assert any(name in problem for problem in check(file).problems), check(file).problems
+
+
+@pytest.mark.parametrize(("image", "status"), [(1, 2), (3, 1)])
+def test_a_status_that_became_another_is_found(rich: Path, tmp_path: Path, image: int, status: int) -> None:
+    path = tmp_path / "x.h5"
+    shutil.copy(rich, path)
+    with h5py.File(path, "r+") as file:
+        file["images/status"][image] = status
+    assert is_found(path)
+    with FeatureFile(path) as file:
+        assert check(file).problems
