@@ -144,6 +144,10 @@ def test_merging_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     syncs = Syncs(older)
     monkeypatch.setattr(os, "fsync", syncs)
     merge(shards, older)
+    with FeatureFile(older) as file:
+        status = file.places["images/status"].offset
+    changed = np.flatnonzero(np.frombuffer(before, np.uint8) != np.frombuffer(syncs.durable[0], np.uint8))
+    assert set(changed.tolist()) <= set(range(status, status + IMAGES))
     right = done_of(older.read_bytes(), folder / "scratch.h5")
     old = done_of(before, folder / "scratch.h5")
     for content in syncs.durable:
