@@ -125,6 +125,19 @@ def test_done_follows_the_disk(laid_out: Path, monkeypatch: pytest.MonkeyPatch) 
     assert_done_follows_the_disk(syncs, before, laid_out)
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, seen, sync = folder / "f.h5", [], os.fsync
+
+    def fsync(descriptor: int) -> None:
+        seen.append((os.fstat(descriptor).st_ino, output.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run(folder, images=0)
+    assert (output.stat().st_ino, False) in seen
+    assert (folder.stat().st_ino, True) in seen
+
+
 def test_merging_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in (1, 2, 3):
         run(folder, shard=f"{number}/3")
