@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,11 @@ from roialign_cli.store.check import check
 ROOT = Path(__file__).parent.parent
 SAMPLE_IMAGES = ROOT / "sample_data" / "images"
 SAMPLE_BOXES = ROOT / "sample_data" / "boxes.json"
+
+# A shell has signals ignored in what it runs in the background, and so the commands that are tested would ignore them.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGHUP", None), signal.SIG_DFL)):
+    if number is not None and signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 LAUNCHES = pytest.StashKey[int]()
 

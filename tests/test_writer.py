@@ -125,6 +125,13 @@ def test_done_follows_the_disk(laid_out: Path, monkeypatch: pytest.MonkeyPatch) 
     assert_done_follows_the_disk(syncs, before, laid_out)
 
 
+def test_all_of_a_run_is_on_the_disk_at_its_end(laid_out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs = Syncs(laid_out)
+    monkeypatch.setattr(os, "fsync", syncs)
+    run(laid_out.parent)
+    assert syncs.durable[-1] == laid_out.read_bytes()
+
+
 def test_a_file_is_on_the_disk_before_it_has_its_name(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output, seen, sync = folder / "f.h5", [], os.fsync
 

@@ -90,12 +90,10 @@ def create(path: Path, plan: Plan, layout: Layout) -> None:
         finally:
             disk.close()
         publish(partial, path)
-    except OutputError:
-        partial.unlink(missing_ok=True)
-        raise
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OutputError("output-create", f"{path}: cannot be created: {error.strerror or error}") from None
+    finally:  # renamed, or of no use
+        partial.unlink(missing_ok=True)
 
 
 def tables_of(plan: Plan, layout: Layout) -> dict[str, tuple[np.dtype[Any], npt.NDArray[Any]]]:

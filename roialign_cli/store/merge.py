@@ -166,8 +166,9 @@ def _write_links(file: FeatureFile, output: Path) -> None:
                 made.create_virtual_dataset(name, virtual)
         publish(partial, output)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise OutputError("output-write", f"{output}: cannot be written: {error.strerror or error}") from None
+    finally:  # renamed, or of no use
+        partial.unlink(missing_ok=True)
 
 
 def _attributes(file: FeatureFile, plan: Plan) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,8 @@ def _join(path: Path, found: list[Part]) -> list[Part]:
     found = sorted(found, key=lambda part: part.attributes.get("shard", 0))
     numbers = [part.attributes.get("shard", 0) for part in found]
     total = first.attributes["shards"]
-    if missing := sorted(set(range(1, total + 1)) - set(numbers)):
+    present = set(numbers)
+    if missing := list(islice((number for number in range(1, total + 1) if number not in present), 11)):
         listed = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
         message = f"{path}: expected {total} shards, found {len(numbers)}; missing: {listed}"
         raise OutputError("shards-missing", message, f"extract with --shard {missing[0]}/{total}")

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
+from roialign_cli.structures import is_text
 
 FORMAT = "roialign-features"
 VERSION = 1
@@ -125,7 +126,7 @@ def read_attributes(file: h5py.File) -> dict[str, Any]:
     for name, value in file.attrs.items():
         plain = value.item() if isinstance(value, np.generic) else value
         plain = plain.decode("utf-8", "surrogateescape") if isinstance(plain, bytes) else plain
-        if isinstance(plain, str | int | float):
+        if isinstance(plain, int | float) or (isinstance(plain, str) and is_text(plain) and is_text(name)):
             found[name] = plain
     return found
 

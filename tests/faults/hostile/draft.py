@@ -142,8 +142,18 @@ def attributes_crc32(file: h5py.File) -> int:
         name: value.decode("utf-8", "surrogateescape") for name, value in found.items() if isinstance(value, bytes)
     }
     plain = {name: value for name, value in found.items() if isinstance(value, str | int | float)}
+    plain = {name: value for name, value in plain.items() if is_utf8(name) and is_utf8(str(value))}
     lines = (f"{name}={value}\n" for name, value in sorted(plain.items()) if name != "attributes_crc32")
     return zlib.crc32("".join(lines).encode("utf-8", "surrogateescape"))
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a text, which h5py may have read from any bytes, is UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def sign(path: Path) -> None:
