@@ -23,7 +23,7 @@ from commands import LOADED
 
 ROOT = Path(__file__).parents[1]
 TESTS = [  # of the quick suite, those of what the mutants are put into: a mutant that they miss has survived
-    "resuming", "writer", "merge_safety", "store", "sharding", "hostile_structure", "export_safety",
+    "resuming", "writer", "merge_safety", "store", "sharding", "hostile_structure", "export_safety", "extract",
 ]  # fmt: skip
 FIRST = {  # the tests that are likely to notice
     "writer": "writer", "checksum": "writer", "check": "writer", "identity": "writer",
@@ -74,7 +74,18 @@ def run_tests(tree: Path, tests: list[str], log: Path) -> None:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     import pytest
 
-    options = ["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "--timeout", str(TEST_SECONDS)]
+    options = [
+        "-x",
+        "-q",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:unraisableexception",
+        "--timeout",
+        str(TEST_SECONDS),
+    ]
     sys.exit(pytest.main([*options, *tests]))
 
 

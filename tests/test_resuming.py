@@ -88,6 +88,13 @@ def test_another_set_of_images_is_refused(folder: Path, kind: str) -> None:
     assert (folder / "f.h5").read_bytes() == before
 
 
+def test_fewer_images_are_refused(folder: Path) -> None:
+    run(folder, images=2)
+    (folder / "im" / "4.png").unlink()
+    with pytest.raises(OutputError, match=f"{IMAGES} images there, {IMAGES - 1} here"):
+        run(folder)
+
+
 def test_labels_found_beside_the_boxes_identify_a_run_too(folder: Path) -> None:
     boxes = annotations(folder, "yolo")
     (boxes / "classes.txt").write_text("cat\n")
