@@ -89,7 +89,7 @@ def test_a_bad_argument_is_named(arguments: dict[str, object], found: str) -> No
 
 
 def lazily_negated(values: torch.Tensor) -> torch.Tensor:
-    """The same values, whose sign is not in their memory."""
+    """Return a view of the same values that is lazily negated, so that its memory holds them with the other sign."""
     view = torch._neg_view(-values)
     assert view.is_neg()
     return view
