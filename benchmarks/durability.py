@@ -16,8 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from roialign_cli.config import Settings
-from roialign_cli.pipeline import run_job
-from roialign_cli.speed import make_data, make_job, median_seconds
+from roialign_cli.extraction.benchmark import make_data, make_job, median_seconds
+from roialign_cli.extraction.run import run_job
 
 
 def without_syncs(action: Callable[[], object]) -> None:

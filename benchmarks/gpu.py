@@ -27,8 +27,9 @@ import torchvision
 from cpu import CASES, Case, make
 
 from roialign_cli import roi_align
-from roialign_cli.ops import cuda, cuda_call, nvrtc
-from roialign_cli.pooling import assign_levels
+from roialign_cli.ops.cuda import launch, nvrtc
+from roialign_cli.ops.cuda import run as cuda
+from roialign_cli.regions.rois import assign_levels
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}
@@ -136,7 +137,7 @@ def compile_seconds(capability: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         for dtype in DTYPES:
-            defines = cuda_call.specialise(dtype, "avg", cuda_call.LOAD_BYTES // dtype.itemsize)
+            defines = launch.specialise(dtype, "avg", launch.LOAD_BYTES // dtype.itemsize)
             for name in ("first", "cached"):
                 result[f"{name} {dtype}"] = nvrtc.compile_source(cuda.source(), defines, capability).seconds
     return result

@@ -2,7 +2,7 @@
 
     python benchmarks/pipeline.py [--images 8] [--runs 3] [--json benchmarks/results/pipeline.json]
 
-The script (see `roialign_cli/speed.py`) decodes with Pillow, runs torchvision's detector backbone image by image with its
+The script (see `extraction/benchmark.py`) decodes with Pillow, runs torchvision's detector backbone image by image with its
 own transform and MultiScaleRoIAlign, and writes one group per image. Ours does the same images, boxes, weights and threads
 as one run. `backbone` is the floor: our model alone on inputs that are ready, all of each map computed. Building a model is
 timed for none. All run in one process, alternating; medians. Features are compared with the script's.
@@ -23,10 +23,12 @@ import numpy as np
 import torch
 import torchvision
 
-from roialign_cli import FeatureFile, memory
+from roialign_cli import FeatureFile
 from roialign_cli.config import load
-from roialign_cli.pipeline import find_device, run_job
-from roialign_cli.speed import Action, make_data, make_job, median_seconds, script, stage_actions
+from roialign_cli.extraction.benchmark import Action, make_data, make_job, median_seconds, script, stage_actions
+from roialign_cli.extraction.run import run_job
+from roialign_cli.system import allocator
+from roialign_cli.system.devices import find_device
 
 BACKBONE = "fasterrcnn_resnet50_fpn"
 CASES = [(1000, "float32"), (1000, "bfloat16"), (20, "float32"), (20, "bfloat16")]
@@ -49,11 +51,11 @@ def measure(boxes: int, precision: str, folder: Path, model: Any, images: int, r
     ours, theirs = folder / "ours.h5", folder / "script.h5"
     settings = load(None, {"backbone": BACKBONE, "weights": "random", "precision": precision, "aligned": False})
     job = make_job(data, table, ours, settings)
-    with memory.kept():
+    with allocator.kept():
         backbone = stage_actions(job, folder)["backbone"]
 
     def alone() -> None:
-        with memory.kept():
+        with allocator.kept():
             backbone()
 
     actions: dict[str, Action] = {

@@ -25,8 +25,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from roialign_cli import FeatureFile
+from roialign_cli.arrays import Names
 from roialign_cli.store.layout import Layout, create
-from roialign_cli.structures import BoxTable, Names, Plan
+from roialign_cli.types import BoxTable, Plan
 
 BOXES, SHAPE = 20, (256, 7, 7)
 

@@ -22,14 +22,15 @@ from pathlib import Path
 
 import numpy as np
 
+from roialign_cli.arrays import Names
 from roialign_cli.config import Settings
-from roialign_cli.planning import plan_run
-from roialign_cli.sharding import estimate_work, split
+from roialign_cli.extraction.plan import plan_run
+from roialign_cli.extraction.shards import estimate_work, split
 from roialign_cli.store.layout import Layout, create
 from roialign_cli.store.merge import merge
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.writer import FeatureWriter
-from roialign_cli.structures import BoxTable, Names, Plan
+from roialign_cli.types import BoxTable, Plan
 
 SHARDS, BOXES, SHAPE = 8, 100, (256, 7, 7)
 IN_FOLDER = 50_000  # links to one file, of which file systems allow some 65,000
@@ -64,7 +65,7 @@ def copying(folder: Path, paths: list[Path], runs: int) -> dict[str, float]:
     """Gigabytes a second."""
     import torch  # which the plan alone has no need of
 
-    from roialign_cli.speed import median_seconds
+    from roialign_cli.extraction.benchmark import median_seconds
 
     size = sum(path.stat().st_size for path in paths)
     target = folder / "target"

@@ -16,7 +16,7 @@ import matplotlib as mpl
 import numpy as np
 
 from roialign_cli.cluster.simulation import Nodes, makespans
-from roialign_cli.sharding import cuts, estimate_work
+from roialign_cli.extraction.shards import cuts, estimate_work
 
 IMAGES, NODES, PER_SECOND = 10_000_000, 100, 30.0
 SHARDS = (100, 200, 400, 800, 1600, 3200, 6400)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from roialign_cli.version import __version__
 
 if TYPE_CHECKING:
+    from roialign_cli.extraction.run import extract
     from roialign_cli.ops import roi_align
-    from roialign_cli.pipeline import extract
     from roialign_cli.store import FeatureFile
     from roialign_cli.store.datasets import collate
 
@@ -20,7 +20,7 @@ __all__ = ["FeatureFile", "__version__", "collate", "extract", "roi_align"]
 _HOMES = {
     "FeatureFile": "roialign_cli.store",
     "collate": "roialign_cli.store.datasets",
-    "extract": "roialign_cli.pipeline",
+    "extract": "roialign_cli.extraction.run",
     "roi_align": "roialign_cli.ops",
 }
 

@@ -9,7 +9,8 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from roialign_cli.terminal import INTERRUPTED, Output, Stop, discard, take_stdout
+from roialign_cli.system.signals import INTERRUPTED, Stop
+from roialign_cli.system.stdout import Output, discard, take_stdout
 
 if TYPE_CHECKING:
     from roialign_cli.errors import RoialignError

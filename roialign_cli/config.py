@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from roialign_cli.errors import ConfigError
-from roialign_cli.reading import YamlError, read_yaml
+from roialign_cli.system.safe_read import YamlError, read_yaml
 
 BoxesFormat = Literal[
     "auto", "native", "jsonl", "coco", "coco-results", "voc", "yolo", "labelme", "csv", "parquet", "npz"

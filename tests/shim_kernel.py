@@ -10,7 +10,9 @@ from pathlib import Path
 
 import torch
 
-from roialign_cli.ops import cuda, cuda_call, request
+from roialign_cli.ops import request
+from roialign_cli.ops.cuda import launch
+from roialign_cli.ops.cuda import run as cuda
 
 FOLDER = Path(__file__).parent / "shim"
 SANITIZERS = {
@@ -23,7 +25,7 @@ THREADS = 64  # of a block; the kernel takes any number
 class Shim:
     """Compiled variants of the kernel and the program that launches them, built in a folder."""
 
-    def __init__(self, folder: Path, sanitizer: str, variants: Sequence[cuda_call.Defines]) -> None:
+    def __init__(self, folder: Path, sanitizer: str, variants: Sequence[launch.Defines]) -> None:
         flags = [
             "-std=c++20",
             "-O1",
@@ -42,7 +44,7 @@ class Shim:
         source = folder / "roi_align.cu"
         source.write_text(cuda.source())
 
-        def compile_variant(variant: cuda_call.Defines) -> str:
+        def compile_variant(variant: launch.Defines) -> str:
             target = folder / f"{names[variant]}.o"
             defines = [f"-D{name}={value}" for name, value in variant]
             own = [f"-DENTRY={names[variant]}", "-include", str(FOLDER / "cuda_shim.h"), "-x", "c++"]
@@ -66,11 +68,11 @@ class Shim:
         cases, outs = [struct.pack("<q", len(calls))], []
         for call in calls:
             out = torch.empty(call.shape, dtype=call.dtype)
-            launch = cuda_call.plan(call, out, processors, THREADS)
-            name = _name(launch.defines).encode()
+            planned = launch.plan_launch(call, out, processors, THREADS)
+            name = _name(planned.defines).encode()
             cases += [struct.pack("<q", len(name)), name]
-            cases.append(struct.pack("<5q", *launch.grid, launch.threads, launch.shared))
-            cases += [struct.pack("<q", launch.call.nbytes), launch.call.tobytes()]
+            cases.append(struct.pack("<5q", *planned.grid, planned.threads, planned.shared))
+            cases += [struct.pack("<q", planned.call.nbytes), planned.call.tobytes()]
             arrays = [call.rois, call.levels if call.levels is not None else torch.empty(0)]
             cases.append(struct.pack("<q", len(call.maps)))
             for array in (
@@ -90,7 +92,7 @@ class Shim:
         return outs
 
 
-def _name(defines: cuda_call.Defines) -> str:
+def _name(defines: launch.Defines) -> str:
     return "_".join(["roi_align", *(value for _, value in defines)])
 
 

@@ -29,12 +29,12 @@ from roialign_cli.ablation.measure import Exact, compare, samples_per_bin
 from roialign_cli.ablation.probe import Probe, nearest_centroid
 from roialign_cli.ablation.run import ablate
 from roialign_cli.ablation.summary import recommend
+from roialign_cli.backbones.base import Layer
 from roialign_cli.config import Settings, load
 from roialign_cli.errors import ConfigError, InputError, RoialignError
 from roialign_cli.ops import roi_align
 from roialign_cli.ops.reference import axis
 from roialign_cli.store.check import check
-from roialign_cli.structures import Layer
 
 GABOR = load("quickstart", {})
 

@@ -17,10 +17,10 @@ from torchvision.transforms.functional import normalize
 
 from roialign_cli import FeatureFile, extract
 from roialign_cli.backbones import available, describe, load_backbone
+from roialign_cli.backbones.base import Layer
 from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
-from roialign_cli.pooling import assign_levels
-from roialign_cli.structures import Layer
+from roialign_cli.regions.rois import assign_levels
 
 
 def load(name: str, **settings: object):

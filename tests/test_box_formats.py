@@ -19,14 +19,16 @@ from conftest import Run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from roialign_cli.inputs.boxes.recognise.recognise import recognise
 
 from roialign_cli import FeatureFile, extract
 from roialign_cli.backbones.weights import file_weights
 from roialign_cli.config import Settings, load
 from roialign_cli.errors import BackboneError, InputError, RoialignError
-from roialign_cli.inputs.boxes import READERS, read_boxes, recognise
-from roialign_cli.planning import make_plan
-from roialign_cli.structures import BoxTable
+from roialign_cli.extraction.plan import make_plan
+from roialign_cli.inputs.boxes import read_boxes
+from roialign_cli.inputs.boxes.read import READERS
+from roialign_cli.types import BoxTable
 
 # Names, sizes (width, height) and boxes; whole quarters of pixels, so that every format can hold them exactly.
 IMAGES = {"1.jpg": (128, 64), "sub/2.png": (100, 80), "höhe 3.jpg": (64, 64)}

@@ -230,7 +230,7 @@ def test_annotations_are_cut_into_parts_at_any_place(
         for i in range(20)
     ]
     whole = read_boxes(written(tmp_path, content))
-    monkeypatch.setattr("roialign_cli.inputs.boxes.coco.PART_BYTES", part_bytes)
+    monkeypatch.setattr("roialign_cli.inputs.boxes.formats.coco.PART_BYTES", part_bytes)
     parts = read_boxes(written(tmp_path, content))
     for name in ("boxes", "offset", "ids"):
         assert np.array_equal(getattr(parts, name), getattr(whole, name))

@@ -392,9 +392,7 @@ def test_a_signal_at_any_instant(arguments: list[str], seconds: float, count: in
 
 @pytest.mark.skipif(os.name != "posix", reason="shells elsewhere start no jobs that ignore signals")
 def test_a_job_that_ignores_signals_goes_on_ignoring_them() -> None:
-    script = (
-        "import signal\nfrom roialign_cli.terminal import Stop\nStop()\nprint(signal.getsignal(signal.SIGINT).name)"
-    )
+    script = "import signal\nfrom roialign_cli.system.signals import Stop\nStop()\nprint(signal.getsignal(signal.SIGINT).name)"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),

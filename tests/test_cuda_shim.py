@@ -11,7 +11,9 @@ import torch
 from conftest import LAUNCHES, layouts, make_rois, relative_error
 from shim_kernel import Shim
 
-from roialign_cli.ops import KERNELS, cuda_call, request
+from roialign_cli.ops import request
+from roialign_cli.ops.cuda import launch
+from roialign_cli.ops.dispatch import KERNELS
 from roialign_cli.ops.request import Request
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
@@ -26,13 +28,10 @@ OTHER_TYPE = [(torch.bfloat16, torch.float32), (torch.float32, torch.float16), (
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
     variants = [
-        cuda_call.specialise(dtype, mode, width)
-        for mode in MODES
-        for dtype, widths in WIDTHS.items()
-        for width in widths
+        launch.specialise(dtype, mode, width) for mode in MODES for dtype, widths in WIDTHS.items() for width in widths
     ]
-    variants += [cuda_call.specialise(torch.float32, mode, 4, overflow=True) for mode in MODES]
-    variants += [cuda_call.specialise(dtype, "avg", WIDTHS[dtype][0], written=written) for dtype, written in OTHER_TYPE]
+    variants += [launch.specialise(torch.float32, mode, 4, overflow=True) for mode in MODES]
+    variants += [launch.specialise(dtype, "avg", WIDTHS[dtype][0], written=written) for dtype, written in OTHER_TYPE]
     return Shim(tmp_path_factory.mktemp("shim"), "address", variants)
 
 
@@ -100,14 +99,14 @@ def test_reduced_before_it_is_stored(shim: Shim, reduce: str) -> None:
         for mode in MODES
         for channels, size in ((3, (1, 1)), (8, (7, 7)), (136, (14, 13)))
     ]
-    assert all(map(cuda_call.reduces, calls))
+    assert all(map(launch.can_reduce, calls))
     for call, found in zip(calls, shim.run(calls), strict=True):
         assert found[4].isnan().all()
         sane = request.make(
             call.maps, rois[[0, 1, 2, 3, 5]], None, call.output_size, call.scales, 2, True, call.mode, reduce
         )
         assert relative_error(found[[0, 1, 2, 3, 5]], KERNELS["reference"](sane, None)) < 1e-5
-    assert not cuda_call.reduces(make(features(8), rois, (90, 90), reduce=reduce))
+    assert not launch.can_reduce(make(features(8), rois, (90, 90), reduce=reduce))
 
 
 def test_written_in_another_type_than_the_maps(shim: Shim) -> None:
@@ -130,7 +129,7 @@ def test_work_cut_in_many_ways(shim: Shim, mode: str) -> None:
         make(features(channels, size=(6, 9)), rois, size, mode=mode, sampling_ratio=1)
         for channels, size in ((160, (5, 70)), (1, (90, 3)), (160, (17, 16)))
     ]
-    assert {cuda_call.plan(call, torch.empty(call.shape), 1).grid[2] > 1 for call in calls[::2]} == {True}
+    assert {launch.plan_launch(call, torch.empty(call.shape), 1).grid[2] > 1 for call in calls[::2]} == {True}
     for processors in (1, 200):
         for call, found in zip(calls, shim.run(calls, processors), strict=True):
             expected = KERNELS["cpu"](
@@ -145,7 +144,7 @@ def test_lists_longer_than_their_room(shim: Shim, mode: str) -> None:
     maps = features(4, size=(3, 1500))
     rois = torch.tensor([[0, 0, 0, 3000, 6], [1, 10, 1, 2000, 3], [1, -9, -9, 4000, 9.0], [0, 7, 0, 11, 5]])
     calls = [make(maps, rois, size, mode=mode) for size in ((1, 1), (2, 3))]
-    assert all(("LONG_LISTS", "1") in cuda_call.plan(call, torch.empty(call.shape), 1).defines for call in calls)
+    assert all(("LONG_LISTS", "1") in launch.plan_launch(call, torch.empty(call.shape), 1).defines for call in calls)
     check(shim, calls)
 
 
@@ -214,7 +213,7 @@ def test_the_same_call_gives_the_same_bits_as_often_as_it_is_made(shim: Shim) ->
 
 def test_threads_of_a_block_do_not_race(tmp_path: Path) -> None:
     """Under ThreadSanitizer, which sees a missing barrier whether or not it strikes."""
-    variants = [cuda_call.specialise(torch.float32, mode, 4) for mode in MODES]
+    variants = [launch.specialise(torch.float32, mode, 4) for mode in MODES]
     racing = Shim(tmp_path, "thread", variants)
     rois = make_rois(2, batch=2, width=38, height=22)
     calls = [make(features(8), rois, size, mode=mode) for mode in MODES for size in ((7, 7), (2, 40))]

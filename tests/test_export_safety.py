@@ -15,7 +15,7 @@ from PIL import Image
 from roialign_cli import FeatureFile, extract
 from roialign_cli.errors import OutputError
 from roialign_cli.export import FOLDERS, FORMS, export
-from roialign_cli.export.place import MARKER
+from roialign_cli.export.folder import MARKER
 
 
 @pytest.fixture

@@ -21,9 +21,10 @@ from torchvision.transforms.functional import normalize, to_tensor
 
 from roialign_cli import FeatureFile, config, extract
 from roialign_cli.errors import InputError, OutputError
+from roialign_cli.extraction.job import prepare_job
+from roialign_cli.extraction.plan import plan_run
+from roialign_cli.extraction.run import run_job
 from roialign_cli.inputs.images import ImageError
-from roialign_cli.pipeline import prepare_job, run_job
-from roialign_cli.planning import plan_run
 from roialign_cli.store.check import check
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]

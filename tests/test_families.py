@@ -10,10 +10,10 @@ import torchvision
 from conftest import relative_error
 
 from roialign_cli.backbones import available, describe, load_backbone
+from roialign_cli.backbones.base import Layer
 from roialign_cli.backbones.vit import image_size
 from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
-from roialign_cli.structures import Layer
 
 FAMILIES = {
     "alexnet": 32, "convnext_tiny": 32, "densenet121": 32, "efficientnet_b0": 32, "efficientnet_v2_s": 32, "googlenet": 32,

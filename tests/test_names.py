@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roialign_cli.arrays import NAMES_AT_ONCE, Names
 from roialign_cli.inputs.boxes import common
 from roialign_cli.inputs.images import Listing
-from roialign_cli.structures import NAMES_AT_ONCE, Names
 
 FILE_NAMES = st.text(
     st.characters(exclude_categories=("Cs",)) | st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)

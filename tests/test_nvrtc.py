@@ -15,7 +15,8 @@ from conftest import ROOT
 
 from roialign_cli import config
 from roialign_cli.errors import KernelError
-from roialign_cli.ops import cuda, cuda_call, nvrtc
+from roialign_cli.ops.cuda import launch, nvrtc
+from roialign_cli.ops.cuda import run as cuda
 
 try:
     nvrtc.version()
@@ -73,21 +74,21 @@ def test_the_reader_of_frames_sees_spills() -> None:
     assert frame_bytes(nvrtc.compile_source(ADD, (("SCALE", "2"),), 90).code, "add") == 0
 
 
-def specialisations() -> list[tuple[int, cuda_call.Defines]]:
+def specialisations() -> list[tuple[int, launch.Defines]]:
     """What the named configurations can meet on every architecture, and everything on two."""
     modes = {config.load(path.stem, {}, others=frozenset({"vary"})).mode for path in (ROOT / "configs").glob("*.yaml")}
     wanted = []
     for capability in ARCHITECTURES:
         everything = capability in (75, 90)
-        for dtype in cuda_call.ELEMENTS:
+        for dtype in launch.ELEMENTS:
             for mode in ("avg", "max", "exact") if everything else sorted(modes):
-                vector = cuda_call.LOAD_BYTES // dtype.itemsize
-                wanted.append((capability, cuda_call.specialise(dtype, mode, vector)))
+                vector = launch.LOAD_BYTES // dtype.itemsize
+                wanted.append((capability, launch.specialise(dtype, mode, vector)))
     return wanted
 
 
 def test_every_specialisation_compiles_without_spills() -> None:
-    def check(wanted: tuple[int, cuda_call.Defines]) -> tuple[object, int]:
+    def check(wanted: tuple[int, launch.Defines]) -> tuple[object, int]:
         capability, defines = wanted
         binary = nvrtc.compile_source(cuda.source(), defines, capability)
         assert (binary.kind, binary.architecture) == ("cubin", f"sm_{capability}")
@@ -103,7 +104,7 @@ def test_every_specialisation_compiles_without_spills() -> None:
 @pytest.mark.parametrize("vector", [1, 2])
 def test_narrow_loads_and_long_lists_compile(mode: str, vector: int) -> None:
     for overflow in (False, True):
-        defines = cuda_call.specialise(torch.bfloat16, mode, vector, overflow=overflow)
+        defines = launch.specialise(torch.bfloat16, mode, vector, overflow=overflow)
         assert nvrtc.compile_source(cuda.source(), defines, 90).code.startswith(b"\x7fELF")
 
 

@@ -15,7 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from roialign_cli import roi_align
 from roialign_cli.errors import KernelError, OperatorInputError
-from roialign_cli.ops import choose, cuda, cuda_call, request
+from roialign_cli.ops import request
+from roialign_cli.ops.cuda import launch
+from roialign_cli.ops.cuda import run as cuda
+from roialign_cli.ops.dispatch import choose_kernel
 
 MAPS = torch.randn(2, 3, 8, 9)
 GOOD = [0.0, 1, 1, 5, 5]
@@ -226,11 +229,11 @@ def test_any_numbers_give_a_result_or_the_error(
 def test_without_a_device_the_reason_is_told_once() -> None:
     device = torch.device("cuda", 0)
     with pytest.warns(RuntimeWarning, match="kernel torchvision serves cuda:0: kernel cuda: expected a device") as told:
-        assert [choose("auto", device, "avg") for _ in range(3)] == ["torchvision"] * 3
+        assert [choose_kernel("auto", device, "avg") for _ in range(3)] == ["torchvision"] * 3
     assert len(told) == 1
     for kernel, mode in (("cuda", "avg"), ("auto", "max")):
         with pytest.raises(KernelError, match="expected a device that torch can use") as caught:
-            choose(kernel, device, mode)
+            choose_kernel(kernel, device, mode)
         assert caught.value.reference == "kernel-unavailable"
 
 
@@ -238,7 +241,7 @@ def test_the_cuda_kernel_says_how_many_levels_it_takes() -> None:
     maps = [torch.ones(1, 4, 2, 2)] * 17
     call = request.make(maps, torch.tensor([GOOD]), torch.tensor([16]), (2, 2), [1.0] * 17, 0, True, "avg")
     with pytest.raises(KernelError, match="at most 16 levels, found 17"):
-        cuda_call.plan(call, torch.empty(call.shape), 1)
+        launch.plan(call, torch.empty(call.shape), 1)
 
 
 def test_maps_of_another_layout_are_copied_only_if_that_pays() -> None:

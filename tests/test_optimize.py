@@ -17,12 +17,14 @@ from PIL import Image
 from torch import fx, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from roialign_cli import FeatureFile, config, memory
+from roialign_cli import FeatureFile, config
 from roialign_cli.backbones import load_backbone
 from roialign_cli.backbones import pyramid as pyramid_source
 from roialign_cli.backbones import torchvision as source
 from roialign_cli.backbones.optimize import OnDemand, fold
-from roialign_cli.pooling import assign_levels, cells_read, pool
+from roialign_cli.regions.pooling import cells_read, pool
+from roialign_cli.regions.rois import assign_levels
+from roialign_cli.system import allocator
 
 FAMILIES = {  # batch norms of the tapped part
     "resnet18": 20, "vgg11_bn": 8, "mobilenet_v3_large": 46, "efficientnet_b0": 49, "densenet121": 121, "googlenet": 57,
@@ -160,19 +162,19 @@ def test_memory_is_kept_and_then_given_back() -> None:
 
 def keep_and_give_back() -> None:
     before = resident()
-    with memory.kept():
+    with allocator.kept():
         torch.ones(64 << 20)  # 268 MB, freed at once
         assert resident() > before + 200
-        memory.release()
+        allocator.release()
         assert resident() < before + 100
-        with memory.kept():  # a run within what keeps more than one
+        with allocator.kept():  # a run within what keeps more than one
             torch.ones(64 << 20)
         assert resident() > before + 200
-        memory.fit((480, 640))
+        allocator.fit((480, 640))
         torch.ones(64 << 20)
-        memory.fit((480, 640))
+        allocator.fit((480, 640))
         assert resident() > before + 200
-        memory.fit((640, 480))
+        allocator.fit((640, 480))
         assert resident() < before + 100
         torch.ones(64 << 20)
     assert resident() < before + 100

@@ -14,9 +14,9 @@ from torch import nn
 
 from roialign_cli import FeatureFile, extract, roi_align
 from roialign_cli.backbones import load_backbone
+from roialign_cli.backbones.base import Layer
 from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
-from roialign_cli.structures import Layer
 
 CODE = """
 import torch

@@ -21,7 +21,7 @@ def test_the_wheel_runs_the_demo_from_another_folder(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    assert {"roialign_cli/configs/quickstart.yaml", "roialign_cli/ops/roi_align.cu"} <= set(names)
+    assert {"roialign_cli/configs/quickstart.yaml", "roialign_cli/ops/cuda/roi_align.cu"} <= set(names)
     assert not any(name.startswith(("tests", "configs", "sample_data")) for name in names)
     venv.create(tmp_path / "venv", with_pip=True)
     binaries = tmp_path / "venv" / ("Scripts" if os.name == "nt" else "bin")

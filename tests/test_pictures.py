@@ -21,13 +21,13 @@ from roialign_cli import extract
 from roialign_cli.backbones import load_backbone
 from roialign_cli.config import load
 from roialign_cli.errors import ConfigError
-from roialign_cli.explanation import explain, look_up, parse_roi
+from roialign_cli.figures.colours import channel_mean, principal
+from roialign_cli.figures.overlay import draw_overlay, in_image, make_grid
+from roialign_cli.figures.panels import draw_panels
+from roialign_cli.figures.style import BOX, SAMPLE
+from roialign_cli.ops.explain import explain, look_up, parse_roi
 from roialign_cli.ops.reference import interpolate
-from roialign_cli.pictures import BOX, SAMPLE
-from roialign_cli.pictures.colours import channel_mean, principal
-from roialign_cli.pictures.overlay import draw_overlay, in_image, make_grid
-from roialign_cli.pictures.panels import draw_panels
-from roialign_cli.views import View, make_views
+from roialign_cli.regions.views import View, make_views
 
 QUICK = ("-c", "quickstart")
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.functional import resize
 
-from roialign_cli.preprocessing import prepare, resized
-from roialign_cli.structures import Preprocessing
+from roialign_cli.backbones.base import Preprocessing
+from roialign_cli.regions.preprocessing import prepare, resized
 
 
 @given(height=st.integers(1, 300), width=st.integers(1, 300), short=st.integers(20, 90), extra=st.integers(0, 90))

@@ -15,9 +15,9 @@ from conftest import SAMPLE_BOXES, SAMPLE_IMAGES
 from PIL import Image
 
 from roialign_cli.ablation.grid import make_grid
+from roialign_cli.ablation.report.write import write_report
 from roialign_cli.ablation.run import Ablation, ablate
 from roialign_cli.config import load
-from roialign_cli.report.write import write_report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

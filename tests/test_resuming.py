@@ -19,7 +19,7 @@ from PIL import Image
 from roialign_cli import FeatureFile, extract
 from roialign_cli.errors import OutputError
 from roialign_cli.store.check import check
-from roialign_cli.structures import Summary
+from roialign_cli.types import Summary
 
 IMAGES = 5
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from roialign_cli import FeatureFile, extract
 from roialign_cli.cluster.simulation import Nodes, makespans, simulate
 from roialign_cli.errors import ConfigError, OutputError
-from roialign_cli.preprocessing import resized
-from roialign_cli.sharding import BOX_PIXELS, IMAGE_PIXELS, Shard, cuts, estimate_work, parse_shard
+from roialign_cli.extraction.shards import BOX_PIXELS, IMAGE_PIXELS, Shard, cuts, estimate_work, parse_shard
+from roialign_cli.regions.preprocessing import resized
 from roialign_cli.store.check import check
 from roialign_cli.store.merge import merge
 

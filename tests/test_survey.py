@@ -11,10 +11,10 @@ from conftest import Run
 from PIL import Image
 
 from roialign_cli.config import Settings
+from roialign_cli.extraction.plan import make_plan
 from roialign_cli.inputs.boxes import read_boxes
 from roialign_cli.inputs.survey import Survey, survey, write_native
-from roialign_cli.planning import make_plan
-from roialign_cli.structures import Plan
+from roialign_cli.types import Plan
 
 
 @pytest.fixture

@@ -20,14 +20,15 @@ from faults.data import vouch
 from test_resuming import paint, run
 
 from roialign_cli import FeatureFile, extract
+from roialign_cli.arrays import Names
 from roialign_cli.errors import OutputError, RoialignError
-from roialign_cli.identity import plan_sha256, table_sha256
 from roialign_cli.store import writer as writer_module
 from roialign_cli.store.check import check
+from roialign_cli.store.identity import plan_sha256, table_sha256
 from roialign_cli.store.merge import merge
 from roialign_cli.store.schema import DONE, PENDING
 from roialign_cli.store.writer import FeatureWriter, open_writer
-from roialign_cli.structures import BoxTable, Names, Plan
+from roialign_cli.types import BoxTable, Plan
 
 IMAGES = 5
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from roialign_cli.ablation.grid import Variant
-from roialign_cli.structures import Layer
+from roialign_cli.backbones.base import Layer
 
 SHIFT = 0.5  # pixels of the original image, right and down, by which boxes are moved for the alignment error
 STILL = 1e-4  # of the features: a smaller change under the shift is rounding, and nothing can be told from it

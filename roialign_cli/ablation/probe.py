@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roialign_cli.structures import Integers
+from roialign_cli.arrays import Integers
 
 MOST = 10_000  # boxes; of more, a random sample
 DIMENSIONS = 256  # of the signed random sums (feature hashing, arXiv:0902.2206) that stand for the features

@@ -14,24 +14,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roialign_cli import memory, ops
-from roialign_cli.ablation.features import Features
 from roialign_cli.ablation.grid import Variant
 from roialign_cli.ablation.measure import METRICS, SHIFT, Exact, compare, samples_per_bin
 from roialign_cli.ablation.probe import Probe
+from roialign_cli.ablation.saved_features import Features
 from roialign_cli.ablation.summary import Measurements, Recommendation, Row, make_rows, recommend
+from roialign_cli.arrays import Integers
 from roialign_cli.backbones import Backbone, load_backbone
+from roialign_cli.backbones.base import Layer
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
-from roialign_cli.flaws import Flaws
+from roialign_cli.extraction.batches import load_batches, make_batches
+from roialign_cli.extraction.plan import make_plan, row_range
+from roialign_cli.extraction.provenance import provenance
 from roialign_cli.inputs.boxes import read_boxes
 from roialign_cli.inputs.images import ImageError
-from roialign_cli.loading import load_batches
-from roialign_cli.pipeline import find_device, provenance
-from roialign_cli.planning import make_batches, make_plan, row_range
-from roialign_cli.pooling import pool, pool_rounded
-from roialign_cli.structures import FileVersion, Integers, Layer, Plan, Progress
-from roialign_cli.views import View, make_views
+from roialign_cli.ops.dispatch import choose_kernel
+from roialign_cli.regions.pooling import pool, pool_rounded
+from roialign_cli.regions.values import Flaws
+from roialign_cli.regions.views import View, make_views
+from roialign_cli.system import allocator
+from roialign_cli.system.devices import find_device
+from roialign_cli.types import FileVersion, Plan, Progress
 
 CHUNK_BYTES = 16 << 20  # of one variant's features: what is compared at a time stays near the processor
 TIMED_BYTES = 64 << 20  # of features for which a variant is timed, at most 1000 boxes
@@ -81,8 +85,8 @@ def ablate(
     device = find_device(settings.device)
     for variant in variants:
         if variant.op == "roi_align":
-            ops.choose(settings.kernel, device, variant.settings.mode)
-    ops.choose(settings.kernel, device, "exact")
+            choose_kernel(settings.kernel, device, variant.settings.mode)
+    choose_kernel(settings.kernel, device, "exact")
     backbone = load_backbone(settings)
     failures = {plan.table.names[image]: problem for image, problem in plan.problems.items()}
     found = _nothing_yet(plan, len(variants), len(backbone.layers), probe=probe)
@@ -107,7 +111,7 @@ def ablate(
         )
 
     done, finished, told = 0, True, time.monotonic()
-    with memory.kept(), Features.open(plan, backbone, variants, made_by, save) as features:
+    with allocator.kept(), Features.open(plan, backbone, variants, made_by, save) as features:
         for image, version, views in _views(folder, plan, settings, backbone, device, failures, features):
             rows = np.arange(*row_range(plan.table.offset, image))
             with torch.inference_mode():

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from roialign_cli.ablation.grid import Variant
 from roialign_cli.ablation.measure import METRICS
 from roialign_cli.ablation.probe import Probe
-from roialign_cli.structures import Floats, Layer
+from roialign_cli.arrays import Floats
+from roialign_cli.backbones.base import Layer
 
 SMALL, LARGE = 32**2, 96**2  # pixels of the original image: COCO's classes of size
 NOISE = 1.15  # of two times: closer ones count as equal, and the smaller error decides

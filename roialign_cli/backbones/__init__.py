@@ -50,7 +50,7 @@ def load_backbone(settings: Settings) -> Backbone:
 
     Raises BackboneError: unknown name or layer, weights that cannot be had or do not fit.
     """
-    from roialign_cli.backbones import own
+    from roialign_cli.backbones import custom
 
     kind = available().get(settings.backbone)
     if settings.head == "box" and kind != "detection":
@@ -63,8 +63,8 @@ def load_backbone(settings: Settings) -> Backbone:
         from roialign_cli.backbones import gabor
 
         return gabor.load(settings)
-    if own.is_own(settings.backbone):
-        return own.load(settings)
+    if custom.is_own(settings.backbone):
+        return custom.load(settings)
     from roialign_cli.backbones import torchvision
 
     return torchvision.load(settings)

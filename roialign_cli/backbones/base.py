@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,8 +10,6 @@ from torch import Tensor, nn
 
 from roialign_cli.backbones.optimize import OnDemand
 from roialign_cli.config import Settings, parse_resize
-from roialign_cli.errors import BackboneError
-from roialign_cli.structures import Layer, Preprocessing
 
 Levels = tuple[Tensor | None, ...]  # one map [N, C, H, W] per level; None: not asked for
 Maps = tuple[Levels, ...]  # one entry per layer
@@ -63,30 +60,24 @@ def chosen_resize(settings: Settings, own: tuple[int, int | None] | None) -> tup
     return own if settings.resize == "backbone" else parse_resize(settings.resize)
 
 
-def measure(model: nn.Module, multiple: int) -> dict[str, tuple[int, int] | None]:
-    """(channels, stride) of each output of a model that returns a dict; None for outputs that are not maps.
+@dataclass(frozen=True)
+class Layer:
+    """One tapped layer: a single map, or the levels of a pyramid, finest first."""
 
-    The stride is how much the input must grow for the map to grow by one cell, read off two sizes on the meta device,
-    where nothing is computed; padding, which misleads a single quotient, cancels out.
+    name: str
+    channels: int
+    strides: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a backbone wants its images: [0, 1] RGB resized, normalised, zero-padded to a multiple of `multiple` pixels.
+
+    resize is (short side, longest side or None) or None for the image's own size.
     """
-    small, large = (-(-size // multiple) * multiple for size in (512, 1024))
-    shadow = copy.deepcopy(model).eval().to("meta")  # a copied graph has forgotten its mode
-    with torch.inference_mode():
-        first, second = (shadow(torch.empty(1, 3, size, size, device="meta")) for size in (small, large))
-    found: dict[str, tuple[int, int] | None] = {}
-    for name in first:
-        is_map = isinstance(first[name], Tensor) and first[name].dim() == 4  # a graph has nodes of sizes, too
-        grown = second[name].shape[-1] - first[name].shape[-1] if is_map else 0
-        found[name] = (int(first[name].shape[1]), round((large - small) / grown)) if grown > 0 else None
-    return found
 
-
-def measure_maps(model: nn.Module, multiple: int) -> dict[str, tuple[int, int]]:
-    """The same; BackboneError if an output is not a map."""
-    found = measure(model, multiple)
-    maps = {name: size for name, size in found.items() if size is not None}
-    for name in found:
-        if name not in maps:
-            message = f"layer {name}: expected a map [N, C, H, W] that grows with the image, found another output"
-            raise BackboneError("layer-not-spatial", message, "choose an earlier layer")
-    return maps
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: tuple[int, int | None] | None = None
+    antialias: bool = True
+    multiple: int = 1

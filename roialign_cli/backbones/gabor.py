@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from roialign_cli.backbones.base import Backbone, chosen_resize
+from roialign_cli.backbones.base import Backbone, Layer, Preprocessing, chosen_resize
 from roialign_cli.backbones.optimize import Compiled
 from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
-from roialign_cli.structures import Layer, Preprocessing
 
 STRIDE = 4
 WAVELENGTHS = (4.0, 8.0, 16.0)

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
-from roialign_cli.backbones.base import Backbone, chosen_resize, measure_maps
+from roialign_cli.backbones.base import Backbone, Layer, Preprocessing, chosen_resize
+from roialign_cli.backbones.measure import measure_maps
 from roialign_cli.backbones.optimize import OnDemand, fold
 from roialign_cli.backbones.weights import Weights, fit, fit_part, state_sha256
 from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
-from roialign_cli.structures import Layer, Preprocessing
 
 PYRAMID = "fpn"
 

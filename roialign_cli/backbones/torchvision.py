@@ -16,12 +16,12 @@ from torchvision.models import ResNet, VisionTransformer, detection, segmentatio
 from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from roialign_cli.backbones import pyramid, vit
-from roialign_cli.backbones.base import Backbone, chosen_resize, measure, measure_maps
+from roialign_cli.backbones.base import Backbone, Layer, Preprocessing, chosen_resize
+from roialign_cli.backbones.measure import measure, measure_maps
 from roialign_cli.backbones.optimize import OnDemand, fold
 from roialign_cli.backbones.weights import Weights, cached_file, find_weights, fit, fit_part, state_sha256
 from roialign_cli.config import Settings, nearest
 from roialign_cli.errors import BackboneError
-from roialign_cli.structures import Layer, Preprocessing
 
 C4 = "layer3"  # the layer that torchvision's ResNets call so
 LEAST_STRIDE = 8  # of the layer that is taken where none is named: finer ones have seen next to nothing of the image

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import VisionTransformer
 
-from roialign_cli.backbones.base import Backbone, chosen_resize
+from roialign_cli.backbones.base import Backbone, Layer, Preprocessing, chosen_resize
 from roialign_cli.backbones.optimize import Compiled
 from roialign_cli.backbones.weights import Weights, fit, state_sha256
 from roialign_cli.config import Settings, nearest
 from roialign_cli.errors import BackboneError
-from roialign_cli.structures import Layer, Preprocessing
 
 LAST = "encoder"  # after the last block and its norm
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from roialign_cli.config import nearest
 from roialign_cli.errors import BackboneError
-from roialign_cli.reading import regular
+from roialign_cli.system.safe_read import regular
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from roialign_cli.cli import options
 from roialign_cli.cli.extract import SOME_FAILED
 from roialign_cli.cli.options import option
 from roialign_cli.errors import ConfigError
-from roialign_cli.terminal import INTERRUPTED
+from roialign_cli.system.signals import INTERRUPTED
 
 if TYPE_CHECKING:
     from roialign_cli.ablation.run import Ablation
@@ -109,16 +109,16 @@ def ablate(
         raise ConfigError("config-value", f"probe: expected label, found {probe!r}")
     if not 0 < tolerance < 1:
         raise ConfigError("config-value", f"tolerance: expected a share such as 0.01, found {tolerance}")
-    from roialign_cli.store.output import open_folder
+    from roialign_cli.ablation.report.write import open_folder
 
     open_folder(output, overwrite=overwrite)
     from dataclasses import asdict
 
+    from roialign_cli.ablation.report.write import write_report, write_tables
     from roialign_cli.ablation.run import ablate as run
     from roialign_cli.cli.console import print_json
     from roialign_cli.cli.progress import shown, stop_on_interrupt
     from roialign_cli.inputs.images import decoding
-    from roialign_cli.report.write import write_report, write_tables
 
     with stop_on_interrupt("the tables keep what is measured") as should_stop, decoding(settings.max_pixels):
         with shown("measuring") as progress:

@@ -11,7 +11,7 @@ import typer
 from roialign_cli.config import Settings, load
 
 if TYPE_CHECKING:
-    from roialign_cli.speed import PipelineSpeed
+    from roialign_cli.extraction.benchmark import PipelineSpeed
 
 DEFAULTS = Settings()
 
@@ -39,8 +39,8 @@ def bench(
     from rich.table import Table
 
     from roialign_cli.cli.console import print_json, stdout
-    from roialign_cli.pipeline import find_device
-    from roialign_cli.speed import operator_speed, pipeline_speed
+    from roialign_cli.extraction.benchmark import operator_speed, pipeline_speed
+    from roialign_cli.system.devices import find_device
 
     place = find_device(settings.device)
     operator, pipeline = operator_speed(place, runs), pipeline_speed(settings, images, boxes, runs)
@@ -69,7 +69,7 @@ def _draw(path: Path, speed: PipelineSpeed, backbone: str) -> None:
     """Bars of milliseconds per image."""
     from matplotlib.figure import Figure
 
-    from roialign_cli.pictures import save
+    from roialign_cli.figures.style import save
 
     bars = {**speed.stages, "whole run": speed.whole}
     if speed.script is not None:

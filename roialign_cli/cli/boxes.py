@@ -49,11 +49,11 @@ def boxes(
     from dataclasses import replace
 
     from roialign_cli.cli.console import print_json
+    from roialign_cli.extraction.plan import make_plan
     from roialign_cli.inputs.boxes import read_boxes
     from roialign_cli.inputs.images import decoding
     from roialign_cli.inputs.survey import survey, write_native
-    from roialign_cli.planning import make_plan
-    from roialign_cli.store.partial import check_not_input
+    from roialign_cli.system.atomic import check_not_input
 
     with decoding():
         table = replace(read_boxes(boxes, images, settings), sizes=None)  # the images' own, whatever the file says

@@ -18,7 +18,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print the result a
     from rich.table import Table
 
     from roialign_cli.cli.console import pairs, print_json, stdout
-    from roialign_cli.diagnosis import check_kernels, environment
+    from roialign_cli.ops.selfcheck import check_kernels, environment
 
     facts, checks = environment(), check_kernels()
     if json:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from roialign_cli.explanation import Explanation
+    from roialign_cli.ops.explain import Explanation
 
 
 def explain(
@@ -34,13 +34,13 @@ def explain(
     settings = load(None, {"output_size": output_size, "sampling_ratio": sampling_ratio, "aligned": aligned})
     if not 0 < spatial_scale <= 1024:
         raise ConfigError("config-value", f"spatial_scale: expected a number above 0, found {spatial_scale}")
-    from roialign_cli.explanation import explain as run
-    from roialign_cli.explanation import parse_roi
+    from roialign_cli.ops.explain import explain as run
+    from roialign_cli.ops.explain import parse_roi
 
     told = run(parse_roi(roi), settings.output_size, spatial_scale, sampling_ratio, aligned)
     if output is not None:
-        from roialign_cli.pictures import save
-        from roialign_cli.pictures.panels import draw_panels
+        from roialign_cli.figures.panels import draw_panels
+        from roialign_cli.figures.style import save
 
         save(draw_panels(told), output)
     if json:

@@ -12,11 +12,11 @@ from roialign_cli.cli import options
 from roialign_cli.cli.options import CLUSTER, RUN, option
 from roialign_cli.config import Settings, load
 from roialign_cli.errors import ConfigError, ImagesFailedError
-from roialign_cli.terminal import INTERRUPTED
+from roialign_cli.system.signals import INTERRUPTED
 
 if TYPE_CHECKING:
-    from roialign_cli.filling import Job
-    from roialign_cli.structures import Plan, Summary
+    from roialign_cli.extraction.job import Job
+    from roialign_cli.types import Plan, Summary
 
 SOME_FAILED = ImagesFailedError.exit_code
 
@@ -92,7 +92,7 @@ def extract(
     given = options.settings_given(locals())
     settings = load(config, given)  # a wrong option is told before torch is loaded
     from roialign_cli.cli.progress import shown, stop_on_interrupt
-    from roialign_cli.sharding import parse_shard
+    from roialign_cli.extraction.shards import parse_shard
 
     part = parse_shard(shard) if shard else None
     if engine not in ("local", "ray") or (engine == "ray" and part is not None):
@@ -101,8 +101,8 @@ def extract(
     if num_shards < 0 or gpus_per_worker < 0:
         found = f"{num_shards} shards, {gpus_per_worker:g} GPUs"
         raise ConfigError("config-value", f"engine: expected no fewer than none of each, found {found}")
+    from roialign_cli.extraction.plan import plan_run
     from roialign_cli.inputs.images import decoding
-    from roialign_cli.planning import plan_run
 
     with stop_on_interrupt() as should_stop, decoding(settings.max_pixels):
         plan = plan_run(images, boxes, output, settings)
@@ -119,7 +119,8 @@ def extract(
                 )  # fmt: skip
             _tell_end(summary, as_json=json)
             return
-        from roialign_cli.pipeline import prepare_job, run_job
+        from roialign_cli.extraction.job import prepare_job
+        from roialign_cli.extraction.run import run_job
 
         job = prepare_job(plan, images, output, settings, part)
         if dry_run:
@@ -188,7 +189,7 @@ def _tell_plan(job: Job, *, as_json: bool) -> None:
 
 def _tell_summary(summary: Summary) -> None:
     from roialign_cli.cli.console import count, human_bytes, pairs, stderr, stdout
-    from roialign_cli.flaws import Flaws
+    from roialign_cli.regions.values import Flaws
 
     title = f"{summary.output}: " + (
         "was finished already, nothing to do" if summary.already_finished

@@ -33,8 +33,8 @@ def inspect(
 
     from roialign_cli.cli.console import human_bytes, pairs, print_json, stdout
     from roialign_cli.store import FeatureFile
-    from roialign_cli.store.check import values
     from roialign_cli.store.schema import STATUS_NAMES
+    from roialign_cli.store.statistics import values
 
     with FeatureFile(file, allow_links=allow_links) as features:
         if image is not None:

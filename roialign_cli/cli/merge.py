@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from roialign_cli.cli.options import AsJson, Overwrite
-from roialign_cli.terminal import INTERRUPTED
+from roialign_cli.system.signals import INTERRUPTED
 
 
 def merge(

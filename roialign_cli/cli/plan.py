@@ -12,7 +12,7 @@ from roialign_cli.config import Settings, load
 from roialign_cli.errors import ConfigError
 
 if TYPE_CHECKING:
-    from roialign_cli.structures import Plan
+    from roialign_cli.types import Plan
 
 MEASURED_IMAGES = 8
 
@@ -58,10 +58,10 @@ def plan(
     from roialign_cli.cli.console import print_json
     from roialign_cli.cluster.simulation import Nodes, makespans
     from roialign_cli.config import parse_resize
+    from roialign_cli.extraction.plan import make_plan
+    from roialign_cli.extraction.shards import cuts, estimate_work
     from roialign_cli.inputs.boxes import read_boxes
     from roialign_cli.inputs.images import decoding
-    from roialign_cli.planning import make_plan
-    from roialign_cli.sharding import cuts, estimate_work
 
     with decoding():
         made = make_plan(images, read_boxes(boxes, images, settings), clip=False, on_error="skip")
@@ -96,8 +96,8 @@ def _measure(settings: Settings, made: Plan) -> tuple[Resize, float]:
     """
     import numpy as np
 
-    from roialign_cli.sharding import estimate_work
-    from roialign_cli.speed import DATA_SIZE, run_speed
+    from roialign_cli.extraction.benchmark import DATA_SIZE, run_speed
+    from roialign_cli.extraction.shards import estimate_work
 
     boxes = max(1, round(made.rows / max(1, made.images)))
     weights = settings.weights if settings.backbone == "gabor" else "random"

@@ -13,8 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 
 from roialign_cli.cli.console import human_bytes, stderr
-from roialign_cli.structures import Progress
-from roialign_cli.terminal import not_ignored
+from roialign_cli.system.signals import not_ignored
+from roialign_cli.types import Progress
 
 EVERY_SECONDS = 10.0
 STDERR = 2

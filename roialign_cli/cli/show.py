@@ -15,7 +15,7 @@ from roialign_cli.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from roialign_cli.structures import BoxTable
+    from roialign_cli.types import BoxTable
 
 PICTURE = "Picture"
 Colour = ("pca", "mean")
@@ -62,8 +62,8 @@ def show(
     if from_ is None and (image is None or boxes is None):
         raise ConfigError("usage", "show: expected an image and a box file, or --from a feature file")
     from roialign_cli.cli.console import print_json, stdout
-    from roialign_cli.pictures import save
-    from roialign_cli.store.partial import check_not_input
+    from roialign_cli.figures.style import save
+    from roialign_cli.system.atomic import check_not_input
 
     check_not_input(output, [path for path in (image, boxes, from_) if path is not None])
     if from_ is not None:
@@ -81,7 +81,7 @@ def show(
 
 
 def _sheet(path: Path, layer: str | None, name: str | None, *, allow_links: bool) -> tuple[Figure, dict[str, object]]:
-    from roialign_cli.pictures.sheet import draw_sheet
+    from roialign_cli.figures.sheet import draw_sheet
     from roialign_cli.store import FeatureFile
 
     with FeatureFile(path, allow_links=allow_links) as file:
@@ -108,9 +108,9 @@ def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str
     import torch
 
     from roialign_cli.backbones import load_backbone
-    from roialign_cli.pictures.overlay import draw_overlay, make_grid
-    from roialign_cli.pipeline import find_device
-    from roialign_cli.views import make_views
+    from roialign_cli.figures.overlay import draw_overlay, make_grid
+    from roialign_cli.regions.views import make_views
+    from roialign_cli.system.devices import find_device
 
     device = find_device(settings.device)
     loaded = load_backbone(settings)

@@ -28,12 +28,12 @@ from roialign_cli.cluster.connection import (
 )
 from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError, OutputError, RoialignError
-from roialign_cli.sharding import Shard, part_of, split
+from roialign_cli.extraction.shards import Shard, part_of, split
 from roialign_cli.store.merge import merge
 from roialign_cli.store.output import locked
 from roialign_cli.store.parts import Part
 from roialign_cli.store.schema import DONE, FAILED
-from roialign_cli.structures import Plan, Progress, Summary
+from roialign_cli.types import Plan, Progress, Summary
 
 LOOK_SECONDS = 1.0  # how often the shards are looked at for progress
 PLACE_SECONDS = 1800.0  # for the first worker to begin: an autoscaler may have to start a machine
@@ -61,7 +61,8 @@ def extract_on_cluster(
     shards = [Shard(number, count) for number in range(1, count + 1)]
     paths = [shard.path(output) for shard in shards]
     if output.exists() and not overwrite and not any(path.exists() for path in paths):
-        from roialign_cli.pipeline import prepare_job, run_job  # loads torch, which else the workers do
+        from roialign_cli.extraction.job import prepare_job
+        from roialign_cli.extraction.run import run_job  # loads torch, which else the workers do
 
         job = prepare_job(plan, folder, output, settings)  # merged already: what failed is tried again here
         return run_job(job, overwrite=False, on_progress=on_progress, should_stop=should_stop)
@@ -137,11 +138,11 @@ class _Worker:
     def __init__(self, settings: Settings, paths: Paths, threads: int) -> None:
         import torch
 
-        from roialign_cli import memory
+        from roialign_cli.system import allocator
 
         torch.set_num_threads(threads)
         self._kept = ExitStack()  # memory is, from shard to shard, while this process lives
-        self._kept.enter_context(memory.kept())
+        self._kept.enter_context(allocator.kept())
         self._settings, self._paths = replace(settings, processes=0), paths  # this actor is one of the processes
         self._backbone: Any = None
 
@@ -160,8 +161,9 @@ class _Worker:
 
     def fill(self, shard: Shard, plan: Plan, about: dict[str, Any]) -> Summary | RoialignError:
         """Fill a shard, or what is missing of it."""
+        from roialign_cli.extraction.job import make_job
+        from roialign_cli.extraction.run import run_job
         from roialign_cli.inputs.images import decoding
-        from roialign_cli.pipeline import make_job, run_job
 
         if self._backbone is None and isinstance(error := self.begin(), RoialignError):  # started again
             return error

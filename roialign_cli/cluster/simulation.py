@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+Seconds = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Nodes:
     begin_seconds: float = 20.0  # of each shard: imports, model, reading the plan
 
 
-def simulate(seconds: Floats, nodes: Nodes, rng: np.random.Generator) -> float:
+def simulate(seconds: Seconds, nodes: Nodes, rng: np.random.Generator) -> float:
     """Seconds until the last of the shards [S] is done, which take so long each on a node of speed 1."""
     speed = np.exp(rng.normal(0, nodes.scatter, nodes.count))
     speed[rng.random(nodes.count) < nodes.lagging] /= nodes.lag
@@ -40,7 +40,7 @@ def simulate(seconds: Floats, nodes: Nodes, rng: np.random.Generator) -> float:
     return end
 
 
-def makespans(seconds: Floats, nodes: Nodes, times: int = 200, seed: int = 0) -> Floats:
+def makespans(seconds: Seconds, nodes: Nodes, times: int = 200, seed: int = 0) -> Seconds:
     """Of so many simulated runs, ascending."""
     rng = np.random.default_rng(seed)
     return np.sort([simulate(seconds, nodes, rng) for _ in range(times)])

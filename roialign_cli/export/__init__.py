@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from roialign_cli.errors import ConfigError, OutputError
-from roialign_cli.export import place
+from roialign_cli.export import folder as place
 from roialign_cli.store.reader import FeatureFile, Regions
 
 FOLDERS = ("npz", "pt", "lmdb")  # the others are one file
@@ -67,11 +67,11 @@ Writer = Callable[[FeatureFile, Sequence[str], Iterator[Regions], Path, str], No
 
 def _writer(form: str) -> Writer:
     """The module of a form; what it needs is loaded only now, as not everybody has it."""
-    from roialign_cli.export import arrays, hdf5, rows
+    from roialign_cli.export import arrays, hdf5, tables
 
     writers: dict[str, Writer] = {
-        "npz": arrays.write_npz, "pt": arrays.write_pt, "lmdb": arrays.write_lmdb, "tsv": rows.write_tsv,
-        "parquet": rows.write_parquet, "h5-groups": hdf5.write_groups, "h5": hdf5.write_chunked,
+        "npz": arrays.write_npz, "pt": arrays.write_pt, "lmdb": arrays.write_lmdb, "tsv": tables.write_tsv,
+        "parquet": tables.write_parquet, "h5-groups": hdf5.write_groups, "h5": hdf5.write_chunked,
     }  # fmt: skip
     return writers[form]
 

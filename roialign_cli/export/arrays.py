@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from roialign_cli.errors import OutputError
-from roialign_cli.export.place import ExportFolder
+from roialign_cli.export.folder import ExportFolder
 from roialign_cli.store.reader import FeatureFile, Regions
 
 LMDB_FILES = ("data.mdb", "lock.mdb")

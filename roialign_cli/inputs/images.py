@@ -18,10 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
+from roialign_cli.arrays import NAMES_AT_ONCE, Names
 from roialign_cli.config import MAX_PIXELS
 from roialign_cli.errors import InputError
-from roialign_cli.inputs.versions import version_of
-from roialign_cli.structures import NAMES_AT_ONCE, FileVersion, Names
+from roialign_cli.inputs.file_versions import version_of
+from roialign_cli.types import FileVersion
 
 EXTENSIONS = frozenset({b"jpg", b"jpeg", b"png", b"webp", b"bmp", b"tif", b"tiff", b"gif", b"avif", b"mpo"})
 NOT_THERE = "expected an image file, found nothing there"

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from roialign_cli.errors import OutputError
-from roialign_cli.store.partial import partial_of, publish
-from roialign_cli.structures import Plan
+from roialign_cli.system.atomic import partial_of, publish
+from roialign_cli.types import Plan
 
 TINY = 4.0  # pixels of the shorter side: less than a cell of the finest usual map
 ENOUGH = 10  # boxes, to judge a file by

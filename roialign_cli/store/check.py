@@ -69,32 +69,6 @@ def tables_match(file: FeatureFile, image: int, status: int) -> bool:
     return table_crc32(read, file.places, image, status) == int(file.dataset(TABLES)[image])
 
 
-@dataclass(frozen=True)
-class Values:
-    """Of the features of one layer: over how many rows, least, greatest, mean, share of zeros, and how many not finite."""
-
-    rows: int
-    least: float
-    greatest: float
-    mean: float
-    zeros: float
-    not_finite: int
-
-
-def values(file: FeatureFile, layer: str, most: int = 1000) -> Values | None:
-    """Of rows of images that are done, evenly spread and at most so many; None without any."""
-    done = file.done_rows
-    chosen = (
-        done[np.unique(np.linspace(0, len(done) - 1, min(most, len(done))).astype(np.int64))] if len(done) else done
-    )
-    sample = np.array(file.features(layer)[chosen], np.float32)
-    finite = sample[np.isfinite(sample)]
-    if not finite.size:
-        return None
-    mean, zeros = float(finite.mean(dtype=np.float64)), float((finite == 0).mean())
-    return Values(len(chosen), float(finite.min()), float(finite.max()), mean, zeros, sample.size - finite.size)
-
-
 def _checksums(file: FeatureFile) -> Iterator[str]:
     """Yield what is wrong with the checksums of attributes, and which attributes and checksums are missing."""
     for part in file.parts:

@@ -21,7 +21,6 @@ import numpy.typing as npt
 from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import ATTRIBUTES, TABLES, attributes_crc32
 from roialign_cli.store.disk import BLOCK, LONG, Disk, Shielded
-from roialign_cli.store.partial import check_name, partial_of, publish
 from roialign_cli.store.schema import (
     ERROR_BYTES,
     FORMAT,
@@ -33,7 +32,8 @@ from roialign_cli.store.schema import (
     places,
     string_dtype,
 )
-from roialign_cli.structures import Plan
+from roialign_cli.system.atomic import check_name, partial_of, publish
+from roialign_cli.types import Plan
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,18 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from roialign_cli.arrays import Names
 from roialign_cli.errors import OutputError
-from roialign_cli.identity import table_sha256
 from roialign_cli.store.checksum import ATTRIBUTES, OF_BOXES, TABLES, VERSION_OF_IMAGE, attributes_crc32
 from roialign_cli.store.disk import Disk, Shielded, open_disk
+from roialign_cli.store.identity import table_sha256
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.store.output import locked, open_output
-from roialign_cli.store.partial import check_not_input, partial_of, publish
 from roialign_cli.store.parts import Part
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import LINKED, PENDING, features_path
-from roialign_cli.structures import BoxTable, Names, Plan
+from roialign_cli.system.atomic import check_not_input, partial_of, publish
+from roialign_cli.types import BoxTable, Plan
 
 PIECE = 64 << 20  # bytes copied between two looks at whether to stop
 OF_SHARD = ("shard", "shards", "plan_sha256", "plan_images", "plan_boxes")

@@ -16,9 +16,8 @@ from roialign_cli.errors import OutputError
 from roialign_cli.store.layout import Layout, check_space, create
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import PENDING
-from roialign_cli.structures import Plan
+from roialign_cli.types import Plan
 
-TABLE = "ablation.csv"  # by which a folder is known to hold an ablation
 # Attributes that a run must share with the file it goes on with; the latter three are of shards.
 IDENTITY = ("config", "weights_sha256", "boxes_sha256", "table_sha256", "plan_sha256", "shard", "shards")
 
@@ -93,14 +92,3 @@ def _differences(key: str, theirs: Any, ours: Any) -> list[str]:
     return [
         f"{name} is {old.get(name)} there, {new.get(name)} here" for name in names if old.get(name) != new.get(name)
     ]
-
-
-def open_folder(folder: Path, *, overwrite: bool) -> None:
-    """Make the folder of an ablation, or OutputError: it cannot be made, or one is in it already."""
-    if (folder / TABLE).exists() and not overwrite:
-        message = f"{folder}: expected a folder without an ablation, found {TABLE}"
-        raise OutputError("output-exists", message, "choose another -o, or --overwrite")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError("output-folder", f"{folder}: cannot be created: {error.strerror}") from None

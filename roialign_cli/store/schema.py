@@ -13,8 +13,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from roialign_cli.arrays import is_text
 from roialign_cli.errors import OutputError
-from roialign_cli.structures import is_text
 
 FORMAT = "roialign-features"
 VERSION = 1

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from roialign_cli.arrays import Names, is_text, unsafe_name
 from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import TABLES
 from roialign_cli.store.schema import LINKED, Place, features_path
-from roialign_cli.structures import Names, is_text, unsafe_name
 
 IMAGES, OFFSETS, BOXES = "number of images", "number of images + 1", "number of boxes"
 STRING = "fixed-length string"

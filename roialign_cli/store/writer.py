@@ -18,7 +18,7 @@ from roialign_cli.store.checksum import TABLES, features_crc32, table_crc32
 from roialign_cli.store.disk import open_disk
 from roialign_cli.store.parts import Part
 from roialign_cli.store.schema import DONE, ERROR_BYTES, FAILED, PENDING, Place, cut
-from roialign_cli.structures import FileVersion
+from roialign_cli.types import FileVersion
 
 CHECKPOINT_SECONDS = 2.0  # at most this much finished work is done again after a kill
 QUEUED = 8  # blocks that may wait for the disk, which bounds memory

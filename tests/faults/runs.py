@@ -28,7 +28,7 @@ KILL_BEFORE, KILL_AFTER, FAIL, SHORT, STOP = 1, 2, 3, 4, 5
 SERVER = f"""
 import ctypes, json, os, resource, signal, sys
 {OFTEN}
-import roialign_cli.pipeline, roialign_cli.backbones.gabor, roialign_cli.backbones.own, roialign_cli.ops.cpu_kernels
+import roialign_cli.extraction.run, roialign_cli.backbones.gabor, roialign_cli.backbones.custom, roialign_cli.ops.cpu.kernel
 import roialign_cli.cli.extract, roialign_cli.cli.merge, roialign_cli.store.merge, faults.two_layers
 from roialign_cli.__main__ import main
 signal.pthread_sigmask(signal.SIG_BLOCK, {{signal.SIGINT}})  # until the command itself has begun

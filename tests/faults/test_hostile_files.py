@@ -32,7 +32,7 @@ LIMITS = {
 # What commands import is loaded once; what a hostile file makes of it happens in a child.
 LOADED = """
 import lmdb, pandas, PIL.Image, pyarrow.parquet, pydantic, matplotlib.backends.backend_agg, rich.progress, rich.tree
-import roialign_cli.backbones.torchvision, roialign_cli.pictures.sheet, roialign_cli.store.datasets
+import roialign_cli.backbones.torchvision, roialign_cli.figures.sheet, roialign_cli.store.datasets
 from roialign_cli.export import arrays, hdf5, rows
 PIL.Image.init()
 """

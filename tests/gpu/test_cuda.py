@@ -18,7 +18,9 @@ from conftest import layouts, make_rois, relative_error
 
 from roialign_cli import roi_align
 from roialign_cli.errors import KernelError, OperatorInputError
-from roialign_cli.ops import choose, cuda, nvrtc
+from roialign_cli.ops.cuda import nvrtc
+from roialign_cli.ops.cuda import run as cuda
+from roialign_cli.ops.dispatch import choose
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 MODES = ("avg", "max", "exact")

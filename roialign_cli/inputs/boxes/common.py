@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from roialign_cli.arrays import Integers, Names
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes.names import ImageNames
-from roialign_cli.structures import BoxTable, Integers, Names
+from roialign_cli.types import BoxTable
 
 Column = npt.NDArray[np.generic]
 MOST_BYTES = 1 << 28  # that a compressed file may always expand to; above, it may be an attack

@@ -6,10 +6,11 @@ import re
 
 import numpy as np
 
+from roialign_cli.arrays import Names
 from roialign_cli.errors import ConfigError, InputError
 from roialign_cli.inputs.boxes.common import as_boxes, offsets
 from roialign_cli.inputs.boxes.names import ImageNames
-from roialign_cli.structures import BoxTable, Names
+from roialign_cli.types import BoxTable
 
 
 def make(grid: str, images: ImageNames) -> BoxTable:

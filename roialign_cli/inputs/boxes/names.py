@@ -6,8 +6,8 @@ from collections import defaultdict
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
+from roialign_cli.arrays import Names
 from roialign_cli.inputs.images import Listing, list_images
-from roialign_cli.structures import Names
 
 
 class ImageNames:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes.common import offsets
-from roialign_cli.structures import BoxTable
+from roialign_cli.types import BoxTable
 
 
 def select(path: str, table: BoxTable, settings: Settings) -> BoxTable:

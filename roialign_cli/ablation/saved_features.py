@@ -1,0 +1,90 @@
+"""--save-features: a feature file per variant, the same as `extract` would write with its settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roialign_cli.ablation.grid import Variant
+from roialign_cli.backbones import Backbone
+from roialign_cli.regions.values import Flaws, all_finite, cut
+from roialign_cli.store.layout import Layout, check_space, create
+from roialign_cli.store.schema import features_path
+from roialign_cli.store.writer import FeatureWriter, open_writer
+from roialign_cli.types import NO_VERSION, FileVersion, Plan
+
+
+class Features:
+    """The writers of all variants, or none."""
+
+    def __init__(self, plan: Plan, layers: int, writers: Sequence[FeatureWriter], dtype: torch.dtype) -> None:
+        self._plan = plan
+        self._layers = layers
+        self._writers = writers
+        self._dtype = dtype
+        self.flaws = Flaws()  # of all variants
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        plan: Plan,
+        backbone: Backbone,
+        variants: Sequence[Variant],
+        provenance: dict[str, Any],
+        path_of: Callable[[Variant], Path] | None,
+    ) -> Iterator[Features]:
+        """Lay a file out for each variant, and close them all at the end; no files without `path_of`."""
+        with ExitStack() as stack:
+            writers = []
+            for variant in variants if path_of else ():
+                assert path_of is not None
+                path, settings = path_of(variant), variant.settings
+                identity = settings.identity() | ({} if variant.op == "roi_align" else {"op": variant.op})
+                layout = Layout(
+                    layers={layer.name: (layer.channels, *settings.output_size) for layer in backbone.layers},
+                    dtype=settings.dtype,
+                    levels=any(len(layer.strides) > 1 for layer in backbone.layers),
+                    attributes={**provenance, "config": json.dumps(identity)},
+                )
+                check_space(path, layout.feature_bytes(plan.rows))
+                create(path, plan, layout)
+                writers.append(stack.enter_context(open_writer(path)))
+            features = cls(plan, len(backbone.layers), writers, getattr(torch, variants[0].settings.dtype))
+            for image, problem in plan.problems.items():
+                features.failed(image, problem)
+            for image in np.flatnonzero(np.diff(plan.table.offset) == 0).tolist():
+                if image not in plan.problems:
+                    features.done(image, NO_VERSION)
+            yield features
+
+    def rows(self, image: int, variant: int, layer: str, first: int, pooled: Tensor, levels: Tensor | None) -> None:
+        """Features [K, C, PH, PW] of rows first, first + 1, ... of an image."""
+        if not self._writers:
+            return
+        stored = pooled.to(self._dtype).cpu()
+        if not all_finite(stored):
+            self.flaws += Flaws.of(*cut(stored, lambda: pooled))
+        writer = self._writers[variant]
+        if levels is not None:
+            writer.rows("levels", first, levels.to(torch.uint8).numpy())
+        writer.features(features_path(layer, self._layers), image, first, stored.numpy())
+
+    def done(self, image: int, version: FileVersion) -> None:
+        """All variants have all rows of an image, which was read from this version of its file."""
+        for writer in self._writers:
+            writer.version(image, version)
+            writer.rows("images/size", image, self._plan.sizes[image : image + 1])
+            writer.done(image)
+
+    def failed(self, image: int, problem: str) -> None:
+        """No variant will have the image."""
+        for writer in self._writers:
+            writer.failed(image, problem)

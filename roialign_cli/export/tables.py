@@ -1,0 +1,85 @@
+"""Tables: bottom-up-attention's TSV with an image per row, and Parquet with a box per row."""
+
+from __future__ import annotations
+
+import base64
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from roialign_cli.arrays import is_text
+from roialign_cli.errors import ConfigError, OutputError
+from roialign_cli.store.reader import FeatureFile, Regions
+
+FIELDS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
+
+
+def write_tsv(file: FeatureFile, _: Sequence[str], images: Iterator[Regions], path: Path, __: str) -> None:
+    """FIELDS without a header, as bottom-up-attention's readers expect: arrays are float32, in base64."""
+    if len(file.layers) > 1:
+        raise ConfigError(
+            "config-value", f"to: tsv holds one layer, expected so of the file, found {', '.join(file.layers)}"
+        )
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as output:
+        writer = csv.DictWriter(output, FIELDS, delimiter="\t", lineterminator="\n")
+        for regions in images:
+            height, width = regions.size
+            assert not isinstance(regions.features, Mapping)
+            writer.writerow({
+                "image_id": regions.name, "image_w": width, "image_h": height, "num_boxes": len(regions),
+                "boxes": _base64(regions.boxes), "features": _base64(regions.features),
+            })  # fmt: skip
+
+
+def _base64(values: npt.NDArray[Any]) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, np.float32).tobytes()).decode()
+
+
+def write_parquet(
+    file: FeatureFile, names: Sequence[str], images: Iterator[Regions], path: Path, compression: str
+) -> None:
+    """image, x1, y1, x2, y2, label, score, id, and the features of each layer as a list of fixed length, in C order."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        hint = "pip install 'roialign[parquet]'"
+        raise OutputError("export-extra", "parquet: expected the package pyarrow, found none", hint) from None
+    # Text must be UTF-8 in Parquet; file names need not be, and are bytes then.
+    name_type = pyarrow.string() if all(map(is_text, names)) else pyarrow.binary()
+    writer = None
+    try:
+        for regions in images:
+            table = _table(file, regions, name_type, pyarrow)
+            if writer is None:
+                writer = parquet.ParquetWriter(path, table.schema, compression=compression)
+            writer.write_table(table)
+        if writer is None:
+            parquet.write_table(pyarrow.table({"image": pyarrow.array([], name_type)}), path)
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def _table(file: FeatureFile, regions: Regions, name_type: Any, pyarrow: Any) -> Any:
+    """Return the boxes of one image."""
+    encoded = regions.name.encode("utf-8", "surrogateescape")
+    columns: dict[str, Any] = {"image": pyarrow.array([encoded] * len(regions), pyarrow.binary()).cast(name_type)}
+    for i, name in enumerate(("x1", "y1", "x2", "y2")):
+        columns[name] = pyarrow.array(np.ascontiguousarray(regions.boxes[:, i]))
+    for name, values in (("label", regions.labels), ("score", regions.scores), ("id", regions.ids)):
+        if values is not None:
+            text = values.dtype.kind == "U"  # named, since nothing tells the type of no labels
+            columns[name] = (
+                pyarrow.array(values.tolist(), pyarrow.string()) if text else pyarrow.array(np.array(values))
+            )
+    layers = regions.features if isinstance(regions.features, Mapping) else {"features": regions.features}
+    for name, features in layers.items():
+        flat = np.ascontiguousarray(features).reshape(-1)
+        length = int(np.prod(features.shape[1:]))
+        columns[name] = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), length)
+    return pyarrow.table(columns, metadata={"config": str(file.attributes["config"])})

@@ -1,0 +1,204 @@
+"""How fast this machine is: the operator, the stages of a run and the whole of it, beside what one would write by hand.
+
+Everything alternates in one process, on data made here; medians. `benchmarks/pipeline.py` uses the same parts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from roialign_cli.config import Settings
+from roialign_cli.extraction.job import Job, prepare_job
+from roialign_cli.extraction.plan import plan_run, row_range
+from roialign_cli.extraction.run import run_job
+from roialign_cli.inputs.images import decode
+from roialign_cli.ops import roi_align
+from roialign_cli.regions.pooling import pool
+from roialign_cli.regions.preprocessing import prepare, resized
+from roialign_cli.regions.rois import levels_of, scale_boxes
+from roialign_cli.system import allocator
+
+Action = Callable[[], object]
+OPERATOR_CASES = ((256, 200, 336, 4, 1000, 7, 2), (1024, 50, 84, 16, 300, 14, 0))
+DATA_SIZE = (480, 640)  # (height, width) of the images of a measurement
+STAGES = ("decode", "resize", "backbone", "RoI Align", "write")
+
+
+@dataclass(frozen=True)
+class PipelineSpeed:
+    """Seconds per image: each stage alone, the whole run, and the script of torchvision and h5py (None: not this model).
+
+    In a run decoding and writing overlap with the rest, so that the whole should come near the backbone alone.
+    """
+
+    stages: dict[str, float]
+    whole: float
+    script: float | None
+
+
+def median_seconds(actions: Mapping[str, Action], runs: int, device: torch.device) -> dict[str, float]:
+    """Median of each action, which take turns after one round that does not count."""
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for run in range(runs + 1):
+        for name, action in actions.items():
+            begin = time.perf_counter()
+            action()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if run:
+                times[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def operator_speed(device: torch.device, runs: int) -> list[dict[str, Any]]:
+    """Milliseconds of our operator and torchvision's on maps of an 800 x 1344 image, boxes of 32 to 512 pixels."""
+    from torchvision.ops import roi_align as theirs
+
+    results = []
+    for channels, height, width, stride, count, output, ratio in OPERATOR_CASES:
+        generator = torch.Generator().manual_seed(0)
+        features = torch.randn(1, channels, height, width, generator=generator).to(device)
+        sides = torch.exp(math.log(32) + torch.rand(count, 2, generator=generator) * math.log(16))
+        corner = torch.rand(count, 2, generator=generator) * (torch.tensor([width, height]) * stride - sides)
+        rois = torch.cat([torch.zeros(count, 1), corner, corner + sides], 1).to(device)
+        last, scale = features.contiguous(memory_format=torch.channels_last), 1 / stride
+        actions = {
+            "torchvision": partial(theirs, features, rois, output, scale, ratio, True),
+            "ours": partial(roi_align, last, rois, output, spatial_scale=scale, sampling_ratio=ratio),
+        }
+        seconds = median_seconds(actions, runs, device)
+        case = f"{channels}x{height}x{width}, {count} RoIs, {output}x{output}, ratio {ratio or 'adaptive'}"
+        results.append({"case": case, **{name: value * 1e3 for name, value in seconds.items()}})
+    return results
+
+
+def make_data(folder: Path, images: int, boxes: int) -> tuple[Path, Path]:
+    """JPEGs of DATA_SIZE with detail on every scale, and boxes of 16 to 480 pixels, log-uniform: (folder, box file)."""
+    rng = np.random.default_rng(0)
+    table = {}
+    (folder / "images").mkdir()
+    for i in range(images):
+        picture = np.zeros((480, 640, 3))
+        for n in (2, 8, 32, 128):
+            noise = Image.fromarray(rng.integers(0, 255, (3 * n, 4 * n, 3), np.uint8))
+            picture += np.asarray(noise.resize((640, 480))) / 4
+        Image.fromarray(picture.astype(np.uint8)).save(folder / "images" / f"{i:04}.jpg", quality=90)
+        sides = np.exp(rng.uniform(math.log(16), math.log(480), (boxes, 2)))
+        corner = rng.random((boxes, 2)) * (np.array([640, 480]) - sides)
+        table[f"{i:04}.jpg"] = np.hstack([corner, corner + sides]).astype(np.float32).tolist()
+    (folder / "boxes.json").write_text(json.dumps(table))
+    return folder / "images", folder / "boxes.json"
+
+
+def make_job(images: Path, boxes: Path, output: Path, settings: Settings) -> Job:
+    """A job whose output may be there already."""
+    return prepare_job(plan_run(images, boxes, output, settings), images, output, settings)
+
+
+def script(images: Path, boxes: Path, output: Path, model: Any, device: torch.device) -> None:
+    """What one writes by hand with torchvision's detector: image by image, a group of the file for each."""
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+    from torchvision.ops import MultiScaleRoIAlign
+    from torchvision.transforms.functional import to_tensor
+
+    transform = GeneralizedRCNNTransform(800, 1333, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    pool = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 0)
+    with h5py.File(output, "w") as file, torch.inference_mode():
+        for name, rows in json.loads(boxes.read_text()).items():
+            image = to_tensor(Image.open(images / name).convert("RGB")).to(device)
+            target = {"boxes": torch.tensor(rows).reshape(-1, 4).to(device)}
+            batch, scaled = transform([image], [target])
+            features = pool(model.backbone(batch.tensors), [scaled[0]["boxes"]], batch.image_sizes)
+            group = file.create_group(name)
+            group["features"] = features.cpu().numpy()
+            group["boxes"] = np.array(rows, np.float32)
+
+
+def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
+    """Each stage of a job alone, over all of its images (of one size), on inputs that are ready."""
+    settings, backbone, plan = job.settings, job.backbone, job.plan
+    paths = [job.folder / name for name in plan.table.names]
+    pixels = [decode(path) for path in paths]
+    backbone.model.to(job.devices[0], memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def resize() -> Tensor:
+        with torch.inference_mode():
+            return torch.cat([prepare([image], backbone.preprocessing, job.devices[0]) for image in pixels])
+
+    inputs = resize()
+    first, stop = row_range(plan.table.offset, 0)
+    size = (pixels[0].shape[0], pixels[0].shape[1])
+    boxes = scale_boxes(plan.table.boxes[first:stop], size, resized(size, backbone.preprocessing.resize))
+    rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
+    with torch.inference_mode():
+        maps = backbone(inputs[:1], settings.precision)
+    levels = [levels_of(rois, layer, settings) for layer in backbone.layers]
+
+    def pool_all() -> list[Tensor]:
+        with torch.inference_mode():
+            for _ in pixels:
+                pooled = [
+                    pool(of_layer, layer, rois, of_rows, settings, torch.float32, None)
+                    for of_layer, layer, of_rows in zip(maps, backbone.layers, levels, strict=True)
+                ]
+        return pooled
+
+    blocks = [values.cpu().numpy() for values in pool_all()]
+
+    def write() -> None:
+        with (folder / "written").open("wb") as file:
+            for _ in pixels:
+                for block in blocks:
+                    file.write(block.data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def backbone_all() -> None:
+        with torch.inference_mode():
+            for i in range(len(inputs)):
+                backbone(inputs[i : i + 1], settings.precision)
+
+    return dict(
+        zip(STAGES, (lambda: [decode(path) for path in paths], resize, backbone_all, pool_all, write), strict=True)
+    )
+
+
+def run_speed(settings: Settings, images: int, boxes: int) -> tuple[tuple[int, int | None] | None, float]:
+    """How the backbone has images resized, and seconds per image of a whole run over data made for it."""
+    with tempfile.TemporaryDirectory() as name, allocator.kept():
+        data, table = make_data(Path(name), images, boxes)
+        job = make_job(data, table, Path(name) / "ours.h5", settings)
+        seconds = median_seconds({"run": lambda: run_job(job, overwrite=True)}, 1, job.devices[0])["run"]
+    return job.backbone.preprocessing.resize, seconds / images
+
+
+def pipeline_speed(settings: Settings, images: int, boxes: int, runs: int) -> PipelineSpeed:
+    """Of a run over data made for it. Model and file are set up before; that is not counted."""
+    with tempfile.TemporaryDirectory() as name, allocator.kept():
+        folder = Path(name)
+        data, table = make_data(folder, images, boxes)
+        job = make_job(data, table, folder / "ours.h5", settings)
+        actions: dict[str, Action] = {"whole": lambda: run_job(job, overwrite=True), **stage_actions(job, folder)}
+        if settings.backbone == "fasterrcnn_resnet50_fpn":
+            from torchvision.models import get_model
+
+            model = get_model(settings.backbone, weights=None, weights_backbone=None).eval().to(job.devices[0])
+            actions["script"] = lambda: script(data, table, folder / "script.h5", model, job.devices[0])
+        seconds = {key: value / images for key, value in median_seconds(actions, runs, job.devices[0]).items()}
+    return PipelineSpeed({stage: seconds[stage] for stage in STAGES}, seconds["whole"], seconds.get("script"))

@@ -1,0 +1,135 @@
+"""Boxes and an image folder -> plan: which images, which rows, how big."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from roialign_cli.arrays import Floats, Integers, Names
+from roialign_cli.config import Settings
+from roialign_cli.errors import InputError
+from roialign_cli.inputs.boxes import read_boxes
+from roialign_cli.inputs.images import NOT_THERE, ImageError, Listing, list_images, read_size, too_slow
+from roialign_cli.store.identity import table_sha256
+from roialign_cli.store.layout import check_space
+from roialign_cli.system import allocator
+from roialign_cli.system.file_threads import Threads
+from roialign_cli.types import BoxTable, Plan
+
+AHEAD = 1024  # headers read while one is waited for
+IMAGES_AT_ONCE = 1 << 16  # whose boxes are looked at together
+
+Size = tuple[int, int]
+
+
+def plan_run(folder: Path, boxes: Path | None, output: Path, settings: Settings) -> Plan:
+    """Everything that can be checked without the backbone; needs no torch, so that mistakes are told at once."""
+    check_space(output, 0)
+    allocator.return_large()
+    table = read_boxes(boxes, folder, settings)
+    return make_plan(
+        folder, table, clip=settings.clip, on_error=settings.on_error, image_timeout=settings.image_timeout
+    )
+
+
+def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str, image_timeout: float = 0.0) -> Plan:
+    """Look every image up, learn its size from the box file or its header, check the boxes against it.
+
+    A size that the box file states is taken for true until the image is decoded; where boxes are clipped or relative, it
+    matters, so headers are read.
+
+    Images that are missing or unreadable become `problems`; with on_error `stop` the first is raised. A box file none
+    of whose images is there is an error in any case.
+    """
+    listed = Listing(folder)
+    there = listed.has(table.names)
+    used = int(there.sum())
+    for i in np.flatnonzero(~there).tolist():  # an image by another suffix, or on a file system that knows no case
+        there[i] = (folder / table.names[i]).is_file()
+    missing = np.flatnonzero(~there).tolist()
+    if missing and (on_error == "stop" or len(missing) == len(table.names)):
+        raise _missing(folder, table.names[missing[0]], len(missing), len(table.names))
+
+    sized = clip or table.shares is not None
+    if table.sizes is not None and not sized:  # stated by the box file: no need to open every image
+        problems = dict.fromkeys(missing, NOT_THERE)
+        sizes = table.sizes
+        if missing:
+            sizes = sizes.copy()
+            sizes[missing] = 0
+    else:
+        sizes, problems = _read_sizes(folder, table.names, on_error, image_timeout)
+    boxes, outside, empty = _fit_boxes(table, sizes, clip=clip)
+    return Plan(
+        table=replace(table, boxes=boxes, shares=None, sizes=None),
+        sizes=sizes,
+        problems=problems,
+        unused_images=len(listed) - used,
+        outside_boxes=outside,
+        empty_boxes=empty,
+        sized=sized,
+        table_sha256=table_sha256(table),
+    )
+
+
+def _fit_boxes(table: BoxTable, sizes: Integers, *, clip: bool) -> tuple[Floats, int, int]:
+    """Boxes [N, 4] in pixels, clipped if so wished; how many reach outside their image, and how many are empty.
+
+    Some images at a time, as what is needed on the way is larger than the boxes themselves.
+    """
+    boxes = table.boxes if table.shares is None and not clip else table.boxes.copy()
+    outside = empty = 0
+    for first in range(0, len(sizes), IMAGES_AT_ONCE):
+        offset = table.offset[first : first + IMAGES_AT_ONCE + 1]
+        rows = slice(int(offset[0]), int(offset[-1]))
+        known = np.repeat(sizes[first : first + IMAGES_AT_ONCE, ::-1], np.diff(offset), axis=0)  # (width, height)
+        if table.shares is not None:
+            boxes[rows] = table.shares[rows] * np.concatenate([known, known], axis=1)
+        some = boxes[rows]
+        readable = known.min(axis=1, initial=1) > 0
+        outside += int((readable & ((some[:, :2] < 0) | (some[:, 2:] > known)).any(axis=1)).sum())
+        if clip:
+            limits = np.where(readable[:, None], known, np.inf)
+            boxes[rows] = np.clip(some, 0, np.concatenate([limits, limits], axis=1))
+        empty += int((readable[:, None] & (boxes[rows, 2:] <= boxes[rows, :2])).any(axis=1).sum())
+    return boxes, outside, empty
+
+
+def _read_sizes(folder: Path, names: Names, on_error: str, timeout: float) -> tuple[Integers, dict[int, str]]:
+    """(height, width) of every image [M, 2] from its header, zeros for those that have a problem; and the problems."""
+
+    threads = Threads(read_size, min(32, 4 * (os.cpu_count() or 1)), timeout)
+    sizes, problems = np.zeros((len(names), 2), np.int64), {}
+    try:
+        for i, result in enumerate(threads.map((folder / name for name in names), AHEAD)):
+            try:
+                sizes[i] = result()
+            except (ImageError, TimeoutError) as error:
+                problem = error if isinstance(error, ImageError) else too_slow(timeout)
+                if on_error == "stop":
+                    raise problem.of(names[i]) from None
+                problems[i] = problem.message
+    finally:
+        threads.close()
+    return sizes, problems
+
+
+def _missing(folder: Path, name: str, missing: int, total: int) -> InputError:
+    listed = list_images(folder)
+    if not listed:
+        return InputError("images-empty", f"{folder}: expected images, found none")
+    close = difflib.get_close_matches(name, sorted(listed)[:10000], n=1, cutoff=0.6)
+    same = [other for other in listed if Path(other).name == Path(name).name]
+    nearest = (same or close or [""])[0]
+    hint = f'the nearest name there is "{nearest}"' if nearest else f"{len(listed)} images are there"
+    count = f"{missing} of {total} images of the box file are not there, the first is"
+    return InputError("image-missing", f'{folder}: {count} "{name}"', hint)
+
+
+def row_range(offset: Integers, image: int) -> tuple[int, int]:
+    """First and one past last row of an image."""
+    return int(offset[image]), int(offset[image + 1])

@@ -1,0 +1,31 @@
+"""The attributes that say what made a feature file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from roialign_cli.backbones import Backbone
+from roialign_cli.config import Settings
+from roialign_cli.types import Plan
+from roialign_cli.version import __version__
+
+
+def provenance(settings: Settings, plan: Plan, backbone: Backbone) -> dict[str, Any]:
+    """The attributes that say what made the file."""
+    return {
+        "created_by": f"roialign {__version__}",
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": json.dumps(settings.identity()),
+        "backbone": backbone.name,
+        "weights": backbone.weights,
+        "weights_sha256": backbone.weights_sha256,
+        "boxes_sha256": plan.table.sha256,
+        "table_sha256": plan.table_sha256,
+        "strides": json.dumps({layer.name: layer.strides for layer in backbone.layers}),
+        "preprocessing": json.dumps(asdict(backbone.preprocessing)),
+        "versions": json.dumps({name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")}),
+    }

@@ -1,0 +1,139 @@
+"""One run as several: the plan cut into ranges of images of equal estimated work, each a feature file of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from roialign_cli.arrays import Integers
+from roialign_cli.errors import ConfigError
+from roialign_cli.store.identity import plan_sha256
+from roialign_cli.types import Plan
+
+BOX_PIXELS = (
+    50  # what a box costs, in pixels of network input (ResNet-50 with a pyramid on a CPU; measured, benchmarks/)
+)
+IMAGE_PIXELS = 2000  # what an image costs besides
+BLOCK = 1 << 17  # images
+AUTO = "expected I/N, auto under a SLURM array, or auto/N under an indexed Kubernetes job"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Part `number` of `count`, counted from 1."""
+
+    number: int
+    count: int
+
+    def path(self, output: Path) -> Path:
+        """features.h5 -> features-0003-of-0016.h5."""
+        return output.with_name(f"{output.stem}-{self.number:04}-of-{self.count:04}{output.suffix}")
+
+
+def parse_shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard:
+    """`3/16`; `auto` from SLURM's array variables; `auto/16` from Kubernetes' JOB_COMPLETION_INDEX. ConfigError otherwise."""
+    kind, _, total = text.partition("/")
+    if kind == "auto":
+        number, count = _auto(total, environment)
+    elif re.fullmatch(r"[0-9]+/[0-9]+", text):
+        number, count = int(kind), int(total)
+    else:
+        raise ConfigError("config-value", f"shard: {AUTO}, found {text!r}")
+    if not 1 <= number <= count:
+        raise ConfigError("config-value", f"shard: expected I from 1 to N, found {number}/{count}")
+    return Shard(number, count)
+
+
+def _auto(total: str, environment: Mapping[str, str]) -> tuple[int, int]:
+    def number(name: str, default: str | None = None) -> int:
+        value = environment.get(name, default)
+        if value is None or not value.isdecimal():
+            found = "nothing" if value is None else repr(value)
+            raise ConfigError("config-value", f"shard: {AUTO}; expected a number in {name}, found {found}")
+        return int(value)
+
+    if total and not total.isdecimal():
+        raise ConfigError("config-value", f"shard: {AUTO}, found 'auto/{total}'")
+    if "SLURM_ARRAY_TASK_ID" in environment:
+        steps = number("SLURM_ARRAY_TASK_ID") - number("SLURM_ARRAY_TASK_MIN")
+        place = steps // max(1, number("SLURM_ARRAY_TASK_STEP", "1")) + 1
+        return place, int(total) if total else number("SLURM_ARRAY_TASK_COUNT")
+    if not total:
+        raise ConfigError("config-value", f"shard: {AUTO}; found neither SLURM_ARRAY_TASK_ID nor N")
+    return number("JOB_COMPLETION_INDEX") + 1, int(total)
+
+
+def estimate_work(sizes: Integers, boxes: Integers, resize: tuple[int, int | None] | None) -> npt.NDArray[np.float64]:
+    """Work of images [M] of (height, width) [M, 2] with so many boxes [M], in pixels of network input; of none, nearly none.
+
+    The resize is that of `preprocessing.resized`, here for many at once.
+    """
+    if len(sizes) > BLOCK:  # what is needed on the way is larger than the result
+        found = np.empty(len(sizes))
+        for i in range(0, len(sizes), BLOCK):
+            found[i : i + BLOCK] = estimate_work(sizes[i : i + BLOCK], boxes[i : i + BLOCK], resize)
+        return found
+    height, width = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
+    scale = np.ones(len(sizes))
+    if resize is not None:
+        short, longest = resize
+        with np.errstate(divide="ignore"):
+            scale = short / np.minimum(height, width)
+            if longest is not None:
+                scale = np.minimum(scale, longest / np.maximum(height, width))
+        scale = np.where(np.isfinite(scale), scale, 0.0)
+    computed = height * width * scale**2 + BOX_PIXELS * boxes + IMAGE_PIXELS
+    return np.where((boxes > 0) & (height > 0), computed, 1.0)
+
+
+def cuts(work: npt.NDArray[np.float64], count: int) -> Integers:
+    """[count + 1] ascending: shard i is images cuts[i]:cuts[i + 1], of equal work as nearly as images allow."""
+    ends = np.zeros(len(work) + 1)
+    np.cumsum(work, out=ends[1:])
+    wanted = ends[-1] * np.arange(1, count) / count
+    after = np.clip(np.searchsorted(ends, wanted), 1, len(work)) if len(work) else np.zeros(count - 1, np.int64)
+    nearer = np.where(wanted - ends[after - 1] < ends[after] - wanted, after - 1, after) if len(work) else after
+    return np.concatenate([[0], np.maximum.accumulate(nearer), [len(work)]]).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A plan and where it is cut: part i, from 1, is its images ends[i - 1]:ends[i]. `sha256` is of the whole plan."""
+
+    plan: Plan
+    ends: Integers
+    sha256: str
+
+
+def split(plan: Plan, count: int, resize: tuple[int, int | None] | None) -> Split:
+    """Cut a plan into parts of equal estimated work. ConfigError: there are fewer images than parts."""
+    if count > max(1, plan.images):
+        raise ConfigError("config-value", f"shard: expected at most {plan.images}, one per image, found {count}")
+    work = estimate_work(plan.sizes, np.diff(plan.table.offset), resize)
+    return Split(plan, cuts(work, count), plan_sha256(plan))
+
+
+def part_of(whole: Split, number: int) -> tuple[Plan, dict[str, Any]]:
+    """Part `number` of a plan, from 1, as a plan, and the attributes by which its file is known."""
+    plan, table = whole.plan, whole.plan.table
+    first, stop = whole.ends[number - 1 : number + 1].tolist()
+    low, high = int(table.offset[first]), int(table.offset[stop])
+    rows = {
+        name: values[low:high]
+        for name in ("boxes", "labels", "scores", "ids", "crowd", "shares")
+        if (values := getattr(table, name)) is not None
+    }
+    part = replace(table, names=table.names[first:stop], offset=table.offset[first : stop + 1] - low, **rows)
+    problems = {image - first: problem for image, problem in plan.problems.items() if first <= image < stop}
+    about: dict[str, Any] = {
+        "shard": number, "shards": len(whole.ends) - 1, "plan_sha256": whole.sha256,
+        "plan_images": plan.images, "plan_boxes": plan.rows,
+    }  # fmt: skip
+    return replace(plan, table=part, sizes=plan.sizes[first:stop].copy(), problems=problems), about

@@ -1,0 +1,1 @@
+"""Readers of box files, one per format; all return a BoxTable."""

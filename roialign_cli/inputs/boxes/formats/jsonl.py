@@ -1,0 +1,39 @@
+"""JSON Lines: {"image": "a.jpg", "boxes": [[x1, y1, x2, y2], ...], "labels", "scores", "ids"} per line; as native JSON."""
+
+from __future__ import annotations
+
+import msgspec
+
+from roialign_cli.inputs.boxes.common import Source, bad
+from roialign_cli.inputs.boxes.formats import native
+from roialign_cli.inputs.boxes.json_objects import check_names, quoted
+from roialign_cli.types import BoxTable
+
+
+class Line(msgspec.Struct):
+    """What tells a line's image; the rest is read as native JSON."""
+
+    image: str
+
+
+NAMES = quoted(Line)
+
+
+def read(source: Source) -> BoxTable:
+    """Line by line; an error names its line."""
+    keys: dict[str, msgspec.Raw] = {}
+    with source.path.open("rb") as file:
+        for number, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            where = f"{source.path}: line {number}"
+            try:
+                image = msgspec.json.decode(text, type=Line).image
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                expected = 'expected {"image": "a.jpg", "boxes": [...]}'
+                raise bad(where, f"{expected}, found: {error}") from None
+            if image in keys:
+                raise bad(where, f'"{image}": expected each image once, found it twice')
+            check_names(where, text, NAMES)
+            keys[image] = msgspec.Raw(text)
+    return native.read(str(source.path), keys)

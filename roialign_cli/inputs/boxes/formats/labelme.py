@@ -1,0 +1,62 @@
+"""LabelMe JSON, a file per image: rectangles as they are, circles and everything else by their bounding box."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path, PureWindowsPath
+
+import msgspec
+import numpy as np
+
+from roialign_cli.inputs.boxes.common import Entry, Source, bad, table_of
+from roialign_cli.inputs.boxes.json_objects import check_names, quoted
+from roialign_cli.system.safe_read import regular
+from roialign_cli.types import BoxTable
+
+
+class Shape(msgspec.Struct):
+    """One thing that was drawn."""
+
+    points: list[tuple[float, float]]
+    label: str | int = ""
+    shape_type: str | None = "polygon"
+
+
+class Content(msgspec.Struct):
+    """What is read of a file."""
+
+    shapes: list[Shape]
+    imagePath: str | None = None  # noqa: N815 - LabelMe's name
+
+
+NAMES = quoted(Content)
+
+
+def read(source: Source) -> BoxTable:
+    """Files in order of their names; an image is imagePath, or called as its file where no such image is there."""
+    entries = []
+    for path in source.files(".json"):
+        try:
+            text = regular(path).read_bytes()
+            content = msgspec.json.decode(text, type=Content)
+        except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
+            raise bad(path, f"expected LabelMe JSON, found: {error}") from None
+        check_names(path, text, NAMES)
+        boxes = [_box(path, number, shape) for number, shape in enumerate(content.shapes)]
+        name = source.images.find(PureWindowsPath(content.imagePath or path.stem).as_posix())
+        if name not in source.images.all:
+            name = source.images.of_stem(path.stem) or name
+        labels = [str(shape.label) for shape in content.shapes]
+        entries.append(Entry(name, np.array(boxes, np.float64).reshape(-1, 4), labels))
+    return table_of(source, entries)
+
+
+def _box(path: Path, number: int, shape: Shape) -> list[float]:
+    if shape.shape_type == "circle" and len(shape.points) == 2:  # the centre and a point of the edge
+        (x, y), edge = shape.points
+        radius = math.dist((x, y), edge)
+        return [x - radius, y - radius, x + radius, y + radius]
+    if not shape.points:
+        raise bad(path, f"shape {number}: expected points, found none")
+    xs, ys = zip(*shape.points, strict=True)
+    return [min(xs), min(ys), max(xs), max(ys)]

@@ -1,0 +1,84 @@
+"""The native JSON: {"a.jpg": [[x1, y1, x2, y2], ...]} or {"a.jpg": {"boxes": [...], "labels", "scores", "ids"}}."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+
+from roialign_cli.arrays import Names
+from roialign_cli.inputs.boxes.common import Column, as_boxes, as_scores, bad, column, offsets
+from roialign_cli.inputs.boxes.json_objects import check_names, quoted
+from roialign_cli.types import BoxTable
+
+Number = float | str  # a string only where NaN or Infinity stood, marked by a leading NUL
+Box = tuple[Number, Number, Number, Number]
+
+
+class Entry(msgspec.Struct):
+    """The boxes of one image with what is known of each."""
+
+    boxes: list[Box]
+    labels: list[int | str] | None = None
+    scores: list[float] | None = None
+    ids: list[int | str] | None = None
+
+
+NAMES = quoted(Entry)
+_decoder = msgspec.json.Decoder(list[Box] | Entry)
+
+
+def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
+    """Decode image by image, so that an error names its image."""
+    entries: list[Entry] = []
+    for name, raw in keys.items():
+        where = f'{path}: "{name}"'
+        try:
+            value = _decoder.decode(raw)
+        except msgspec.DecodeError as error:
+            raise bad(where, _explain(error), "each box is [x1, y1, x2, y2]") from None
+        if isinstance(value, Entry):
+            check_names(where, bytes(raw), NAMES)
+        entry = value if isinstance(value, Entry) else Entry(value)
+        entries.append(entry)
+        for extra in ("labels", "scores", "ids"):
+            values = getattr(entry, extra)
+            if values is not None and len(values) != len(entry.boxes):
+                found = f"expected {len(entry.boxes)} {extra}, one per box, found {len(values)}"
+                raise bad(where, found)
+    return BoxTable(
+        names=Names.of(keys),
+        offset=offsets([len(entry.boxes) for entry in entries]),
+        boxes=as_boxes([_numbers(path, name, i, box) for name, entry in zip(keys, entries, strict=True)
+                        for i, box in enumerate(entry.boxes)]),
+        labels=_gather(path, keys, entries, "labels"),
+        scores=None if (scores := _gather(path, keys, entries, "scores")) is None else as_scores(scores),
+        ids=_gather(path, keys, entries, "ids"),
+    )  # fmt: skip
+
+
+def _explain(error: msgspec.DecodeError) -> str:
+    reason, _, place = str(error).partition(" - at `$")
+    reason = reason[:1].lower() + reason[1:].replace(" | str", "").replace("`", "")
+    box = re.search(r"\[(\d+)\]", place)
+    return f"box {box[1]}: {reason}" if box else f"{place.rstrip('`')} {reason}".lstrip(" .")
+
+
+def _numbers(path: str, name: str, index: int, box: Box) -> list[float]:
+    for value in box:
+        if isinstance(value, str) and not value.startswith("\0"):
+            raise bad(f'{path}: "{name}", box {index}', f"expected four numbers, found {value!r}")
+    return [float(value[1:]) if isinstance(value, str) else value for value in box]
+
+
+def _gather(path: str, keys: Mapping[str, msgspec.Raw], entries: list[Entry], extra: str) -> Column | None:
+    """One column for all images, or None where no image has it."""
+    if all(getattr(entry, extra) is None for entry in entries):
+        return None
+    for name, entry in zip(keys, entries, strict=True):
+        if getattr(entry, extra) is None and entry.boxes:
+            raise bad(f'{path}: "{name}"', f"expected {extra} as other images have them, found none")
+    values = [value for entry in entries for value in getattr(entry, extra) or []]
+    return np.array(values, np.float64) if extra == "scores" else column(values)

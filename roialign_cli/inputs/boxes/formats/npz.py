@@ -1,0 +1,71 @@
+"""npz, a file per image: `bbox` [n, 4] as x1, y1, x2, y2 in pixels, what bottom-up-attention's tools write; no pickles."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from roialign_cli.errors import InputError
+from roialign_cli.inputs.boxes.common import MOST_BYTES, Entry, Source, bad, table_of
+from roialign_cli.types import BoxTable
+
+NAMES, SCORES, LABELS = ("bbox", "boxes"), ("scores", "conf"), ("labels", "classes")
+
+
+def read(source: Source) -> BoxTable:
+    """Files in order of their names: a.npz or a.jpg.npz for a.jpg; `scores` or `conf`, `labels` or `classes` if there."""
+    entries = []
+    for path in source.files(".npz"):
+        inside = path.relative_to(source.path) if source.path.is_dir() else Path(path.name)
+        stem = inside.with_suffix("").as_posix()
+        image = stem if stem in source.images.all else source.images.of_stem(stem) or f"{stem}.jpg"
+        entries.append(_file(path, image))
+    return table_of(source, entries)
+
+
+def _file(path: Path, image: str) -> Entry:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            boxes, scores, labels = (_array(path, arrays, names) for names in (NAMES, SCORES, LABELS))
+            found = ", ".join(arrays.files)
+    except InputError:
+        raise
+    except Exception as error:  # zipfile, zlib and the header parser raise whatever they like
+        raise bad(path, f"expected an npz file of plain arrays, found: {type(error).__name__}: {error}") from None
+    if boxes is None:
+        raise bad(path, f"expected an array bbox, found {found or 'none'}")
+    if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "fiu":
+        raise bad(path, f"bbox: expected numbers [n, 4], found {boxes.dtype} {list(boxes.shape)}")
+    for name, values, kinds in (("scores", scores, "fiu"), ("labels", labels, "iuUS")):
+        if values is not None and (values.shape != (len(boxes),) or values.dtype.kind not in kinds):
+            raise bad(path, f"{name}: expected [{len(boxes)}], found {values.dtype} {list(values.shape)}")
+    if labels is not None and labels.dtype.kind == "S":
+        labels = np.char.decode(labels, "utf-8", "replace")
+    kept = None if labels is None else labels.tolist()
+    return Entry(image, boxes.astype(np.float64), kept, None if scores is None else scores.astype(np.float64).tolist())
+
+
+def _array(path: Path, arrays: Any, names: tuple[str, ...]) -> npt.NDArray[Any] | None:
+    """The first of these that is there; InputError before memory is asked for if it would be absurdly large."""
+    name = next((name for name in names if name in arrays.files), None)
+    if name is None:
+        return None
+    member = f"{name}.npy" if f"{name}.npy" in arrays.zip.namelist() else name
+    if arrays.zip.namelist().count(member) > 1:
+        raise bad(path, f"{name}: expected one array, found several of the name")
+    size = arrays.zip.getinfo(member).file_size
+    if size <= MOST_BYTES:  # else not even the header is safe to read
+        with arrays.zip.open(member) as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, _, dtype = read(file)
+        size = max(size, math.prod(shape) * max(dtype.itemsize, 1))
+    if size > MOST_BYTES:
+        expected = f"expected at most {MOST_BYTES / 1e6:.0f} MB, eight million boxes of one image"
+        raise bad(path, f"{name}: {expected}, found an array that expands to {size / 1e6:.0f} MB")
+    array: npt.NDArray[Any] = arrays[name]
+    return array

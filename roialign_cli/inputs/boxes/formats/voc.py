@@ -1,0 +1,69 @@
+"""Pascal VOC XML, a file per image: corners count pixels from 1, inclusive.
+
+So the minima are less 1 and the maxima as they stand in edges of pixels (detectron2's rule); --voc-origin 0 takes both as
+they stand, for tools that count from 0. Entities and document types, which XML attacks are made of, are refused.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from xml.etree.ElementTree import Element, TreeBuilder
+from xml.parsers import expat
+
+import numpy as np
+
+from roialign_cli.inputs.boxes.common import Entry, Source, bad, table_of
+from roialign_cli.types import BoxTable
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+def read(source: Source) -> BoxTable:
+    """Files in order of their names; an image is <filename>, or called as its file where no such image is there."""
+    entries = []
+    for path in source.files(".xml"):
+        root = parse(path)
+        if root.tag != "annotation":
+            raise bad(path, f"expected <annotation>, found <{root.tag}>")
+        boxes, labels = [], []
+        for number, item in enumerate(root.findall("object")):
+            boxes.append(_corners(path, number, item, source.settings.voc_origin))
+            labels.append((item.findtext("name") or "").strip())
+        name = source.images.find((root.findtext("filename") or path.stem).strip() or path.stem)
+        if name not in source.images.all:
+            name = source.images.of_stem(path.stem) or name
+        entries.append(Entry(name, np.array(boxes, np.float64).reshape(-1, 4), labels))
+    return table_of(source, entries)
+
+
+def parse(path: Path) -> Element:
+    """The root of an XML file; InputError for what is no XML, or more than data."""
+    builder, parser = TreeBuilder(), expat.ParserCreate()
+
+    def refuse(*_: object) -> None:
+        raise bad(path, "expected plain XML, found a document type, which annotations do not need")
+
+    parser.StartDoctypeDeclHandler = refuse
+    parser.StartElementHandler = builder.start
+    parser.EndElementHandler = builder.end
+    parser.CharacterDataHandler = builder.data
+    try:
+        parser.Parse(path.read_bytes(), True)
+        return builder.close()
+    except (expat.ExpatError, OSError, ValueError, LookupError) as error:
+        raise bad(path, f"expected XML, found: {error}") from None
+
+
+def _corners(path: Path, number: int, item: Element, origin: int) -> list[float]:
+    values = []
+    for corner in CORNERS:
+        text = (item.findtext(f"bndbox/{corner}") or "").strip()
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise bad(path, f"object {number}: {corner}: expected a number, found {text!r}")
+        values.append(value - origin if corner.endswith("min") else value)
+    return values

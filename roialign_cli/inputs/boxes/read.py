@@ -1,0 +1,116 @@
+"""Box files: one reader in front of one small module per format. All give the one convention: x1, y1, x2, y2 in pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from roialign_cli.arrays import unsafe_name
+from roialign_cli.config import Settings
+from roialign_cli.errors import ConfigError, InputError
+from roialign_cli.inputs.boxes import grid
+from roialign_cli.inputs.boxes.common import Source, bad
+from roialign_cli.inputs.boxes.formats import (
+    coco,
+    coco_results,
+    csv,
+    jsonl,
+    labelme,
+    native,
+    npz,
+    parquet,
+    voc,
+    yolo,
+)
+from roialign_cli.inputs.boxes.json_objects import top_level
+from roialign_cli.inputs.boxes.names import ImageNames
+from roialign_cli.inputs.boxes.recognise import IN_FOLDERS, recognise
+from roialign_cli.inputs.boxes.select import select
+from roialign_cli.inputs.boxes.validate import check_text, check_values
+from roialign_cli.system.safe_read import regular
+from roialign_cli.types import BoxTable
+
+READERS: dict[str, Callable[[Source], BoxTable]] = {
+    "native": lambda source: native.read(str(source.path), top_level(source.path)),
+    "jsonl": jsonl.read,
+    "coco": lambda source: coco.read(str(source.path), top_level(source.path)),
+    "coco-results": coco_results.read,
+    "voc": voc.read,
+    "yolo": yolo.read,
+    "labelme": labelme.read,
+    "csv": csv.read,
+    "parquet": parquet.read,
+    "npz": npz.read,
+}
+PIECE_BYTES = 1 << 22  # of a file, digested at a time
+
+
+def read_boxes(path: Path | None, folder: Path | None = None, settings: Settings | None = None) -> BoxTable:
+    """Read, select and validate the boxes of a file, or of a folder of annotations; of `grid`, without any.
+
+    `folder` has the images, whose names some formats only hint at. Raises InputError naming file, image, index and value.
+    """
+    settings = settings or Settings()
+    images = ImageNames(folder)
+    if settings.grid:
+        if path is not None:
+            raise ConfigError("config-value", f"grid: expected no box file beside it, found {path}")
+        return select("grid", grid.make(settings.grid, images), settings)
+    if path is None:
+        raise ConfigError("config-value", "expected a box file, found none", "or --whole-image, or --grid 3x3")
+    source = Source(path, images, settings)
+    with _explained(path):
+        if not path.is_dir():
+            regular(path)
+        found = settings.boxes_format if settings.boxes_format != "auto" else recognise(path)
+        table = READERS[found](source)
+        digest = _digest(path, settings)
+    if (name := unsafe_name(table.names)) is not None:
+        expected = "expected the name of an image relative to the image folder, inside it"
+        raise InputError("image-name", f"{path}: {name!r}: {expected}")
+    check_text(str(path), table)
+    check_values(str(path), table, found)
+    return replace(select(str(path), table, settings), sha256=digest)
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what may go wrong with a file of any format into an InputError: it cannot be read, or holds what none may hold."""
+    try:
+        yield
+    except UnicodeDecodeError as error:
+        raise bad(path, f"expected text in UTF-8, found: {error.reason} at byte {error.start}") from None
+    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can say and no text has
+        part = error.object[max(error.start - 20, 0) : error.start + 20]
+        raise bad(path, f"expected names and labels of Unicode text, found {part!r}") from None
+    except RecursionError:
+        raise bad(path, "expected plain lists and objects, found them nested too deep") from None
+    except msgspec.DecodeError as error:
+        raise bad(path, f"expected JSON, found: {error}") from None
+    except OSError as error:
+        where = str(path if error.filename is None else error.filename)
+        expected = "expected a box file" if where == str(path) else "expected a file"
+        raise InputError("boxes-missing", f"{where}: {expected}, found: {error.strerror or error}") from None
+
+
+def _digest(path: Path, settings: Settings) -> str:
+    """Of all that was read, and how: a run goes on only with the same boxes."""
+    digest = hashlib.sha256()
+    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IN_FOLDERS) if path.is_dir() else [path]
+    for file in filter(Path.is_file, files):
+        if path.is_dir():
+            digest.update(file.relative_to(path).as_posix().encode("utf-8", "surrogateescape") + b"\0")
+        with file.open("rb") as opened:
+            while piece := opened.read(PIECE_BYTES):
+                digest.update(piece)
+    for extra in (settings.classes, settings.images_json):
+        if extra:
+            digest.update(regular(Path(extra)).read_bytes())
+    if settings.columns or settings.voc_origin != Settings.voc_origin:
+        digest.update(f"{settings.columns} {settings.voc_origin}".encode())
+    return digest.hexdigest()

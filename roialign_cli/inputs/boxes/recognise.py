@@ -1,0 +1,37 @@
+"""Recognise the format of a box file or folder by its suffix or content."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from roialign_cli.inputs.boxes.common import bad
+from roialign_cli.inputs.boxes.json_objects import top_level
+
+SUFFIXES = {
+    ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".xml": "voc",
+    ".npz": "npz", ".txt": "yolo",
+}  # fmt: skip
+IN_FOLDERS = {".xml": "voc", ".json": "labelme", ".npz": "npz", ".txt": "yolo"}
+
+
+def recognise(path: Path) -> str:
+    """The name of the format of a file or folder, by its suffix or content."""
+    if path.is_dir():
+        counts = Counter(file.suffix.lower() for file in path.rglob("*") if file.suffix.lower() in IN_FOLDERS)
+        if not counts:
+            expected = "expected a folder of VOC .xml, YOLO .txt, LabelMe .json or .npz files"
+            raise bad(path, f"{expected}, found none of them")
+        return IN_FOLDERS[counts.most_common(1)[0][0]]
+    if path.suffix.lower() in SUFFIXES:
+        return SUFFIXES[path.suffix.lower()]
+    with path.open("rb") as file:
+        start = file.read(4096).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start[:1] == b"[":
+        return "coco-results"
+    if start[:1] == b"<":
+        return "voc"
+    keys = top_level(path)
+    if "annotations" in keys and "images" in keys:
+        return "coco"
+    return "labelme" if "shapes" in keys else "native"

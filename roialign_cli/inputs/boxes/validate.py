@@ -1,0 +1,62 @@
+"""Check the values of a box table: finite boxes and scores, corners in order, text that can be stored."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from roialign_cli.arrays import Floats
+from roialign_cli.errors import InputError
+from roialign_cli.inputs.boxes.common import bad
+from roialign_cli.types import BoxTable
+
+ROWS_AT_ONCE = 1 << 20  # boxes checked at a time
+
+
+def check_text(path: str, table: BoxTable) -> None:
+    """Labels and ids are stored as UTF-8, in which half of a surrogate pair has no form."""
+    for what, column in (("labels", table.labels), ("ids", table.ids)):
+        if column is None or column.dtype.kind != "U":
+            continue
+        letters = column.view(np.uint32).reshape(len(column), -1)
+        for begin in range(0, len(column), ROWS_AT_ONCE):
+            some = letters[begin : begin + ROWS_AT_ONCE]
+            wrong = ((some >= 0xD800) & (some < 0xE000)).any(axis=1)
+            if wrong.any():
+                row = begin + int(wrong.argmax())
+                raise bad(_place(path, table, row), f"{what}: expected Unicode text, found {str(column[row])!r}")
+
+
+def check_values(path: str, table: BoxTable, boxes_format: str) -> None:
+    """Raise InputError naming the first score that is not finite, or the first box that is no box."""
+    if table.scores is not None and not np.isfinite(table.scores).all():
+        row = int((~np.isfinite(table.scores)).argmax())
+        raise InputError(
+            "score-not-finite", f"{_place(path, table, row)}: expected a finite score, found {table.scores[row]}"
+        )
+    boxes = table.boxes
+    for begin in range(0, len(boxes), ROWS_AT_ONCE):
+        some = boxes[begin : begin + ROWS_AT_ONCE]
+        wrong = ~np.isfinite(some).all(axis=1) | (some[:, 2] < some[:, 0]) | (some[:, 3] < some[:, 1])
+        if wrong.any():
+            raise _wrong_box(_place(path, table, begin + int(wrong.argmax())), some[wrong.argmax()], boxes_format)
+
+
+def _wrong_box(where: str, box: Floats, boxes_format: str) -> InputError:
+    x1, y1, x2, y2 = (float(f"{value:.7g}") for value in box)
+    if not np.isfinite(box).all():
+        return InputError("box-not-finite", f"{where}: expected four finite numbers, found [{x1}, {y1}, {x2}, {y2}]")
+    axis, low, high = ("x", x1, x2) if x2 < x1 else ("y", y1, y2)
+    if boxes_format.startswith("coco"):
+        side = "width" if axis == "x" else "height"
+        return InputError("box-outside-format", f"{where}: {side} must not be negative, got {side}={high - low:.7g}")
+    return InputError(
+        "box-outside-format",
+        f"{where}: {axis}2 must be greater than {axis}1, got {axis}1={low}, {axis}2={high}",
+        "these look like x, y, width, height; pass --boxes-format coco or convert them",
+    )
+
+
+def _place(path: str, table: BoxTable, row: int) -> str:
+    """Where a row of the table stands in the file."""
+    image = int(np.searchsorted(table.offset, row, side="right")) - 1
+    return f'{path}: "{table.names[image]}", box {row - int(table.offset[image])}'

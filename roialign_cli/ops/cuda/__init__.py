@@ -1,0 +1,1 @@
+"""RoI Align on CUDA devices: the bundled kernel, compiled at run time for the device at hand."""

@@ -1,0 +1,208 @@
+"""One launch of `roi_align.cu` as numbers: how the work is cut into blocks, and the record that the kernel is given.
+
+Plain arithmetic that needs no device; the tests launch the same numbers on the CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from roialign_cli.errors import KernelError
+from roialign_cli.ops.cuda.nvrtc import Defines
+from roialign_cli.ops.request import REDUCTIONS, Request
+
+ELEMENTS = {torch.float32: "float", torch.float64: "double", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+MAX_LEVELS = 16
+MAX_THREADS = 256
+MAX_GRID = 65535  # blocks along y and z
+WARP = 32
+LOAD_BYTES = 16  # the widest load of a thread
+TILE_BYTES = 30 << 10  # the tile and the lists together stay below the 48 KiB that every device gives a block
+LIST_BYTES = 16 << 10
+ENTRY_BYTES = 16
+AXIS_BYTES = 40
+MAX_BINS = 128  # of both axes of a block
+BUSY_THREADS = 128  # what a block should have, however few the channels
+
+# The two records of roi_align.cu, field by field.
+_LEVEL = [(name, np.int64) for name in ("address", "height", "width", "stride_n", "stride_c", "stride_y", "stride_x")]
+LEVEL = np.dtype([*_LEVEL, ("scale", np.float64)])
+CALL = np.dtype([
+    ("level", LEVEL, MAX_LEVELS),
+    *((name, np.int64) for name in (
+        "rois", "levels", "out",
+        "rois_are_double", "level_count", "images", "channels", "ph", "pw", "ratio", "aligned", "reduce",
+        "lanes", "rows", "columns", "strip",
+        "y_capacity", "y_per_cell", "y_per_bin", "x_capacity", "x_per_cell", "x_per_bin",
+    )),
+])  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """How the work is cut: a block has rows x columns bins of one RoI and lanes * vector channels."""
+
+    vector: int
+    lanes: int
+    rows: int
+    columns: int
+    strip: int
+    threads: int
+    grid: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """Shared memory for the weights of one axis of a block: `capacity` entries; a bin's list takes no more than
+    per_cell * (cells the bin reaches over) + per_bin, unless `overflow`.
+    """
+
+    capacity: int
+    per_cell: int
+    per_bin: int
+    overflow: bool
+
+
+@dataclass(frozen=True)
+class Launch:
+    """All there is to say to the device: which kernel, how many blocks, and its one argument."""
+
+    defines: Defines
+    grid: tuple[int, int, int]
+    threads: int
+    shared: int
+    call: npt.NDArray[np.void]
+
+
+def specialise(
+    dtype: torch.dtype, mode: str, vector: int, *, written: torch.dtype | None = None, overflow: bool = False
+) -> Defines:
+    """The kernel for an element type, a mode and a number of channels per load; `written`: the output's type, if another."""
+    return (
+        ("ELEMENT", ELEMENTS[dtype]), ("WRITTEN", ELEMENTS[written or dtype]), ("MODE", mode.upper()),
+        ("VECTOR", str(vector)), ("LONG_LISTS", str(int(overflow))),
+    )  # fmt: skip
+
+
+def can_reduce(request: Request) -> bool:
+    """Whether a block can hold all bins of some channels, as it must to reduce them."""
+    ph, pw = request.output_size
+    return ph + pw <= MAX_BINS and _tile_bytes(1, _vector(request.maps), request.dtype.itemsize, ph * pw) <= TILE_BYTES
+
+
+def plan_launch(request: Request, out: Tensor, processors: int, max_threads: int = MAX_THREADS) -> Launch:
+    """The launch that pools a request into `out`, contiguous; a request to reduce must be one that `can_reduce` accepts.
+
+    K, C, PH and PW are at least 1. `processors` is the number of multiprocessors to keep busy.
+
+    Raises KernelError: more levels than the kernel takes, or sizes beyond what a grid counts.
+    """
+    maps, (ph, pw) = request.maps, request.output_size
+    if len(maps) > MAX_LEVELS:
+        message = f"kernel cuda: expected at most {MAX_LEVELS} levels, found {len(maps)}"
+        raise KernelError("kernel-levels", message, "pool them in several calls")
+    size, channels = maps[0].element_size(), maps[0].shape[1]
+    vector, written, whole = _vector(maps), request.dtype.itemsize, request.reduce != "none"
+    blocks = cut(len(request.rois), channels, ph, pw, vector, written, processors, max_threads, whole)
+    if max(blocks.grid[1:]) > MAX_GRID:
+        message = f"kernel cuda: expected at most {MAX_GRID} parts of bins or channels, found {blocks.grid[1:]}"
+        raise KernelError("kernel-size", message, "use kernel torchvision")
+    height, width = (max(m.shape[axis] for m in maps) for axis in (2, 3))
+    y = lists(request.mode, request.sampling_ratio, height, blocks.rows)
+    x = lists(request.mode, request.sampling_ratio, width, blocks.columns)
+
+    call = np.zeros((), CALL)
+    for i, (m, scale) in enumerate(zip(maps, request.scales, strict=True)):
+        call["level"][i] = (m.data_ptr(), *m.shape[2:], *(stride * size for stride in m.stride()), scale)
+    fields = {
+        "rois": request.rois.data_ptr(),
+        "levels": 0 if request.levels is None else request.levels.data_ptr(),
+        "out": out.data_ptr(),
+        "rois_are_double": request.rois.dtype == torch.float64,
+        "level_count": len(maps), "images": maps[0].shape[0], "channels": channels, "ph": ph, "pw": pw,
+        "ratio": request.sampling_ratio, "aligned": request.aligned, "reduce": REDUCTIONS.index(request.reduce),
+        "lanes": blocks.lanes, "rows": blocks.rows, "columns": blocks.columns, "strip": blocks.strip,
+        "y_capacity": y.capacity, "y_per_cell": y.per_cell, "y_per_bin": y.per_bin,
+        "x_capacity": x.capacity, "x_per_cell": x.per_cell, "x_per_bin": x.per_bin,
+    }  # fmt: skip
+    for name, value in fields.items():
+        call[name] = value
+    shared = (
+        2 * AXIS_BYTES
+        + ENTRY_BYTES * (y.capacity + x.capacity + blocks.rows + blocks.columns)
+        + _tile_bytes(blocks.lanes, vector, written, blocks.rows * blocks.columns)
+    )
+    defines = specialise(maps[0].dtype, request.mode, vector, written=request.dtype, overflow=y.overflow or x.overflow)
+    return Launch(defines, blocks.grid, blocks.threads, shared, call)
+
+
+def _vector(maps: tuple[Tensor, ...]) -> int:
+    """Channels per load: as many as 16 bytes hold and as divide every address that a thread reads at."""
+    size = maps[0].element_size()
+    if any(m.stride(1) != 1 for m in maps):
+        return 1
+    aligned = [maps[0].shape[1] * size]
+    for m in maps:
+        aligned += [m.data_ptr(), *(m.stride(axis) * size for axis in (0, 2, 3) if m.shape[axis] > 1)]
+    vector = LOAD_BYTES // size
+    while any(place % (vector * size) for place in aligned):
+        vector //= 2
+    return vector
+
+
+@functools.lru_cache(maxsize=256)
+def cut(
+    rois: int, channels: int, ph: int, pw: int, vector: int, size: int, processors: int, max_threads: int, whole: bool
+) -> Blocks:
+    """Blocks whose tile fits, and enough of them to keep every multiprocessor busy, where the work allows.
+
+    `size` is that of an element of the output; `whole`: all bins of a RoI in one block, with fewer channels if need be.
+    """
+    vectors = channels // vector
+    lanes = min(WARP, 1 << (vectors - 1).bit_length())
+
+    def fits(rows: int, columns: int) -> bool:
+        return rows + columns <= MAX_BINS and _tile_bytes(lanes, vector, size, rows * columns) <= TILE_BYTES
+
+    while whole and lanes > 1 and not fits(ph, pw):
+        lanes //= 2
+    chunks = -(-vectors // lanes)
+    columns = next(n for n in (-(-pw // parts) for parts in range(1, pw + 1)) if fits(1, n))
+    rows = next(n for n in (-(-ph // parts) for parts in range(1, ph + 1)) if fits(n, columns))
+    column_blocks = -(-pw // columns)
+    while not whole and rows > 1 and rois * chunks * -(-ph // rows) * column_blocks < 2 * processors:
+        rows = -(-rows // 2)
+    strip = columns
+    while strip > 1 and lanes * rows * -(-columns // strip) < BUSY_THREADS:
+        strip = -(-strip // 2)
+    threads = -(-lanes * rows * -(-columns // strip) // WARP) * WARP
+    return Blocks(
+        vector, lanes, rows, columns, strip, min(threads, max_threads), (rois, chunks, -(-ph // rows) * column_blocks)
+    )
+
+
+def lists(mode: str, ratio: int, side: int, bins: int) -> Lists:
+    """Room for the weights of `bins` bins of an axis of up to `side` cells.
+
+    A bin that reaches over n cells reads at most n + 2 of them, and no more than two for each of its samples; in mode
+    max it keeps every sample inside the map, which lie at least half a cell apart if the grid is adaptive.
+    """
+    per_cell, per_bin = (2, 4) if mode == "max" else (1, 3)
+    capacity = per_cell * (side + 1) + per_bin * bins
+    fixed = ratio * (1 if mode == "max" else 2)
+    if ratio > 0 and mode != "exact" and (mode == "max" or fixed * bins < capacity):
+        per_cell, per_bin, capacity = 0, fixed, fixed * bins
+    most = LIST_BYTES // 2 // ENTRY_BYTES
+    return Lists(min(capacity, most), per_cell, per_bin, capacity > most)
+
+
+def _tile_bytes(lanes: int, vector: int, size: int, bins: int) -> int:
+    """See `tile_index` in roi_align.cu."""
+    padding = max(4 // size, 1) * (-(-lanes // 8))
+    return (lanes * vector * (bins | 1) + padding) * size

@@ -1,0 +1,89 @@
+"""RoI Align on CUDA tensors: the bundled kernel, compiled for their device, launched on torch's current stream."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from importlib.resources import files
+
+import torch
+from torch import Tensor
+
+from roialign_cli.errors import KernelError
+from roialign_cli.ops.cuda import nvrtc
+from roialign_cli.ops.cuda.launch import LOAD_BYTES, can_reduce, plan_launch, specialise
+from roialign_cli.ops.request import Request, finish
+
+ENTRY = "roi_align"
+
+
+@functools.cache
+def source() -> str:
+    """The kernel's source, as shipped."""
+    return files(__package__).joinpath("roi_align.cu").read_text(encoding="utf-8")
+
+
+def run(request: Request, out: Tensor | None) -> Tensor:
+    """The pooled features of a request on CUDA tensors, in `out` where one is given.
+
+    Does not wait for the device. Rows without meaning (see `validate` of `roi_align`) give NaN.
+    Raises KernelError: the kernel cannot be built, loaded or launched here.
+    """
+    device = request.maps[0].device
+    if request.reduce != "none" and not can_reduce(request):
+        return finish(run(replace(request, reduce="none"), None), request, out)
+    if out is None:
+        out = torch.empty(request.shape, dtype=request.dtype, device=device)
+    if out.numel() == 0:
+        return out
+    request = replace(
+        request,
+        maps=tuple(m.contiguous(memory_format=torch.channels_last) if gathers(m, request) else m for m in request.maps),
+        rois=request.rois.to(device, non_blocking=True),
+        levels=None if request.levels is None else request.levels.to(device, non_blocking=True),
+    )
+    with torch.cuda.device(device):
+        launch = plan_launch(request, out, _processors(device))
+        kernel = nvrtc.load(source(), ENTRY, launch.defines, capability(device))
+        stream = torch.cuda.current_stream(device).cuda_stream
+        nvrtc.launch(kernel, launch.grid, launch.threads, launch.shared, stream, launch.call)
+    return out
+
+
+def gathers(features: Tensor, request: Request) -> bool:
+    """Whether a map is better copied channels-last first: it is not, and its RoIs read more cells than it has.
+
+    Threads hold channels, so a map of another layout is gathered value by value, about as slow as copying it whole.
+    """
+    n, channels, height, width = features.shape
+    if features.stride(1) == 1 or channels == 1:
+        return False
+    ph, pw = request.output_size
+    samples = 2 * (request.sampling_ratio or 2)  # cells on either side of each
+    return len(request.rois) / len(request.maps) * ph * pw * samples**2 > n * height * width
+
+
+def capability(device: torch.device) -> int:
+    """The compute capability of a device, 90 for 9.0."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+@functools.cache
+def obstacle(device: torch.device, dtype: torch.dtype, mode: str) -> KernelError | None:
+    """Why the kernel cannot run on a device, or None: builds and loads it, once per process."""
+    vector = LOAD_BYTES // dtype.itemsize
+    try:
+        with torch.cuda.device(device):
+            nvrtc.load(source(), ENTRY, specialise(dtype, mode, vector), capability(device))
+    except KernelError as error:
+        return error
+    except (AssertionError, RuntimeError) as error:  # of torch, where it finds no driver or no such device
+        message = f"kernel cuda: expected a device that torch can use, found: {str(error).strip()}"
+        return KernelError("kernel-unavailable", message, "use the cpu")
+    return None
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,0 +1,58 @@
+"""Which kernel serves a call of RoI Align."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from roialign_cli.errors import KernelError
+from roialign_cli.ops import reference, torchvision
+from roialign_cli.ops.cpu import run as cpu
+from roialign_cli.ops.cuda import run as cuda
+from roialign_cli.ops.request import Request
+
+Kernel = Callable[[Request, Tensor | None], Tensor]
+KERNELS: dict[str, Kernel] = {
+    "cpu": cpu.run,
+    "cuda": cuda.run,
+    "torchvision": torchvision.run,
+    "reference": reference.run,
+}
+
+
+def choose_kernel(kernel: str, device: torch.device, mode: str, dtype: torch.dtype = torch.float32) -> str:
+    """The name of the kernel that serves tensors of a device and type in a mode: `auto` takes the fastest there is.
+
+    Where `auto` cannot have the CUDA kernel, it warns of the reason, once, and takes torchvision's operator.
+    Raises KernelError if there is none.
+    """
+    if kernel != "auto" and kernel not in KERNELS:
+        names = ", ".join(["auto", *KERNELS])
+        raise KernelError("kernel-unknown", f"kernel: expected one of {names}, found {kernel!r}")
+    if kernel in ("cpu", "cuda") and device.type != kernel:
+        raise KernelError("kernel-device", f"kernel {kernel}: expected a {kernel} device, found {device}", "use auto")
+    if kernel == "auto" and device.type == "cpu":
+        return "cpu"
+    if kernel == "cuda" or (kernel == "auto" and device.type == "cuda"):
+        obstacle = cuda.obstacle(device, dtype, mode)
+        if obstacle is None:
+            return "cuda"
+        if kernel == "cuda" or mode != "avg":
+            raise obstacle
+        _warn(f"kernel torchvision serves {device}: {obstacle.message}")
+    if kernel == "auto":
+        kernel = "torchvision"
+    if kernel == "torchvision" and mode != "avg":
+        message = f"kernel torchvision, on {device}: expected mode avg, found {mode}"
+        raise KernelError("kernel-mode", message, "use kernel auto")
+    return kernel
+
+
+@functools.cache
+def _warn(message: str) -> None:
+    """Warn once per process, whoever asks first."""
+    warnings.warn(message, RuntimeWarning, stacklevel=4)

@@ -1,0 +1,36 @@
+"""What identifies a run: hashes of its images and boxes, which a resumed run and all shards of a run must share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from roialign_cli.types import BoxTable, Plan
+
+
+def table_sha256(table: BoxTable) -> str:
+    """Return the SHA-256 of a table: names, offsets, boxes, labels, scores and ids, in this order.
+
+    Relative boxes count as they were read, so that the hash does not depend on the sizes of the images.
+    """
+    boxes = table.boxes if table.shares is None else table.shares
+    columns = (table.labels, table.scores, table.ids)
+    present = "".join("-" if column is None else column.dtype.kind for column in columns)
+    arrays = [table.names.text, table.names.ends, table.offset, boxes, *(c for c in columns if c is not None)]
+    return _sha256(present.encode(), arrays)
+
+
+def plan_sha256(plan: Plan) -> str:
+    """Return the SHA-256 of a plan: names, offsets, boxes and sizes, which decide where it is cut into shards."""
+    table = plan.table
+    return _sha256(b"", (table.names.text, table.names.ends, table.offset, table.boxes, plan.sizes))
+
+
+def _sha256(begin: bytes, arrays: Iterable[npt.NDArray[np.generic]]) -> str:
+    digest = hashlib.sha256(begin)
+    for values in arrays:
+        digest.update(np.ascontiguousarray(values).view(np.uint8).data)
+    return digest.hexdigest()

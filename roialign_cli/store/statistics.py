@@ -1,0 +1,35 @@
+"""Statistics of the values that a feature file holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from roialign_cli.store.reader import FeatureFile
+
+
+@dataclass(frozen=True)
+class Values:
+    """Of the features of one layer: over how many rows, least, greatest, mean, share of zeros, and how many not finite."""
+
+    rows: int
+    least: float
+    greatest: float
+    mean: float
+    zeros: float
+    not_finite: int
+
+
+def values(file: FeatureFile, layer: str, most: int = 1000) -> Values | None:
+    """Of rows of images that are done, evenly spread and at most so many; None without any."""
+    done = file.done_rows
+    chosen = (
+        done[np.unique(np.linspace(0, len(done) - 1, min(most, len(done))).astype(np.int64))] if len(done) else done
+    )
+    sample = np.array(file.features(layer)[chosen], np.float32)
+    finite = sample[np.isfinite(sample)]
+    if not finite.size:
+        return None
+    mean, zeros = float(finite.mean(dtype=np.float64)), float((finite == 0).mean())
+    return Values(len(chosen), float(finite.min()), float(finite.max()), mean, zeros, sample.size - finite.size)

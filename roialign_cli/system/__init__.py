@@ -1,0 +1,1 @@
+"""The operating system: memory allocator, devices, threads for files, atomic replacement, signals and standard output."""
