@@ -19,7 +19,7 @@ from conftest import Run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from roialign_cli.inputs.boxes.recognise.recognise import recognise
+from roialign_cli.inputs.boxes.recognise import recognise
 
 from roialign_cli import FeatureFile, extract
 from roialign_cli.backbones.weights import file_weights

@@ -20,7 +20,7 @@ from roialign_cli import roi_align
 from roialign_cli.errors import KernelError, OperatorInputError
 from roialign_cli.ops.cuda import nvrtc
 from roialign_cli.ops.cuda import run as cuda
-from roialign_cli.ops.dispatch import choose
+from roialign_cli.ops.dispatch import choose_kernel
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 MODES = ("avg", "max", "exact")
@@ -66,7 +66,7 @@ def test_auto_takes_the_kernel_without_a_warning(device: torch.device) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for mode in MODES:
-            assert choose("auto", device, mode) == "cuda"
+            assert choose_kernel("auto", device, mode) == "cuda"
 
 
 def test_where_it_cannot_be_built_torchvision_serves_and_the_reason_is_told(
