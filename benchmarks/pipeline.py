@@ -25,7 +25,14 @@ import torchvision
 
 from roialign_cli import FeatureFile
 from roialign_cli.config import load
-from roialign_cli.extraction.benchmark import Action, make_data, make_job, median_seconds, script, stage_actions
+from roialign_cli.extraction.benchmark import (
+    Action,
+    make_data,
+    make_job,
+    median_seconds,
+    stage_actions,
+    torchvision_script,
+)
 from roialign_cli.extraction.run import run_job
 from roialign_cli.system import allocator
 from roialign_cli.system.devices import find_device
@@ -51,15 +58,15 @@ def measure(boxes: int, precision: str, folder: Path, model: Any, images: int, r
     ours, theirs = folder / "ours.h5", folder / "script.h5"
     settings = load(None, {"backbone": BACKBONE, "weights": "random", "precision": precision, "aligned": False})
     job = make_job(data, table, ours, settings)
-    with allocator.kept():
+    with allocator.retain_freed_memory():
         backbone = stage_actions(job, folder)["backbone"]
 
     def alone() -> None:
-        with allocator.kept():
+        with allocator.retain_freed_memory():
             backbone()
 
     actions: dict[str, Action] = {
-        "script": lambda: script(data, table, theirs, model, device),
+        "script": lambda: torchvision_script(data, table, theirs, model, device),
         "ours": lambda: run_job(job, overwrite=True),
         "backbone": alone,
     }

@@ -25,8 +25,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from roialign_cli import FeatureFile
-from roialign_cli.arrays import Names
-from roialign_cli.store.layout import Layout, create
+from roialign_cli.arrays import PackedNames
+from roialign_cli.store.layout import Layout, create_file
 from roialign_cli.types import BoxTable, Plan
 
 BOXES, SHAPE = 20, (256, 7, 7)
@@ -35,12 +35,14 @@ BOXES, SHAPE = 20, (256, 7, 7)
 def make(folder: Path, images: int) -> tuple[Path, Path]:
     ours, groups = folder / "ours.h5", folder / "groups.h5"
     names = tuple(f"{i:08}.jpg" for i in range(images))
-    table = BoxTable(Names.of(names), np.arange(images + 1) * BOXES, np.zeros((images * BOXES, 4), np.float32))
+    table = BoxTable(
+        PackedNames.from_strings(names), np.arange(images + 1) * BOXES, np.zeros((images * BOXES, 4), np.float32)
+    )
     plan = Plan(table, np.full((images, 2), 480), {}, 0, 0, 0)
     from roialign_cli.store import layout
 
     layout._reserve = lambda *_: None  # sparse
-    create(ours, plan, Layout({"fpn": SHAPE}, "float32", False, {"config": "{}"}))
+    create_file(ours, plan, Layout({"fpn": SHAPE}, "float32", False, {"config": "{}"}))
     with h5py.File(ours, "r+") as file:
         file["images/status"][:] = 1
     with h5py.File(groups, "w", libver="latest") as file:

@@ -22,11 +22,11 @@ from pathlib import Path
 
 import numpy as np
 
-from roialign_cli.arrays import Names
+from roialign_cli.arrays import PackedNames
 from roialign_cli.config import Settings
 from roialign_cli.extraction.plan import plan_run
 from roialign_cli.extraction.shards import estimate_work, split
-from roialign_cli.store.layout import Layout, create
+from roialign_cli.store.layout import Layout, create_file
 from roialign_cli.store.merge import merge
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.writer import FeatureWriter
@@ -39,7 +39,7 @@ CORNERS, SIZES = ("x1", "y1", "x2", "y2"), ("image_width", "image_height")
 
 def plan_of(first: int, images: int, boxes: int) -> Plan:
     """Images of 640 x 480 with so many boxes each."""
-    names = Names.of(f"{i:08}.jpg" for i in range(first, first + images))
+    names = PackedNames.from_strings(f"{i:08}.jpg" for i in range(first, first + images))
     table = BoxTable(names, np.arange(images + 1) * boxes, np.full((images * boxes, 4), 7, np.float32))
     return Plan(table, np.tile(np.array([[480, 640]]), (images, 1)), {}, 0, 0, 0)
 
@@ -52,8 +52,8 @@ def make_shards(folder: Path, megabytes: int) -> list[Path]:
         about = {"config": "{}", "weights_sha256": "", "boxes_sha256": "", "plan_sha256": "", "shards": SHARDS}
         about |= {"shard": i + 1, "plan_images": images * SHARDS, "plan_boxes": images * SHARDS * BOXES}
         path = folder / f"f-{i + 1:04}-of-{SHARDS:04}.h5"
-        create(path, plan_of(i * images, images, BOXES), Layout({"fpn": SHAPE}, "float32", False, about))
-        with FeatureFile(path) as file, FeatureWriter(path, file.places) as writer:
+        create_file(path, plan_of(i * images, images, BOXES), Layout({"fpn": SHAPE}, "float32", False, about))
+        with FeatureFile(path) as file, FeatureWriter(path, file.extents) as writer:
             for image in range(images):
                 writer.features("features", image, image * BOXES, values)
                 writer.done(image)

@@ -16,7 +16,7 @@ import matplotlib as mpl
 import numpy as np
 
 from roialign_cli.cluster.simulation import Nodes, makespans
-from roialign_cli.extraction.shards import cuts, estimate_work
+from roialign_cli.extraction.shards import estimate_work, shard_boundaries
 
 IMAGES, NODES, PER_SECOND = 10_000_000, 100, 30.0
 SHARDS = (100, 200, 400, 800, 1600, 3200, 6400)
@@ -41,7 +41,7 @@ def main() -> None:
     ideal = IMAGES / PER_SECOND / NODES
     found = []
     for count in SHARDS:
-        work = np.diff(ends[cuts(np.diff(ends), count)])
+        work = np.diff(ends[shard_boundaries(np.diff(ends), count)])
         ran = makespans(work / work.sum() * IMAGES / PER_SECOND, Nodes(NODES)) / ideal
         skew = float(work.max() / work.mean())
         found.append(

@@ -20,7 +20,7 @@ Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
-class Names(Sequence[str]):
+class PackedNames(Sequence[str]):
     """Names of images as UTF-8 one after another: name i is text[ends[i]:ends[i + 1]].
 
     10 million of them take 0.2 GB, not the 0.7 of as many strings, and travel between processes as two arrays.
@@ -30,7 +30,7 @@ class Names(Sequence[str]):
     ends: Integers  # [M + 1], from 0
 
     @classmethod
-    def of(cls, names: Iterable[str]) -> Names:
+    def from_strings(cls, names: Iterable[str]) -> PackedNames:
         """Pack strings; what is no text in a file name, Python's surrogates, is kept."""
         text, ends = bytearray(), array("q", [0])
         for name in names:
@@ -39,26 +39,26 @@ class Names(Sequence[str]):
         return cls(np.frombuffer(text, np.uint8), np.array(ends, np.int64))
 
     @classmethod
-    def of_bytes(cls, names: Sequence[bytes]) -> Names:
+    def from_bytes(cls, names: Sequence[bytes]) -> PackedNames:
         """Pack names that are UTF-8 already."""
         ends = np.zeros(len(names) + 1, np.int64)
         np.cumsum([len(name) for name in names], out=ends[1:])
         return cls(np.frombuffer(b"".join(names), np.uint8), ends)
 
     @classmethod
-    def join(cls, parts: Sequence[Names]) -> Names:
+    def join(cls, parts: Sequence[PackedNames]) -> PackedNames:
         """All names of the parts, one after another."""
         counts = [np.diff(part.ends) for part in parts]
         ends = np.zeros(sum(map(len, counts)) + 1, np.int64)
         np.concatenate([*counts, np.empty(0, np.int64)], out=ends[1:])
         return cls(np.concatenate([*(part.text for part in parts), np.empty(0, np.uint8)]), ends.cumsum(out=ends))
 
-    def where(self, chosen: npt.NDArray[np.bool_]) -> Names:
+    def where(self, chosen: npt.NDArray[np.bool_]) -> PackedNames:
         """Those that are chosen [M], in their order."""
         lengths = np.diff(self.ends)
         ends = np.zeros(int(chosen.sum()) + 1, np.int64)
         np.cumsum(lengths[chosen], out=ends[1:])
-        return Names(self.text[np.repeat(chosen, lengths)], ends)
+        return PackedNames(self.text[np.repeat(chosen, lengths)], ends)
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -66,14 +66,14 @@ class Names(Sequence[str]):
     @overload
     def __getitem__(self, key: int) -> str: ...
     @overload
-    def __getitem__(self, key: slice) -> Names: ...
-    def __getitem__(self, key: int | slice) -> str | Names:
+    def __getitem__(self, key: slice) -> PackedNames: ...
+    def __getitem__(self, key: int | slice) -> str | PackedNames:
         if isinstance(key, slice):
             first, stop, step = key.indices(len(self))
             if step != 1:
                 raise ValueError(f"expected names in a row, found every {step}th")
             ends = self.ends[first : max(first, stop) + 1]
-            return Names(self.text[ends[0] : ends[-1]], ends - ends[0])
+            return PackedNames(self.text[ends[0] : ends[-1]], ends - ends[0])
         index = range(len(self))[key]
         return self.text[self.ends[index] : self.ends[index + 1]].tobytes().decode("utf-8", "surrogateescape")
 
@@ -99,7 +99,7 @@ def is_text(name: str) -> bool:
     return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
 
 
-def unsafe_name(names: Names) -> str | None:
+def unsafe_name(names: PackedNames) -> str | None:
     """Return the first name that is empty, absolute, or could lead out of the image folder; None if all are safe."""
     text = names.text.tobytes()
     plain = not any(part in text for part in (b"..", b"\0", b"\\")) and bool(np.diff(names.ends).all())

@@ -79,7 +79,7 @@ HEADS: Mapping[str, Mapping[str, object]] = {  # what they take; what is given o
     "box": {"sampling_ratio": 2, "aligned": False},  # as torchvision's were trained
     "c5": {"output_size": (14, 14)},  # detectron2's POOLER_RESOLUTION of its C4 models
 }
-NAMES = [field.name for field in dataclasses.fields(Settings)]
+SETTING_NAMES = [field.name for field in dataclasses.fields(Settings)]
 
 
 def load(config: str | None, given: Mapping[str, object], *, others: frozenset[str] = frozenset()) -> Settings:
@@ -121,11 +121,11 @@ def find_config(config: str) -> Path:
     if not named.is_file():
         known = sorted(p.stem for p in config_folder().glob("*.yaml"))
         expected = f"expected a file or one of {', '.join(known)}"
-        raise ConfigError("config-missing", f"config: {expected}, found {config!r}", nearest(config, known))
+        raise ConfigError("config-missing", f"config: {expected}, found {config!r}", suggest(config, known))
     return named
 
 
-def nearest(name: str, known: list[str]) -> str:
+def suggest(name: str, known: list[str]) -> str:
     """A hint naming what was probably meant, or nothing."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else ""
@@ -156,8 +156,8 @@ def _read_yaml(path: Path) -> Mapping[str, object]:
 def _check_keys(values: Mapping[str, object], where: str) -> dict[str, object]:
     keys = {str(key).replace("-", "_"): value for key, value in values.items()}
     for key in keys:
-        if key not in NAMES:
-            hint = nearest(key, NAMES) or f"known settings: {', '.join(NAMES)}"
+        if key not in SETTING_NAMES:
+            hint = suggest(key, SETTING_NAMES) or f"known settings: {', '.join(SETTING_NAMES)}"
             if key == "vary":
                 hint = "`vary` is for roialign ablate"
             raise ConfigError("config-key", f"{where}: {key}: no such setting", hint)
@@ -188,7 +188,7 @@ def _validate(values: dict[str, object]) -> Settings:
     for name, kind in get_type_hints(Settings).items():
         if get_origin(kind) is Literal and values.get(name, get_args(kind)[0]) not in get_args(kind):
             choices = ", ".join(get_args(kind))
-            hint = nearest(str(values[name]), list(get_args(kind)))
+            hint = suggest(str(values[name]), list(get_args(kind)))
             raise ConfigError("config-value", f"{name}: expected one of {choices}, found {values[name]!r}", hint)
     try:
         settings = msgspec.convert(values, Settings)

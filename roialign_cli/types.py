@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roialign_cli.arrays import Floats, Integers, Names
+from roialign_cli.arrays import Floats, Integers, PackedNames
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class BoxTable:
     boxes are relative to their image, shares [N, 4] float64 has them exactly, and boxes are pixels once sizes are known.
     """
 
-    names: Names
+    names: PackedNames
     offset: Integers
     boxes: Floats
     labels: npt.NDArray[np.generic] | None = None
@@ -28,7 +28,7 @@ class BoxTable:
     ids: npt.NDArray[np.generic] | None = None
     sizes: Integers | None = None
     crowd: npt.NDArray[np.bool_] | None = None
-    shares: npt.NDArray[np.float64] | None = None
+    relative_boxes: npt.NDArray[np.float64] | None = None
     sha256: str = ""
 
 
@@ -47,7 +47,7 @@ class Plan:
     unused_images: int
     outside_boxes: int
     empty_boxes: int
-    sized: bool = False
+    boxes_depend_on_size: bool = False
     table_sha256: str = ""
 
     @property

@@ -120,8 +120,8 @@ def assert_same(found: Path, expected: Path) -> None:
         assert file.names == right.names
         assert file.errors == right.errors
         assert file.layers == right.layers
-        tables = {name for name in right.places if not name.startswith("features")}
-        assert tables == {name for name in file.places if not name.startswith("features")}
+        tables = {name for name in right.extents if not name.startswith("features")}
+        assert tables == {name for name in file.extents if not name.startswith("features")}
         for name in tables - {"images/crc32", "images/table_crc32", "images/offset"}:
             assert np.array_equal(file.dataset(name), right.dataset(name)), name
         assert np.array_equal(file.offset, right.offset)

@@ -169,7 +169,7 @@ def test_sketches_keep_distances_and_memory_bounded(monkeypatch: pytest.MonkeyPa
     score = probe.score(0, 0)
     assert score is not None
     assert score.accuracy == 1
-    monkeypatch.setattr("roialign_cli.ablation.probe.MOST", 10)
+    monkeypatch.setattr("roialign_cli.ablation.probe.MAX_BOXES", 10)
     few = Probe(labels, 1, 1)
     few.add(0, 0, np.arange(50), features)
     assert few._sketch.shape == (1, 1, 10, 256)

@@ -19,15 +19,15 @@ from conftest import Run
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from roialign_cli.inputs.boxes.recognise import recognise
 
 from roialign_cli import FeatureFile, extract
-from roialign_cli.backbones.weights import file_weights
+from roialign_cli.backbones.weights import read_weights_file
 from roialign_cli.config import Settings, load
 from roialign_cli.errors import BackboneError, InputError, RoialignError
 from roialign_cli.extraction.plan import make_plan
 from roialign_cli.inputs.boxes import read_boxes
 from roialign_cli.inputs.boxes.read import READERS
+from roialign_cli.inputs.boxes.recognise import recognise
 from roialign_cli.types import BoxTable
 
 # Names, sizes (width, height) and boxes; whole quarters of pixels, so that every format can hold them exactly.
@@ -373,7 +373,7 @@ def test_results_find_their_images_by_number(tmp_path: Path) -> None:
     assert table.boxes[0].tolist() == [1, 2, 4, 6]
 
 
-def table_of(content: object, tmp_path: Path, **options: object) -> BoxTable:
+def table_from_entries(content: object, tmp_path: Path, **options: object) -> BoxTable:
     (tmp_path / "b.json").write_text(json.dumps(content))
     return read_boxes(tmp_path / "b.json", None, load(None, options))
 
@@ -391,24 +391,24 @@ def test_selections(tmp_path: Path) -> None:
         ({}, [3, 1]), ({"labels": "x"}, [2, 1]), ({"min_score": 0.5}, [2, 0]), ({"min_size": 3}, [2, 1]),
         ({"max_boxes": 1}, [1, 1]), ({"max_boxes": 2, "labels": "x,y"}, [2, 1]), ({"labels": ["y"], "min_size": 3}, [0, 0]),
     ):  # fmt: skip
-        table = table_of(content, tmp_path, **options)
+        table = table_from_entries(content, tmp_path, **options)
         assert np.diff(table.offset).tolist() == kept, options
         assert table.names == ("a", "b")
-    best = table_of(content, tmp_path, max_boxes=1)
+    best = table_from_entries(content, tmp_path, max_boxes=1)
     assert best.scores is not None
     assert best.scores.tolist() == pytest.approx([0.9, 0.1])
     crowd = coco()
     crowd["annotations"][0]["iscrowd"] = 1
-    assert len(table_of(crowd, tmp_path).boxes) == 6
-    assert len(table_of(crowd, tmp_path, crowd=False).boxes) == 5
+    assert len(table_from_entries(crowd, tmp_path).boxes) == 6
+    assert len(table_from_entries(crowd, tmp_path, crowd=False).boxes) == 5
     for options, expected in (
         ({"labels": "z"}, "expected some of x, y, found 'z'"), ({"min_score": -1}, "min_score: expected at least 0"),
     ):  # fmt: skip
         with pytest.raises(RoialignError, match=expected):
-            table_of(content, tmp_path, **options)
+            table_from_entries(content, tmp_path, **options)
     for options, expected in (({"labels": "z"}, "with labels"), ({"min_score": 0.1}, "with scores")):
         with pytest.raises(RoialignError, match=f"expected boxes {expected}, found none"):
-            table_of({"a": [[1, 2, 3, 4]]}, tmp_path, **options)
+            table_from_entries({"a": [[1, 2, 3, 4]]}, tmp_path, **options)
 
 
 def test_boxes_without_a_file(folder: Path, tmp_path: Path, roialign: Run) -> None:
@@ -588,7 +588,7 @@ def test_pipes_and_devices_are_no_files(tmp_path: Path, folder: Path, roialign: 
             with pytest.raises(InputError, match="no regular file but a pipe"):
                 read_boxes(path, folder, load(None, options))
     with pytest.raises(BackboneError, match="no regular file but a pipe"):
-        file_weights(pipe)
+        read_weights_file(pipe)
     os.mkfifo(tmp_path / "labels" / "x.txt")  # in a folder they are passed over, as folders are
     (tmp_path / "labels" / "y.txt").mkdir()
     assert len(read_boxes(labels, folder).boxes) == len(rows())

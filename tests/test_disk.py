@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roialign_cli.store import disk
-from roialign_cli.store.disk import BLOCK, LONG, PIECE, Disk
+from roialign_cli.store.disk import BLOCK_BYTES, DIRECT_IO_CHUNK_BYTES, DIRECT_IO_MIN_BYTES, Disk
 
-MEMORY = np.random.default_rng(0).integers(0, 256, 2 * PIECE + 5 * BLOCK, np.uint8)
-START = -MEMORY.ctypes.data % BLOCK  # of a block in memory
+MEMORY = np.random.default_rng(0).integers(0, 256, 2 * DIRECT_IO_CHUNK_BYTES + 5 * BLOCK_BYTES, np.uint8)
+START = -MEMORY.ctypes.data % BLOCK_BYTES  # of a block in memory
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(path: Path, position: int, data: npt.NDArray[np.uint8]) -> bool:
     """Check that writing `data` changes what it should and nothing else; whether it still goes past the cache after it."""
-    before = np.full(len(MEMORY) + BLOCK, 170, np.uint8)
+    before = np.full(len(MEMORY) + BLOCK_BYTES, 170, np.uint8)
     path.write_bytes(before.tobytes())
     opened = Disk(path)
     opened.write(position, data)
@@ -39,9 +39,13 @@ def write(path: Path, position: int, data: npt.NDArray[np.uint8]) -> bool:
 
 @settings(max_examples=60)
 @given(
-    st.integers(0, BLOCK),
-    st.one_of(st.integers(0, 2 * BLOCK), st.integers(LONG - BLOCK, LONG + 2 * BLOCK), st.integers(PIECE, 2 * PIECE)),
-    st.one_of(st.integers(0, BLOCK), st.sampled_from([0, 512, 1024])),
+    st.integers(0, BLOCK_BYTES),
+    st.one_of(
+        st.integers(0, 2 * BLOCK_BYTES),
+        st.integers(DIRECT_IO_MIN_BYTES - BLOCK_BYTES, DIRECT_IO_MIN_BYTES + 2 * BLOCK_BYTES),
+        st.integers(DIRECT_IO_CHUNK_BYTES, 2 * DIRECT_IO_CHUNK_BYTES),
+    ),
+    st.one_of(st.integers(0, BLOCK_BYTES), st.sampled_from([0, 512, 1024])),
 )
 def test_the_same_bytes_wherever_they_lie(path: Path, position: int, length: int, shift: int) -> None:
     write(path, position, MEMORY[START + shift : START + shift + length])
@@ -50,6 +54,6 @@ def test_the_same_bytes_wherever_they_lie(path: Path, position: int, length: int
 @pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no O_DIRECT on this system")
 def test_what_the_system_refuses_goes_through_the_cache(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk, "SECTOR", 1)  # so that memory at odd addresses is tried
-    write(path, 0, MEMORY[START + 1 : START + 1 + 2 * LONG])
+    write(path, 0, MEMORY[START + 1 : START + 1 + 2 * DIRECT_IO_MIN_BYTES])
     monkeypatch.delattr(os, "O_DIRECT")  # a system that knows nothing of it
-    assert not write(path, 0, MEMORY[START : START + 2 * LONG])
+    assert not write(path, 0, MEMORY[START : START + 2 * DIRECT_IO_MIN_BYTES])

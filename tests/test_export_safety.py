@@ -83,11 +83,11 @@ def test_the_source_is_never_removed(source: Path, form: str) -> None:
     inside = source.parent / "out"
     with FeatureFile(source) as file:
         export(file, inside, "npz")
-    moved = inside / "f.h5"
-    source.rename(moved)
-    with FeatureFile(moved) as file, pytest.raises(OutputError):
+    shifted = inside / "f.h5"
+    source.rename(shifted)
+    with FeatureFile(shifted) as file, pytest.raises(OutputError):
         export(file, inside, form, overwrite=True)
-    assert moved.read_bytes() == before
+    assert shifted.read_bytes() == before
 
 
 @pytest.mark.parametrize("form", FORMS)

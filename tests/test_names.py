@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roialign_cli.arrays import NAMES_AT_ONCE, Names
+from roialign_cli.arrays import NAMES_AT_ONCE, PackedNames
 from roialign_cli.inputs.boxes import common
-from roialign_cli.inputs.images import Listing
+from roialign_cli.inputs.images import ImageListing
 
 FILE_NAMES = st.text(
     st.characters(exclude_categories=("Cs",)) | st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)
@@ -23,7 +23,7 @@ FILE_NAMES = st.text(
 
 @given(st.lists(FILE_NAMES, max_size=20), st.data())
 def test_strings_come_back(names: list[str], data: st.DataObject) -> None:
-    packed = Names.of(names)
+    packed = PackedNames.from_strings(names)
     assert len(packed) == len(names)
     assert list(packed) == [packed[i] for i in range(len(packed))] == names
     assert packed == names == list(pickle.loads(pickle.dumps(packed)))
@@ -41,7 +41,7 @@ def test_strings_come_back(names: list[str], data: st.DataObject) -> None:
 
 def test_more_than_are_unpacked_at_a_time() -> None:
     names = [f"{i}.jpg" for i in range(2 * NAMES_AT_ONCE + 3)]
-    assert Names.of(names) == names
+    assert PackedNames.from_strings(names) == names
 
 
 @pytest.mark.parametrize("hashed", [hash, len], ids=["as usual", "with names that share a hash"])
@@ -49,18 +49,18 @@ def test_more_than_are_unpacked_at_a_time() -> None:
 def test_numbers_of_different_names(hashed: Callable[[bytes], int], names: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(common, "hash", hashed, raising=False)
-        different, which = common.numbered(Names.of(names))
+        different, which = common.index_unique(PackedNames.from_strings(names))
     assert different == list(dict.fromkeys(names))
     assert [different[i] for i in which.tolist()] == names
 
 
 @given(st.lists(st.tuples(FILE_NAMES, st.booleans()), max_size=12), st.integers(0, 12))
 def test_some_of_them_and_joined(marked: list[tuple[str, bool]], cut: int) -> None:
-    names = Names.of(name for name, _ in marked)
+    names = PackedNames.from_strings(name for name, _ in marked)
     chosen = np.array([mark for _, mark in marked], bool)
     assert names.where(chosen) == [name for name, mark in marked if mark]
-    assert Names.join([names[:cut], names[cut:]]) == names
-    assert Names.join([]) == []
+    assert PackedNames.join([names[:cut], names[cut:]]) == names
+    assert PackedNames.join([]) == []
 
 
 def test_which_are_in_a_folder(tmp_path: Path) -> None:
@@ -68,9 +68,9 @@ def test_which_are_in_a_folder(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).touch()
-    names = Names.of(["b.PNG", "sub/b.PNG", "a.jpg", "c.txt", "\udcff.jpg"])
-    assert Listing(tmp_path).has(names).tolist() == [False, True, True, False, True]
-    assert len(Listing(tmp_path)) == 3
+    names = PackedNames.from_strings(["b.PNG", "sub/b.PNG", "a.jpg", "c.txt", "\udcff.jpg"])
+    assert ImageListing(tmp_path).has(names).tolist() == [False, True, True, False, True]
+    assert len(ImageListing(tmp_path)) == 3
     (tmp_path / "empty").mkdir()
-    assert not Listing(tmp_path / "empty").has(names).any()
-    assert np.array_equal(Listing(tmp_path).has(Names.of([])), np.zeros(0, bool))
+    assert not ImageListing(tmp_path / "empty").has(names).any()
+    assert np.array_equal(ImageListing(tmp_path).has(PackedNames.from_strings([])), np.zeros(0, bool))

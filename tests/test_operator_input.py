@@ -248,10 +248,10 @@ def test_maps_of_another_layout_are_copied_only_if_that_pays() -> None:
     maps = torch.empty(1, 8, 50, 80)
     few, many = torch.zeros(4, 5), torch.zeros(40, 5)
 
-    def gathers(maps: torch.Tensor, rois: torch.Tensor) -> bool:
-        return cuda.gathers(maps, request.make([maps], rois, None, (7, 7), [1.0], 2, True, "avg"))
+    def should_repack(maps: torch.Tensor, rois: torch.Tensor) -> bool:
+        return cuda.should_repack(maps, request.make([maps], rois, None, (7, 7), [1.0], 2, True, "avg"))
 
-    assert gathers(maps, many)
-    assert not gathers(maps, few)
-    assert not gathers(maps.contiguous(memory_format=torch.channels_last), many)
-    assert not gathers(maps[:, :1], many)
+    assert should_repack(maps, many)
+    assert not should_repack(maps, few)
+    assert not should_repack(maps.contiguous(memory_format=torch.channels_last), many)
+    assert not should_repack(maps[:, :1], many)

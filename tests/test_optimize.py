@@ -162,19 +162,19 @@ def test_memory_is_kept_and_then_given_back() -> None:
 
 def keep_and_give_back() -> None:
     before = resident()
-    with allocator.kept():
+    with allocator.retain_freed_memory():
         torch.ones(64 << 20)  # 268 MB, freed at once
         assert resident() > before + 200
         allocator.release()
         assert resident() < before + 100
-        with allocator.kept():  # a run within what keeps more than one
+        with allocator.retain_freed_memory():  # a run within what keeps more than one
             torch.ones(64 << 20)
         assert resident() > before + 200
-        allocator.fit((480, 640))
+        allocator.trim_for_size((480, 640))
         torch.ones(64 << 20)
-        allocator.fit((480, 640))
+        allocator.trim_for_size((480, 640))
         assert resident() > before + 200
-        allocator.fit((640, 480))
+        allocator.trim_for_size((640, 480))
         assert resident() < before + 100
         torch.ones(64 << 20)
     assert resident() < before + 100

@@ -25,23 +25,23 @@ from roialign_cli.figures.colours import channel_mean, principal
 from roialign_cli.figures.overlay import draw_overlay, in_image, make_grid
 from roialign_cli.figures.panels import draw_panels
 from roialign_cli.figures.style import BOX, SAMPLE
-from roialign_cli.ops.explain import explain, look_up, parse_roi
+from roialign_cli.ops.explain import bilinear_lookup, explain, parse_roi
 from roialign_cli.ops.reference import interpolate
-from roialign_cli.regions.views import View, make_views
+from roialign_cli.regions.views import LayerView, make_layer_views
 
 QUICK = ("-c", "quickstart")
 
 
 @pytest.fixture(scope="module")
-def view() -> View:
+def view() -> LayerView:
     """A black image of 200 x 100 pixels with one box, on the stride-4 map of gabor, at twice its size."""
     settings = load("quickstart", {"resize": "200"})
     backbone = load_backbone(settings)
     boxes = np.array([[40, 20, 120, 60]], np.float32)
-    return make_views(np.zeros((100, 200, 3), np.uint8), boxes, backbone, settings, torch.device("cpu"))[0]
+    return make_layer_views(np.zeros((100, 200, 3), np.uint8), boxes, backbone, settings, torch.device("cpu"))[0]
 
 
-def test_bins_and_samples_lie_in_the_box(view: View) -> None:
+def test_bins_and_samples_lie_in_the_box(view: LayerView) -> None:
     settings = load("quickstart", {"output_size": "2x4", "sampling_ratio": 2})
     grid = make_grid(view, 0, settings)
     y, x = in_image(view, 4, grid.edges)
@@ -56,13 +56,13 @@ def test_bins_and_samples_lie_in_the_box(view: View) -> None:
     np.testing.assert_allclose(in_image(view, 4, unaligned.samples)[1] - across, 1)  # half a cell, two pixels of input
 
 
-def test_samples_of_a_huge_box_are_those_on_the_map(view: View) -> None:
+def test_samples_of_a_huge_box_are_those_on_the_map(view: LayerView) -> None:
     huge = dataclasses.replace(view, rois=torch.tensor([[0, -1e9, -1e9, 1e9, 1e9]]))
     for along, cells in zip(make_grid(huge, 0, load("quickstart", {})).samples, (50, 100), strict=True):
         assert cells / 2 <= len(along) < 3 * cells
 
 
-def test_what_is_drawn_is_on_the_right_pixels(view: View) -> None:
+def test_what_is_drawn_is_on_the_right_pixels(view: LayerView) -> None:
     settings = load("quickstart", {"output_size": "2x4", "sampling_ratio": 2})
     boxes = np.array([[40, 20, 120, 60]], np.float32)
     figure = draw_overlay(np.zeros((100, 200, 3), np.uint8), boxes, None, view, 0, settings, "mean")
@@ -91,7 +91,7 @@ def test_what_is_drawn_is_on_the_right_pixels(view: View) -> None:
 @given(st.floats(-3, 9), st.floats(-3, 8))
 def test_a_lookup_is_the_reference_s(x: float, y: float) -> None:
     features = np.random.default_rng(0).normal(size=(5, 6))
-    found = look_up(features, x, y)
+    found = bilinear_lookup(features, x, y)
     assert found.value == interpolate(features[None], y, x)[0]
     products = sum(weight * value for weight, value in zip(found.weights, found.values, strict=True))
     assert found.value == pytest.approx(products, abs=1e-12)

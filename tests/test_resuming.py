@@ -187,7 +187,7 @@ def test_a_done_image_that_cannot_be_read_any_more_stays_done(begun: Path) -> No
 def test_a_done_image_that_is_damaged_is_computed_again(begun: Path, dataset: str) -> None:
     whole = (begun / "whole" / "f.h5").read_bytes()
     with FeatureFile(begun / "f.h5") as file:
-        place = file.places[dataset]
+        place = file.extents[dataset]
     with (begun / "f.h5").open("r+b") as handle:
         handle.seek(place.offset + place.row_bytes)  # of the second image
         byte = handle.read(1)[0]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from roialign_cli import FeatureFile, extract
 from roialign_cli.cluster.simulation import Nodes, makespans, simulate
 from roialign_cli.errors import ConfigError, OutputError
-from roialign_cli.extraction.shards import BOX_PIXELS, IMAGE_PIXELS, Shard, cuts, estimate_work, parse_shard
+from roialign_cli.extraction.shards import BOX_PIXELS, IMAGE_PIXELS, Shard, estimate_work, parse_shard, shard_boundaries
 from roialign_cli.regions.preprocessing import resized
 from roialign_cli.store.check import check
 from roialign_cli.store.merge import merge
@@ -64,7 +64,7 @@ def test_what_is_no_part(text: str, environment: dict[str, str], found: str) -> 
 
 @given(st.lists(st.floats(1, 1e6), max_size=60), st.integers(1, 20))
 def test_cuts_are_even(work: list[float], count: int) -> None:
-    found = cuts(np.array(work), count)
+    found = shard_boundaries(np.array(work), count)
     assert len(found) == count + 1
     assert (found[0], found[-1]) == (0, len(work))
     assert (np.diff(found) >= 0).all()
@@ -96,7 +96,7 @@ def test_a_coco_like_set_is_balanced() -> None:
     boxes = rng.geometric(1 / 8.3, images) - 1
     boxes[rng.random(images) < 0.0086] = 0  # images without any
     work = estimate_work(sizes, boxes, (800, 1333))
-    parts = np.add.reduceat(work, cuts(work, 64)[:-1])
+    parts = np.add.reduceat(work, shard_boundaries(work, 64)[:-1])
     assert parts.max() <= 1.03 * parts.mean()
     assert parts.min() >= 0.97 * parts.mean()
 

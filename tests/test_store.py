@@ -19,7 +19,7 @@ from roialign_cli import FeatureFile, extract
 from roialign_cli.errors import OutputError
 from roialign_cli.store.check import check, image_crc32
 from roialign_cli.store.layout import check_space
-from roialign_cli.store.schema import cut, encode
+from roialign_cli.store.schema import encode, truncate_utf8
 from roialign_cli.store.writer import FeatureWriter
 
 
@@ -40,11 +40,11 @@ def test_every_flipped_bit_of_the_features_is_found(tmp_path: Path, layers: str)
     with FeatureFile(path) as file:
         assert check(file).problems == []
         assert [image_crc32(file, i) for i in range(len(file))] == file.dataset("images/crc32").tolist()
-        places = [place for name, place in file.places.items() if name.startswith("features")]
+        extents = [place for name, place in file.extents.items() if name.startswith("features")]
         offset = file.offset
     rng = np.random.default_rng(0)
     whole = path.read_bytes()
-    for place in places:
+    for place in extents:
         for at in rng.integers(0, place.shape[0] * place.row_bytes, 20):
             damaged = bytearray(whole)
             damaged[place.offset + at] ^= 1 << rng.integers(8)
@@ -120,8 +120,8 @@ def test_a_disk_too_small_is_said_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize("harm", ["cut", "removed", "replaced"])
 def test_a_file_that_changes_under_the_run_ends_it(finished: Path, harm: str) -> None:
     with FeatureFile(finished) as file:
-        places, rows = file.places, np.array(file["cat.jpg"].features)
-    writer = FeatureWriter(finished, places)
+        extents, rows = file.extents, np.array(file["cat.jpg"].features)
+    writer = FeatureWriter(finished, extents)
     if harm == "cut":
         os.truncate(finished, 9000)
     else:
@@ -143,6 +143,6 @@ def test_reserved_space_is_really_there(finished: Path) -> None:
 
 def test_long_messages_are_cut_between_characters() -> None:
     for length in range(1, 12):
-        cut("aü日🦊x".encode(), length).decode()
-        assert len(cut("aü日🦊x".encode(), length)) <= length
+        truncate_utf8("aü日🦊x".encode(), length).decode()
+        assert len(truncate_utf8("aü日🦊x".encode(), length)) <= length
     assert encode(["é", "ab"]).dtype.itemsize == 2

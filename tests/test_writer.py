@@ -20,7 +20,7 @@ from faults.data import vouch
 from test_resuming import paint, run
 
 from roialign_cli import FeatureFile, extract
-from roialign_cli.arrays import Names
+from roialign_cli.arrays import PackedNames
 from roialign_cli.errors import OutputError, RoialignError
 from roialign_cli.store import writer as writer_module
 from roialign_cli.store.check import check
@@ -166,7 +166,7 @@ def test_merging_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", syncs)
     merge(shards, older)
     with FeatureFile(older) as file:
-        status = file.places["images/status"].offset
+        status = file.extents["images/status"].offset
     changed = np.flatnonzero(np.frombuffer(before, np.uint8) != np.frombuffer(syncs.durable[0], np.uint8))
     assert set(changed.tolist()) <= set(range(status, status + IMAGES))
     right = done_of(older.read_bytes(), folder / "scratch.h5")
@@ -183,7 +183,7 @@ def test_an_image_is_pending_on_the_disk_before_it_is_written_again(
     paint(folder / "im" / "1.png", 77)
     before = (folder / "f.h5").read_bytes()
     with FeatureFile(folder / "f.h5") as file:
-        status = file.places["images/status"].offset
+        status = file.extents["images/status"].offset
     syncs = Syncs(folder / "f.h5")
     monkeypatch.setattr(os, "fsync", syncs)
     with pytest.warns(RuntimeWarning, match="changed"):
@@ -342,7 +342,7 @@ def test_shards_that_lack_images_do_not_belong_together(folder: Path) -> None:
 
 def a_plan() -> Plan:
     table = BoxTable(
-        names=Names.of(["a.jpg", "b.jpg"]),
+        names=PackedNames.from_strings(["a.jpg", "b.jpg"]),
         offset=np.array([0, 1, 3]),
         boxes=np.arange(12, dtype=np.float32).reshape(3, 4),
         labels=np.array(["x", "y", "z"]),
@@ -356,8 +356,8 @@ def a_plan() -> Plan:
 def test_what_identifies_a_table(change: str) -> None:
     table = a_plan().table
     other = {
-        "names": replace(table, names=Names.of(["a.jpg", "c.jpg"])),
-        "where names end": replace(table, names=Names.of(["a.jp", "gb.jpg"])),
+        "names": replace(table, names=PackedNames.from_strings(["a.jpg", "c.jpg"])),
+        "where names end": replace(table, names=PackedNames.from_strings(["a.jp", "gb.jpg"])),
         "offset": replace(table, offset=np.array([0, 2, 3])),
         "boxes": replace(table, boxes=table.boxes + np.float32(0.5)),
         "labels": replace(table, labels=np.array(["x", "y", "w"])),
@@ -374,10 +374,10 @@ def test_what_identifies_a_table(change: str) -> None:
 def test_what_identifies_a_plan_and_what_does_not() -> None:
     plan = a_plan()
     assert plan_sha256(replace(plan, sizes=plan.sizes + 1)) != plan_sha256(plan)  # shards are cut by it
-    shares = plan.table.boxes.astype(np.float64) / 100
-    relative = replace(plan.table, shares=shares)
+    relative_boxes = plan.table.boxes.astype(np.float64) / 100
+    relative = replace(plan.table, relative_boxes=relative_boxes)
     assert table_sha256(replace(relative, boxes=relative.boxes * 2)) == table_sha256(relative)
-    assert table_sha256(replace(relative, shares=shares * 2)) != table_sha256(relative)
+    assert table_sha256(replace(relative, relative_boxes=relative_boxes * 2)) != table_sha256(relative)
 
 
 @pytest.fixture(scope="module")
@@ -402,7 +402,7 @@ def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
     extract(folder / "im", folder / "boxes.json", folder / "f.h5", output_size=1, **options)
     with FeatureFile(folder / "f.h5") as file:
         assert check(file).problems == []
-        assert {"labels", "scores", "ids", "levels"} <= file.places.keys()
+        assert {"labels", "scores", "ids", "levels"} <= file.extents.keys()
         assert file.status.tolist() == [1, 1, 1, 2]
     return folder / "f.h5"
 
@@ -426,7 +426,7 @@ TABLES_OF_IMAGES = [
 def test_every_damaged_byte_of_every_table_is_found(rich: Path, tmp_path: Path, name: str) -> None:
     """Damage images that are done and the one that failed, whose features do not count."""
     with FeatureFile(rich) as file:
-        place, offset = file.places[name], file.offset.tolist()
+        place, offset = file.extents[name], file.offset.tolist()
     whole = rich.read_bytes()
     rows = {"images/": [0, 1, 3]}.get(name[:7], [offset[1], offset[2], *([offset[3]] if name != "features" else [])])
     for row in rows:

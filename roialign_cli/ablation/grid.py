@@ -69,7 +69,7 @@ def make_grid(settings: Settings, vary: Mapping[str, Any]) -> tuple[Variant, ...
     for key, values in (vary or DEFAULT).items():
         name = str(key).replace("-", "_")
         if name not in AXES:
-            hint = config.nearest(name, list(AXES))
+            hint = config.suggest(name, list(AXES))
             raise ConfigError("vary", f"vary: expected one of {', '.join(AXES)}, found {key!r}", hint)
         axes[name] = tuple(values) if isinstance(values, list | tuple) else (values,)
         if not axes[name]:
@@ -83,7 +83,7 @@ def make_grid(settings: Settings, vary: Mapping[str, Any]) -> tuple[Variant, ...
 def _variant(fixed: dict[str, Any], point: dict[str, Any]) -> Variant:
     op = str(point.get("op", OPERATORS[0]))
     if op not in OPERATORS:
-        hint = config.nearest(op, list(OPERATORS))
+        hint = config.suggest(op, list(OPERATORS))
         raise ConfigError("vary", f"vary: op: expected one of {', '.join(OPERATORS)}, found {op!r}", hint)
     chosen = {name: _read(name, value) for name, value in point.items() if name != "op"}
     settings = config.load(None, {**fixed, **chosen, "reduce": "none", "head": "none"})

@@ -10,8 +10,10 @@ from torch import Tensor
 from roialign_cli.ablation.grid import Variant
 from roialign_cli.backbones.base import Layer
 
-SHIFT = 0.5  # pixels of the original image, right and down, by which boxes are moved for the alignment error
-STILL = 1e-4  # of the features: a smaller change under the shift is rounding, and nothing can be told from it
+SHIFT_PIXELS = 0.5  # pixels of the original image, right and down, by which boxes are moved for the alignment error
+MIN_RELATIVE_CHANGE = (
+    1e-4  # of the features: a smaller change under the shift is rounding, and nothing can be told from it
+)
 METRICS = ("error", "cosine", "alignment_px", "offset_px", "samples_per_bin")
 
 
@@ -28,15 +30,15 @@ class Exact:
     square: Tensor
 
     @classmethod
-    def of(cls, features: Tensor, moved: Tensor) -> Exact:
+    def of(cls, features: Tensor, shifted: Tensor) -> Exact:
         """From the features of the boxes and of the moved boxes, [K, C, PH, PW] each."""
         flat = features.flatten(1)
-        norm, step = flat.norm(dim=1), moved.flatten(1) - flat
+        norm, step = flat.norm(dim=1), shifted.flatten(1) - flat
         square = torch.linalg.vecdot(step, step)
-        return cls(flat, norm, step, torch.where(square > (STILL * norm).square(), square, torch.nan))
+        return cls(flat, norm, step, torch.where(square > (MIN_RELATIVE_CHANGE * norm).square(), square, torch.nan))
 
 
-def compare(pooled: Tensor, moved: Tensor, own: Exact, centred: Exact) -> Tensor:
+def compare(pooled: Tensor, shifted: Tensor, own: Exact, centred: Exact) -> Tensor:
     """The first four METRICS [4, K] of a variant's features of the boxes and of the moved boxes, [K, C, PH, PW] each.
 
     `own` is exact in the variant's geometry, `centred` in the aligned one. error: |f - e| / |e| over all of a box's
@@ -44,7 +46,7 @@ def compare(pooled: Tensor, moved: Tensor, own: Exact, centred: Exact) -> Tensor
     features moved by (f' - f).d / d.d of it; how many pixels that misses. offset_px: how far, along the diagonal, right
     and down, the box of the aligned exact features lies that f resembles most, to first order. NaN where nothing changes.
     """
-    found, after = pooled.flatten(1), moved.flatten(1)
+    found, after = pooled.flatten(1), shifted.flatten(1)
     gap = found - own.features
     distance, norm = gap.norm(dim=1), found.norm(dim=1)
     error = torch.where(own.norm > 0, distance / own.norm, (norm > 0).to(distance))
@@ -52,7 +54,7 @@ def compare(pooled: Tensor, moved: Tensor, own: Exact, centred: Exact) -> Tensor
     cosine = torch.where(norm * own.norm > 0, cosine, (norm == own.norm).to(cosine))
     moving = _share(after - found, own)
     away = gap if own is centred else found - centred.features
-    return torch.stack([error, cosine, (moving - 1).abs() * SHIFT, _share(away, centred) * SHIFT])
+    return torch.stack([error, cosine, (moving - 1).abs() * SHIFT_PIXELS, _share(away, centred) * SHIFT_PIXELS])
 
 
 def _share(change: Tensor, exact: Exact) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from roialign_cli.arrays import Integers
 
-MOST = 10_000  # boxes; of more, a random sample
+MAX_BOXES = 10_000  # boxes; of more, a random sample
 DIMENSIONS = 256  # of the signed random sums (feature hashing, arXiv:0902.2206) that stand for the features
 
 
@@ -29,7 +29,7 @@ class Probe:
 
     def __init__(self, labels: Integers, variants: int, layers: int) -> None:
         rng = np.random.default_rng(0)
-        rows = np.sort(rng.choice(len(labels), min(MOST, len(labels)), replace=False))
+        rows = np.sort(rng.choice(len(labels), min(MAX_BOXES, len(labels)), replace=False))
         self._labels = torch.from_numpy(labels[rows])
         self._slot = np.full(len(labels), -1)
         self._slot[rows] = np.arange(len(rows))

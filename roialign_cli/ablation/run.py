@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from roialign_cli.ablation.grid import Variant
-from roialign_cli.ablation.measure import METRICS, SHIFT, Exact, compare, samples_per_bin
+from roialign_cli.ablation.measure import METRICS, SHIFT_PIXELS, Exact, compare, samples_per_bin
 from roialign_cli.ablation.probe import Probe
 from roialign_cli.ablation.saved_features import Features
 from roialign_cli.ablation.summary import Measurements, Recommendation, Row, make_rows, recommend
@@ -30,9 +30,9 @@ from roialign_cli.extraction.provenance import provenance
 from roialign_cli.inputs.boxes import read_boxes
 from roialign_cli.inputs.images import ImageError
 from roialign_cli.ops.dispatch import choose_kernel
-from roialign_cli.regions.pooling import pool, pool_rounded
-from roialign_cli.regions.values import Flaws
-from roialign_cli.regions.views import View, make_views
+from roialign_cli.regions.pooling import pool, roi_pool_rows
+from roialign_cli.regions.values import ValueReport
+from roialign_cli.regions.views import LayerView, make_layer_views
 from roialign_cli.system import allocator
 from roialign_cli.system.devices import find_device
 from roialign_cli.types import FileVersion, Plan, Progress
@@ -57,7 +57,7 @@ class Ablation:
     failures: dict[str, str]
     finished: bool
     probe: dict[str, Any] | None
-    flaws: Flaws  # of the features that were saved
+    flaws: ValueReport  # of the features that were saved
     provenance: dict[str, Any]
 
 
@@ -111,7 +111,7 @@ def ablate(
         )
 
     done, finished, told = 0, True, time.monotonic()
-    with allocator.kept(), Features.open(plan, backbone, variants, made_by, save) as features:
+    with allocator.retain_freed_memory(), Features.open(plan, backbone, variants, made_by, save) as features:
         for image, version, views in _views(folder, plan, settings, backbone, device, failures, features):
             rows = np.arange(*row_range(plan.table.offset, image))
             with torch.inference_mode():
@@ -155,7 +155,7 @@ def _views(
     device: torch.device,
     failures: dict[str, str],
     features: Features,
-) -> Iterator[tuple[int, FileVersion, list[View]]]:
+) -> Iterator[tuple[int, FileVersion, list[LayerView]]]:
     """Image by image, one pass each; those that fail join the failures, or end the run with --on-error stop."""
     backbone.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     one_by_one = make_batches(plan, 1, 0)
@@ -172,12 +172,12 @@ def _views(
         yield (
             image,
             decoded.version,
-            make_views(decoded.pixels, plan.table.boxes[first:stop], backbone, settings, device),
+            make_layer_views(decoded.pixels, plan.table.boxes[first:stop], backbone, settings, device),
         )
 
 
 def _measure(
-    view: View, variants: Sequence[Variant], found: Measurements, index: int, rows: Integers, take: Take
+    view: LayerView, variants: Sequence[Variant], found: Measurements, index: int, rows: Integers, take: Take
 ) -> None:
     """Every variant on the rows [K] of a view, some at a time, so that memory does not grow with their number."""
     if view.levels is not None:
@@ -185,14 +185,14 @@ def _measure(
     step = max(1, CHUNK_BYTES // max(_row_bytes(view.layer, variant) for variant in variants))
     for begin in range(0, len(rows), step):
         some, numbers = _some(view, torch.arange(begin, min(begin + step, len(rows)))), rows[begin : begin + step]
-        moved = some.moved(SHIFT)
+        shifted = some.shifted(SHIFT_PIXELS)
         exact: dict[tuple[tuple[int, int], bool], Exact] = {}
         for v, variant in enumerate(variants):
             own, centred = (
-                _exact(some, moved, variant, aligned, exact) for aligned in (variant.settings.aligned, True)
+                _exact(some, shifted, variant, aligned, exact) for aligned in (variant.settings.aligned, True)
             )
             pooled = _pool(some, variant, some.rois)
-            metrics = compare(pooled, _pool(some, variant, moved), own, centred)
+            metrics = compare(pooled, _pool(some, variant, shifted), own, centred)
             found.values[v, index][:4, numbers] = metrics.float().cpu().numpy()
             found.values[v, index][4, numbers] = samples_per_bin(variant, some.layer, some.rois, some.levels).numpy()
             if found.probe:
@@ -200,33 +200,33 @@ def _measure(
             take(v, some.layer.name, int(numbers[0]), pooled, some.levels)
 
 
-def _some(view: View, boxes: Tensor) -> View:
+def _some(view: LayerView, boxes: Tensor) -> LayerView:
     """Some boxes of a view, by number, in that order, possibly again and again."""
     levels = None if view.levels is None else view.levels[boxes]
     return dataclasses.replace(view, rois=view.rois[boxes], levels=levels)
 
 
 def _exact(
-    view: View, moved: Tensor, variant: Variant, aligned: bool, known: dict[tuple[tuple[int, int], bool], Exact]
+    view: LayerView, shifted: Tensor, variant: Variant, aligned: bool, known: dict[tuple[tuple[int, int], bool], Exact]
 ) -> Exact:
     """The exact features of a geometry, computed once for all variants that share it."""
     key = (variant.settings.output_size, aligned)
     if key not in known:
         settings = dataclasses.replace(variant.settings, mode="exact", sampling_ratio=0, aligned=aligned)
         exact = Variant("roi_align", settings)
-        known[key] = Exact.of(_pool(view, exact, view.rois), _pool(view, exact, moved))
+        known[key] = Exact.of(_pool(view, exact, view.rois), _pool(view, exact, shifted))
     return known[key]
 
 
-def _pool(view: View, variant: Variant, rois: Tensor) -> Tensor:
+def _pool(view: LayerView, variant: Variant, rois: Tensor) -> Tensor:
     """Float32 features [K, C, PH, PW] by a variant."""
     if variant.op == "roi_pool":
-        return pool_rounded(view.maps, view.layer, rois, view.levels, variant.settings.output_size)
+        return roi_pool_rows(view.maps, view.layer, rois, view.levels, variant.settings.output_size)
     return pool(view.maps, view.layer, rois, view.levels, variant.settings, torch.float32, None)
 
 
 def _time(
-    view: View, variants: Sequence[Variant], milliseconds: list[list[list[float]]], index: int, repeats: int
+    view: LayerView, variants: Sequence[Variant], milliseconds: list[list[list[float]]], index: int, repeats: int
 ) -> None:
     """Some repeats of each variant on this view's boxes, as often as makes 1000 of them; they take turns."""
     known = len(milliseconds[0][index])

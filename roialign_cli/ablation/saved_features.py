@@ -14,8 +14,8 @@ from torch import Tensor
 
 from roialign_cli.ablation.grid import Variant
 from roialign_cli.backbones import Backbone
-from roialign_cli.regions.values import Flaws, all_finite, cut
-from roialign_cli.store.layout import Layout, check_space, create
+from roialign_cli.regions.values import ValueReport, all_finite, clip_to_float16
+from roialign_cli.store.layout import Layout, check_space, create_file
 from roialign_cli.store.schema import features_path
 from roialign_cli.store.writer import FeatureWriter, open_writer
 from roialign_cli.types import NO_VERSION, FileVersion, Plan
@@ -29,7 +29,7 @@ class Features:
         self._layers = layers
         self._writers = writers
         self._dtype = dtype
-        self.flaws = Flaws()  # of all variants
+        self.flaws = ValueReport()  # of all variants
 
     @classmethod
     @contextmanager
@@ -55,7 +55,7 @@ class Features:
                     attributes={**provenance, "config": json.dumps(identity)},
                 )
                 check_space(path, layout.feature_bytes(plan.rows))
-                create(path, plan, layout)
+                create_file(path, plan, layout)
                 writers.append(stack.enter_context(open_writer(path)))
             features = cls(plan, len(backbone.layers), writers, getattr(torch, variants[0].settings.dtype))
             for image, problem in plan.problems.items():
@@ -71,7 +71,7 @@ class Features:
             return
         stored = pooled.to(self._dtype).cpu()
         if not all_finite(stored):
-            self.flaws += Flaws.of(*cut(stored, lambda: pooled))
+            self.flaws += ValueReport.of(*clip_to_float16(stored, lambda: pooled))
         writer = self._writers[variant]
         if levels is not None:
             writer.rows("levels", first, levels.to(torch.uint8).numpy())

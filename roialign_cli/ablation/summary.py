@@ -94,7 +94,7 @@ def _statistics(values: Floats) -> dict[str, float | None]:
     return columns
 
 
-def label(row: Row) -> str:
+def setting_label(row: Row) -> str:
     """The setting of a row as people write it: 7x7, ratio 2, aligned."""
     name = str(row["setting"]).removeprefix("roi_align-").removesuffix("-avg").replace("roi_pool", "RoI Pool")
     return name.replace("_", " ").replace("-", ", ")
@@ -125,7 +125,7 @@ def _choose(geometry: str, settings: dict[str, list[Row]], tolerance: float) -> 
     good = [name for name in settings if error[name] <= tolerance]
     if not good:
         best = min(error, key=error.__getitem__)
-        nearest = label(settings[best][0])
+        nearest = setting_label(settings[best][0])
         missed = f"none is within {tolerance:.2%} of exact; {nearest} comes nearest with {error[best]:.2%}"
         return Recommendation(geometry, None, "none", f"{missed}: try a higher sampling ratio, or mode exact")
     fastest = min(cost[name] for name in good)
@@ -134,7 +134,7 @@ def _choose(geometry: str, settings: dict[str, list[Row]], tolerance: float) -> 
     cheaper = [name for name in settings if NOISE * cost[name] < cost[chosen]]
     if cheaper:
         near = min(cheaper, key=error.__getitem__)
-        reason += f"; what is faster errs by {error[near]:.2%} or more ({label(settings[near][0])})"
+        reason += f"; what is faster errs by {error[near]:.2%} or more ({setting_label(settings[near][0])})"
     elif len(settings) > 1:
         reason += "; none is faster"
-    return Recommendation(geometry, chosen, label(settings[chosen][0]), reason)
+    return Recommendation(geometry, chosen, setting_label(settings[chosen][0]), reason)

@@ -63,7 +63,7 @@ def load_backbone(settings: Settings) -> Backbone:
         from roialign_cli.backbones import gabor
 
         return gabor.load(settings)
-    if custom.is_own(settings.backbone):
+    if custom.is_custom(settings.backbone):
         return custom.load(settings)
     from roialign_cli.backbones import torchvision
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from roialign_cli.backbones import timm
 from roialign_cli.backbones.base import Backbone, Layer, Preprocessing, chosen_resize
 from roialign_cli.backbones.optimize import Compiled
-from roialign_cli.backbones.weights import file_weights, fit, state_sha256
+from roialign_cli.backbones.weights import load_matching, read_weights_file, state_sha256
 from roialign_cli.config import Settings, parse_resize
 from roialign_cli.errors import BackboneError
 
@@ -31,7 +31,7 @@ FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 SIZES = (256, 512)  # pixels a side at which strides are measured
 
 
-def is_own(name: str) -> bool:
+def is_custom(name: str) -> bool:
     """Whether a backbone's name is that of a function, of an exported program, or of timm's."""
     return name.startswith(timm.PREFIX) or name.endswith(".pt2") or FUNCTION.fullmatch(name) is not None
 
@@ -48,14 +48,14 @@ def load(settings: Settings) -> Backbone:
             raise BackboneError(
                 "weights-unknown", f"{name}: expected no --weights, it has its own, found {settings.weights}"
             )
-        found = file_weights(Path(settings.weights))
+        found = read_weights_file(Path(settings.weights))
         weights, sha256, state = found.name, found.sha256, found.state
     if of_timm:
         model = timm.make(name, settings.layers, state or settings.weights == "DEFAULT")
     else:
         model = _exported(Path(name)) if exported else _made(name)
         if state is not None:
-            fit(model, state, set(model.state_dict()), weights)
+            load_matching(model, state, set(model.state_dict()), weights)
     about = _preprocessing(name, getattr(model, "preprocessing", {}))
     maps = _measure(name, model, about.multiple)
     unknown = [layer for layer in settings.layers if layer not in maps]

@@ -18,7 +18,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 TILE = 16  # cells a side; smaller ones follow the RoIs more closely, larger ones read fewer borders twice
-WORTH_CUTTING = 0.6  # of a map; above, one convolution over all of it is faster than over its tiles
+MAX_TILED_SHARE = 0.6  # of a map; above, one convolution over all of it is faster than over its tiles
 
 
 def fold(model: nn.Module) -> fx.GraphModule:
@@ -179,7 +179,7 @@ def _convolve_under(features: Tensor, convolution: nn.Conv2d, reads: Tensor) -> 
     touched = torch.zeros(n, rows, columns, dtype=torch.bool)
     for image, top, left, bottom, right in (reads // torch.tensor([1, TILE, TILE, TILE, TILE])).tolist():
         touched[image, top : bottom + 1, left : right + 1] = True
-    if touched.float().mean() > WORTH_CUTTING:
+    if touched.float().mean() > MAX_TILED_SHARE:
         whole: Tensor = convolution(features)
         return whole
     touched = touched.to(features.device)

@@ -12,7 +12,7 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from roialign_cli.backbones.base import Backbone, Layer, Preprocessing, chosen_resize
 from roialign_cli.backbones.measure import measure_maps
 from roialign_cli.backbones.optimize import OnDemand, fold
-from roialign_cli.backbones.weights import Weights, fit, fit_part, state_sha256
+from roialign_cli.backbones.weights import Weights, load_matching, load_part, state_sha256
 from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
 
@@ -59,9 +59,9 @@ def load(settings: Settings, whole: Any, weights: Weights) -> Backbone:
             state = {f"backbone.{key}": value for key, value in state.items()}
         own = {key for key in state if key.startswith("backbone.")}
         rest = everything if own else set()  # a fine-tuned head of any shape is of no concern here
-        fit(model, {key: state[key] for key in own}, rest, weights.name)
+        load_matching(model, {key: state[key] for key in own}, rest, weights.name)
         if head is not None:
-            fit_part(head, "roi_heads.box_head.", state, weights.name)
+            load_part(head, "roi_heads.box_head.", state, weights.name)
         if weights.origin is not None and weights.origin.name in ("COCO_V1", "COCO_LEGACY"):
             _legacy_epsilon(settings.backbone, model)
     found = measure_maps(model, multiple=32)

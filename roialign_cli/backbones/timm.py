@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roialign_cli.config import nearest
+from roialign_cli.config import suggest
 from roialign_cli.errors import BackboneError
 
 PREFIX = "timm:"
@@ -93,7 +93,7 @@ class _Tokens(nn.Module):
         blocks = [f"blocks.{i}" for i in range(len(model.blocks))]
         for layer in names:
             if layer not in (*blocks, LAST):
-                hint = nearest(layer, [*blocks, LAST])
+                hint = suggest(layer, [*blocks, LAST])
                 expected = f"expected {blocks[0]} to {blocks[-1]} or {LAST}"
                 raise BackboneError("layer-unknown", f"{name}: {expected}, found {layer!r}", hint)
         self.model = model

@@ -19,12 +19,14 @@ from roialign_cli.backbones import pyramid, vit
 from roialign_cli.backbones.base import Backbone, Layer, Preprocessing, chosen_resize
 from roialign_cli.backbones.measure import measure, measure_maps
 from roialign_cli.backbones.optimize import OnDemand, fold
-from roialign_cli.backbones.weights import Weights, cached_file, find_weights, fit, fit_part, state_sha256
-from roialign_cli.config import Settings, nearest
+from roialign_cli.backbones.weights import Weights, cached_file, find_weights, load_matching, load_part, state_sha256
+from roialign_cli.config import Settings, suggest
 from roialign_cli.errors import BackboneError
 
 C4 = "layer3"  # the layer that torchvision's ResNets call so
-LEAST_STRIDE = 8  # of the layer that is taken where none is named: finer ones have seen next to nothing of the image
+MIN_DEFAULT_STRIDE = (
+    8  # of the layer that is taken where none is named: finer ones have seen next to nothing of the image
+)
 
 
 @cache
@@ -64,7 +66,7 @@ def fetch(name: str, weights: str) -> tuple[Path, str]:
 def _kind(name: str) -> str:
     kind = available().get(name)
     if kind is None:
-        hint = nearest(name, ["gabor", *available()]) or "`roialign backbones` lists all"
+        hint = suggest(name, ["gabor", *available()]) or "`roialign backbones` lists all"
         raise BackboneError("backbone-unknown", f"backbone: no backbone is named {name!r}", hint)
     return kind
 
@@ -124,8 +126,8 @@ def _tapped(settings: Settings, whole: nn.Module, weights: Weights, entry: Any) 
         if not any(node == layer or node.startswith(f"{layer}.") for node in nodes):
             blocks = list(dict.fromkeys(node.split(".")[0] for node in nodes))
             hint = (
-                nearest(layer, blocks)
-                or nearest(layer, nodes)
+                suggest(layer, blocks)
+                or suggest(layer, nodes)
                 or f"`roialign backbones {settings.backbone}` lists all nodes"
             )
             known = f"expected a node such as {', '.join(blocks)}"
@@ -133,9 +135,9 @@ def _tapped(settings: Settings, whole: nn.Module, weights: Weights, entry: Any) 
     model = _tap(whole, layers)
     if weights.state is not None:
         extra = {key for key in weights.state if key.startswith("aux_classifier.")}  # only training uses it
-        fit(model, weights.state, set(whole.state_dict()) | extra, weights.name)
+        load_matching(model, weights.state, set(whole.state_dict()) | extra, weights.name)
         if head is not None:
-            fit_part(head[0], "layer4.", weights.state, weights.name)
+            load_part(head[0], "layer4.", weights.state, weights.name)
     found = measure_maps(model, multiple=1)
     transform = entry.transforms()
     own = (transform.resize_size[0], None) if available()[settings.backbone] == "segmentation" else None
@@ -182,7 +184,7 @@ def _last_spatial(model: nn.Module) -> str:
                 _, stride = measure_maps(_tap(model, (name,)), multiple=32)[name]
         except Exception:  # not a map, not a node of the graph, or a model of one image size only
             continue
-        if stride >= LEAST_STRIDE:
+        if stride >= MIN_DEFAULT_STRIDE:
             return name
     names = ", ".join(blocks)
     raise BackboneError("layer-unknown", f"no block of this model gives a map; its blocks are {names}", "pass --layers")

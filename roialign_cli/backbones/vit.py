@@ -17,8 +17,8 @@ from torchvision.models import VisionTransformer
 
 from roialign_cli.backbones.base import Backbone, Layer, Preprocessing, chosen_resize
 from roialign_cli.backbones.optimize import Compiled
-from roialign_cli.backbones.weights import Weights, fit, state_sha256
-from roialign_cli.config import Settings, nearest
+from roialign_cli.backbones.weights import Weights, load_matching, state_sha256
+from roialign_cli.config import Settings, suggest
 from roialign_cli.errors import BackboneError
 
 LAST = "encoder"  # after the last block and its norm
@@ -43,12 +43,12 @@ def load(settings: Settings, whole: VisionTransformer, weights: Weights, entry: 
     layers = settings.layers or (LAST,)
     for layer in layers:
         if layer not in names:
-            hint = nearest(layer, names)
+            hint = suggest(layer, names)
             raise BackboneError(
                 "layer-unknown", f"{settings.backbone}: expected {', '.join(names)}, found {layer!r}", hint
             )
     if weights.state is not None:
-        fit(whole, weights.state, set(whole.state_dict()), weights.name)
+        load_matching(whole, weights.state, set(whole.state_dict()), weights.name)
     model: nn.Module = TokenMaps(whole, layers).eval()
     digest = weights.sha256 or state_sha256(model)
     transform = entry.transforms()

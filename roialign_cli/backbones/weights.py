@@ -14,9 +14,9 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from roialign_cli.config import nearest
+from roialign_cli.config import suggest
 from roialign_cli.errors import BackboneError
-from roialign_cli.system.safe_read import regular
+from roialign_cli.system.safe_read import require_regular_file
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ def find_weights(spec: str, entries: Any) -> Weights:
         return _named(entries[spec])
     path = Path(spec)
     if path.suffix or path.exists():
-        return file_weights(path, entries)
+        return read_weights_file(path, entries)
     options = f"expected {', '.join(names)}, random[:SEED] or the path of a .pth, .pt or .safetensors file"
-    raise BackboneError("weights-unknown", f"weights: {options}, found {spec!r}", nearest(spec, names))
+    raise BackboneError("weights-unknown", f"weights: {options}, found {spec!r}", suggest(spec, names))
 
 
 def state_sha256(model: nn.Module) -> str:
@@ -56,7 +56,7 @@ def state_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def fit(model: nn.Module, state: Mapping[str, Tensor], everything: set[str], where: str) -> None:
+def load_matching(model: nn.Module, state: Mapping[str, Tensor], everything: set[str], where: str) -> None:
     """Load what `model` needs from `state`; keys of `everything`, the unpruned model, may be left over.
 
     The counters of batch norm, which only training uses, may be missing: torchvision's detection weights have none.
@@ -83,10 +83,10 @@ def fit(model: nn.Module, state: Mapping[str, Tensor], everything: set[str], whe
     model.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
 
 
-def fit_part(part: nn.Module, begin: str, state: Mapping[str, Tensor], where: str) -> None:
+def load_part(part: nn.Module, begin: str, state: Mapping[str, Tensor], where: str) -> None:
     """The same for a part of a model whose keys begin so; the rest of the state is of no concern."""
     own = {key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)}
-    fit(part, own, set(part.state_dict()), where)
+    load_matching(part, own, set(part.state_dict()), where)
 
 
 def _named(entry: Any) -> Weights:
@@ -108,10 +108,10 @@ def cached_file(entry: Any) -> Path:
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(entry.url).path).name
 
 
-def file_weights(path: Path, entries: Any = ()) -> Weights:
+def read_weights_file(path: Path, entries: Any = ()) -> Weights:
     """A state dict of tensors; nothing else is unpickled. `entries` are torchvision's that it may be a copy of."""
     try:
-        content = regular(path).read_bytes()
+        content = require_regular_file(path).read_bytes()
     except OSError as error:
         raise BackboneError("weights-missing", f"{path}: expected a weights file, found: {error.strerror}") from None
     try:

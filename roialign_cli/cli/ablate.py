@@ -117,11 +117,11 @@ def ablate(
     from roialign_cli.ablation.report.write import write_report, write_tables
     from roialign_cli.ablation.run import ablate as run
     from roialign_cli.cli.console import print_json
-    from roialign_cli.cli.progress import shown, stop_on_interrupt
-    from roialign_cli.inputs.images import decoding
+    from roialign_cli.cli.progress import show_progress, stop_on_interrupt
+    from roialign_cli.inputs.images import limit_pixels
 
-    with stop_on_interrupt("the tables keep what is measured") as should_stop, decoding(settings.max_pixels):
-        with shown("measuring") as progress:
+    with stop_on_interrupt("the tables keep what is measured") as should_stop, limit_pixels(settings.max_pixels):
+        with show_progress("measuring") as progress:
             result = run(
                 images, boxes, settings, variants, tolerance=tolerance, probe=probe is not None,
                 save=(lambda variant: output / f"{variant.name}.h5") if save_features else None,
@@ -150,8 +150,8 @@ def _from_file(config: str | None) -> Any:
 def _tell(result: Ablation, folder: Path) -> None:
     from rich.table import Table
 
-    from roialign_cli.ablation.summary import label
-    from roialign_cli.cli.console import count, stderr, stdout
+    from roialign_cli.ablation.summary import setting_label
+    from roialign_cli.cli.console import pluralise, stderr, stdout
 
     best = {choice.setting for choice in result.recommendations}
     rows = [row for row in result.rows if row["class"] == "all"]
@@ -167,7 +167,7 @@ def _tell(result: Ablation, folder: Path) -> None:
             table.add_row(layer, style="cyan")
         for row in (row for row in rows if row["layer"] == layer):
             cells = ["-" if row[name] is None else form.format(row[name]) for name, (_, form) in columns.items()]
-            table.add_row(label(row), *cells, style="bold green" if row["setting"] in best else None)
+            table.add_row(setting_label(row), *cells, style="bold green" if row["setting"] in best else None)
     stdout.print(table, highlight=False)
     for choice in result.recommendations:
         stdout.print(f"\n{choice.geometry}: take {choice.label}", style="bold", highlight=False)
@@ -177,7 +177,7 @@ def _tell(result: Ablation, folder: Path) -> None:
         stdout.print(f"\nprobe: {probed}; always the commonest: {result.probe['chance']:.1%}", highlight=False)
     if not result.finished:
         stdout.print(f"\ninterrupted after {result.images} of {result.total_images} images", highlight=False)
-    stdout.print(f"\n{count(result.images, 'image')} measured; {folder / 'report.html'}", highlight=False)
+    stdout.print(f"\n{pluralise(result.images, 'image')} measured; {folder / 'report.html'}", highlight=False)
     if result.flaws:
         stderr.print(f"warning: the features saved have {result.flaws}", highlight=False)
     for name, reason in list(result.failures.items())[:10]:

@@ -51,11 +51,11 @@ def boxes(
     from roialign_cli.cli.console import print_json
     from roialign_cli.extraction.plan import make_plan
     from roialign_cli.inputs.boxes import read_boxes
-    from roialign_cli.inputs.images import decoding
+    from roialign_cli.inputs.images import limit_pixels
     from roialign_cli.inputs.survey import survey, write_native
     from roialign_cli.system.atomic import check_not_input
 
-    with decoding():
+    with limit_pixels():
         table = replace(read_boxes(boxes, images, settings), sizes=None)  # the images' own, whatever the file says
         plan = make_plan(images, table, clip=settings.clip, on_error="skip")
     found = survey(plan)
@@ -75,7 +75,7 @@ def boxes(
 
 
 def _tell(found: Survey, written: Path | None) -> None:
-    from roialign_cli.cli.console import pairs, stderr, stdout
+    from roialign_cli.cli.console import key_value_table, stderr, stdout
 
     rows = [
         (
@@ -91,7 +91,7 @@ def _tell(found: Survey, written: Path | None) -> None:
         most = sorted(found.labels.items(), key=lambda item: -item[1])
         shown = ", ".join(f"{name} {number}" for name, number in most[:8])
         rows.append(("labels", f"{len(most)}: {shown}" + (", ..." if len(most) > 8 else "")))
-    stdout.print(pairs("", rows), highlight=False, markup=False)
+    stdout.print(key_value_table("", rows), highlight=False, markup=False)
     stdout.print("\nboxes by the root of their area, pixels", highlight=False)
     longest = max([1, *found.sizes.values()])
     for low, number in found.sizes.items():

@@ -27,21 +27,21 @@ def print_json(result: Any) -> None:
     print(json.dumps(result, indent=1, default=str))  # noqa: T201
 
 
-def human_bytes(count: float) -> str:
+def human_bytes(pluralise: float) -> str:
     """1536 -> 1.5 KB."""
     for unit in ("B", "KB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} TB"
+        if pluralise < 1000:
+            return f"{pluralise:.0f} {unit}" if unit == "B" else f"{pluralise:.1f} {unit}"
+        pluralise /= 1000
+    return f"{pluralise:.1f} TB"
 
 
-def count(number: int, noun: str) -> str:
+def pluralise(number: int, noun: str) -> str:
     """1 image, 2 images."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('x') else 's'}"
 
 
-def pairs(title: str, rows: list[tuple[str, str]]) -> Table:
+def key_value_table(title: str, rows: list[tuple[str, str]]) -> Table:
     """A table of names and values."""
     table = Table(title=title, show_header=False, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column(style="cyan", no_wrap=True)

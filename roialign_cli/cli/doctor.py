@@ -17,14 +17,14 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print the result a
     """
     from rich.table import Table
 
-    from roialign_cli.cli.console import pairs, print_json, stdout
+    from roialign_cli.cli.console import key_value_table, print_json, stdout
     from roialign_cli.ops.selfcheck import check_kernels, environment
 
     facts, checks = environment(), check_kernels()
     if json:
         print_json({"environment": facts, "kernels": [asdict(check) for check in checks]})
     else:
-        stdout.print(pairs("environment", list(facts.items())), highlight=False)
+        stdout.print(key_value_table("environment", list(facts.items())), highlight=False)
         table = Table("kernel", "mode", "type", "error / maximum", "", box=None, title="kernels against the reference")
         for check in checks:
             verdict = "[green]ok[/green]" if check.passed else f"[red]above {check.tolerance:g}[/red]"

@@ -37,30 +37,32 @@ def explain(
     from roialign_cli.ops.explain import explain as run
     from roialign_cli.ops.explain import parse_roi
 
-    told = run(parse_roi(roi), settings.output_size, spatial_scale, sampling_ratio, aligned)
+    explanation = run(parse_roi(roi), settings.output_size, spatial_scale, sampling_ratio, aligned)
     if output is not None:
         from roialign_cli.figures.panels import draw_panels
         from roialign_cli.figures.style import save
 
-        save(draw_panels(told), output)
+        save(draw_panels(explanation), output)
     if json:
-        _print_json(told)
+        _print_json(explanation)
     else:
-        _tell(told)
+        _tell(explanation)
 
 
-def _print_json(told: Explanation) -> None:
+def _print_json(explanation: Explanation) -> None:
     from dataclasses import asdict
 
     from roialign_cli.cli.console import print_json
 
-    facts = asdict(told)
-    bins = [(p, q) for p in range(told.y.bins) for q in range(told.x.bins)]
-    samples = {f"{p},{q}": told.samples(p, q) for p, q in bins}
-    print_json({**facts, "features": told.features.tolist(), "pooled": told.pooled.tolist(), "samples": samples})
+    facts = asdict(explanation)
+    bins = [(p, q) for p in range(explanation.y.bins) for q in range(explanation.x.bins)]
+    samples = {f"{p},{q}": explanation.samples(p, q) for p, q in bins}
+    print_json(
+        {**facts, "features": explanation.features.tolist(), "pooled": explanation.pooled.tolist(), "samples": samples}
+    )
 
 
-def _tell(told: Explanation) -> None:
+def _tell(explanation: Explanation) -> None:
     from rich.table import Table
 
     from roialign_cli.cli.console import stdout
@@ -68,25 +70,28 @@ def _tell(told: Explanation) -> None:
     def say(text: str = "", style: str | None = None) -> None:
         stdout.print(text, style=style, highlight=False, markup=False)
 
-    scale, shift = f"{told.spatial_scale:g}", " - 0.5" if told.aligned else ""
-    say("1  mapping: image pixels to map cells" + (", less half a cell" if told.aligned else ""), "bold")
-    for name, axis, low, high in (("x", told.x, told.roi[0], told.roi[2]), ("y", told.y, told.roi[1], told.roi[3])):
-        end = high * told.spatial_scale - (0.5 if told.aligned else 0.0)
+    scale, shift = f"{explanation.spatial_scale:g}", " - 0.5" if explanation.aligned else ""
+    say("1  mapping: image pixels to map cells" + (", less half a cell" if explanation.aligned else ""), "bold")
+    for name, axis, low, high in (
+        ("x", explanation.x, explanation.roi[0], explanation.roi[2]),
+        ("y", explanation.y, explanation.roi[1], explanation.roi[3]),
+    ):
+        end = high * explanation.spatial_scale - (0.5 if explanation.aligned else 0.0)
         say(f"   {name}: {low:g} * {scale}{shift} = {axis.start:g}   to   {high:g} * {scale}{shift} = {end:g}")
         if axis.bins * axis.bin > end - axis.start + 1e-9:
             say("      less than a cell: taken as 1, since not aligned")
     say("\n2  bins: the extent over their number", "bold")
-    for name, axis in (("x", told.x), ("y", told.y)):
+    for name, axis in (("x", explanation.x), ("y", explanation.y)):
         say(f"   {name}: {axis.bins * axis.bin:.6g} / {axis.bins} = {axis.bin:.6g}")
     say("\n3  samples: on a regular grid in each bin", "bold")
-    for name, axis in (("x", told.x), ("y", told.y)):
-        rule = f"ceil({axis.bin:.6g})" if told.sampling_ratio == 0 else "sampling ratio"
+    for name, axis in (("x", explanation.x), ("y", explanation.y)):
+        rule = f"ceil({axis.bin:.6g})" if explanation.sampling_ratio == 0 else "sampling ratio"
         say(f"   {name}: {rule} = {axis.grid}")
-    points = told.samples(0, 0)
+    points = explanation.samples(0, 0)
     shown = ", ".join(f"({x:.6g}, {y:.6g})" for x, y in points[:6]) + (", ..." if len(points) > 6 else "")
-    say(f"   of the top-left bin, {told.y.grid} x {told.x.grid}, as (x, y): {shown or 'none'}")
+    say(f"   of the top-left bin, {explanation.y.grid} x {explanation.x.grid}, as (x, y): {shown or 'none'}")
     say("\n4  bilinear lookup of the first sample", "bold")
-    look = told.lookup
+    look = explanation.lookup
     if look is None:
         say("   no samples: the RoI has no area, its features are 0")
     elif look.clamped is None:
@@ -99,6 +104,6 @@ def _tell(told: Explanation) -> None:
         say(f"   sum: {look.value:.6g}")
     say("\n5  pooled: the mean over the samples of each bin", "bold")
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 1))
-    for row in told.pooled:
+    for row in explanation.pooled:
         table.add_row(*(f"{value:.6g}" for value in row))
     stdout.print(table, highlight=False)

@@ -36,7 +36,7 @@ def export(
     """
     from rich.progress import Progress
 
-    from roialign_cli.cli.console import count, print_json, stderr, stdout
+    from roialign_cli.cli.console import pluralise, print_json, stderr, stdout
     from roialign_cli.export import export as run
     from roialign_cli.store import FeatureFile
 
@@ -53,8 +53,10 @@ def export(
         print_json(asdict(result))
     else:
         stdout.print(
-            f"{output}: {count(result.images, 'image')}, {count(result.boxes, 'box')}", highlight=False, markup=False
+            f"{output}: {pluralise(result.images, 'image')}, {pluralise(result.boxes, 'box')}",
+            highlight=False,
+            markup=False,
         )
     if result.left_out:
-        stderr.print(f"warning: {count(result.left_out, 'image')} failed or pending: left out", highlight=False)
+        stderr.print(f"warning: {pluralise(result.left_out, 'image')} failed or pending: left out", highlight=False)
         raise typer.Exit(SOME_FAILED)

@@ -91,7 +91,7 @@ def extract(
     """
     given = options.settings_given(locals())
     settings = load(config, given)  # a wrong option is told before torch is loaded
-    from roialign_cli.cli.progress import shown, stop_on_interrupt
+    from roialign_cli.cli.progress import show_progress, stop_on_interrupt
     from roialign_cli.extraction.shards import parse_shard
 
     part = parse_shard(shard) if shard else None
@@ -102,9 +102,9 @@ def extract(
         found = f"{num_shards} shards, {gpus_per_worker:g} GPUs"
         raise ConfigError("config-value", f"engine: expected no fewer than none of each, found {found}")
     from roialign_cli.extraction.plan import plan_run
-    from roialign_cli.inputs.images import decoding
+    from roialign_cli.inputs.images import limit_pixels
 
-    with stop_on_interrupt() as should_stop, decoding(settings.max_pixels):
+    with stop_on_interrupt() as should_stop, limit_pixels(settings.max_pixels):
         plan = plan_run(images, boxes, output, settings)
         if engine == "ray" and not dry_run:
             from roialign_cli.cluster.connection import Cluster
@@ -112,7 +112,7 @@ def extract(
 
             _warn(plan, settings)
             cluster = Cluster(address, settings.processes, gpus_per_worker, num_shards)
-            with shown() as progress:
+            with show_progress() as progress:
                 summary = extract_on_cluster(
                     plan, images, output, settings, cluster,
                     join=merge, overwrite=overwrite, on_progress=progress, should_stop=should_stop,
@@ -127,7 +127,7 @@ def extract(
             _tell_plan(job, as_json=json)
             return
         _warn(job.plan, settings)
-        with shown() as progress:
+        with show_progress() as progress:
             summary = run_job(job, overwrite=overwrite, strict=strict, on_progress=progress, should_stop=should_stop)
     _tell_end(summary, as_json=json)
 
@@ -147,7 +147,7 @@ def _tell_end(summary: Summary, *, as_json: bool) -> None:
 
 
 def _warn(plan: Plan, settings: Settings) -> None:
-    from roialign_cli.cli.console import count, stderr
+    from roialign_cli.cli.console import pluralise, stderr
 
     clipped = settings.clip
     for number, noun, text in (
@@ -160,11 +160,11 @@ def _warn(plan: Plan, settings: Settings) -> None:
         (plan.empty_boxes, "box", "without area"),
     ):
         if number:
-            stderr.print(f"warning: {count(number, noun)} {text}", highlight=False)
+            stderr.print(f"warning: {pluralise(number, noun)} {text}", highlight=False)
 
 
 def _tell_plan(job: Job, *, as_json: bool) -> None:
-    from roialign_cli.cli.console import human_bytes, pairs, print_json, stdout
+    from roialign_cli.cli.console import human_bytes, key_value_table, print_json, stdout
 
     plan, size = job.plan, job.layout.feature_bytes(job.plan.rows)
     if as_json:
@@ -184,17 +184,17 @@ def _tell_plan(job: Job, *, as_json: bool) -> None:
         *((f"layer {layer}", str([plan.rows, *shape])) for layer, shape in job.layout.layers.items()),
         ("size", f"{human_bytes(size)} of {human_bytes(job.free_bytes)} free"),
     ]
-    stdout.print(pairs(f"{job.output}: what would be written", rows), highlight=False)
+    stdout.print(key_value_table(f"{job.output}: what would be written", rows), highlight=False)
 
 
 def _tell_summary(summary: Summary) -> None:
-    from roialign_cli.cli.console import count, human_bytes, pairs, stderr, stdout
-    from roialign_cli.regions.values import Flaws
+    from roialign_cli.cli.console import human_bytes, key_value_table, pluralise, stderr, stdout
+    from roialign_cli.regions.values import ValueReport
 
     title = f"{summary.output}: " + (
         "was finished already, nothing to do" if summary.already_finished
         else "interrupted; the same command goes on" if summary.interrupted
-        else f"finished, but {count(summary.failed, 'image')} failed" if summary.failed else "finished"
+        else f"finished, but {pluralise(summary.failed, 'image')} failed" if summary.failed else "finished"
     )  # fmt: skip
     counts = f"{summary.done} done, {summary.failed} failed" + (
         f", {summary.pending} pending" if summary.pending else ""
@@ -202,9 +202,9 @@ def _tell_summary(summary: Summary) -> None:
     rows = [("images", counts), ("boxes", str(summary.boxes))]
     rows += [(f"layer {layer}", str(list(shape))) for layer, shape in summary.features.items()]
     rows += [("size", human_bytes(summary.bytes)), ("time", f"{summary.seconds:.1f} s")]
-    if flaws := Flaws(summary.nonfinite_values, summary.saturated_values):
+    if flaws := ValueReport(summary.nonfinite_values, summary.saturated_values):
         rows.append(("warning", f"features have {flaws}; `roialign inspect` names the images"))
-    stdout.print(pairs(title, rows), highlight=False)
+    stdout.print(key_value_table(title, rows), highlight=False)
     for name, reason in list(summary.failures.items())[:10]:
         stderr.print(f'failed: "{name}": {reason}', highlight=False, markup=False)
     if len(summary.failures) > 10:

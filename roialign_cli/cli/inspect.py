@@ -31,22 +31,22 @@ def inspect(
     import numpy as np
     from rich.tree import Tree
 
-    from roialign_cli.cli.console import human_bytes, pairs, print_json, stdout
+    from roialign_cli.cli.console import human_bytes, key_value_table, print_json, stdout
     from roialign_cli.store import FeatureFile
     from roialign_cli.store.schema import STATUS_NAMES
-    from roialign_cli.store.statistics import values
+    from roialign_cli.store.statistics import sample_statistics
 
     with FeatureFile(file, allow_links=allow_links) as features:
         if image is not None:
             _tell_image(features, image, as_json=json)
             return
-        sampled = {layer: values(features, layer) for layer in features.layers}
+        sampled = {layer: sample_statistics(features, layer) for layer in features.layers}
         counts = np.bincount(features.status, minlength=len(STATUS_NAMES))
         status = {name: int(count) for name, count in zip(STATUS_NAMES, counts, strict=False)}
         if json:
             datasets = {
                 name: {"shape": place.shape, "dtype": str(place.dtype), "offset": place.offset}
-                for name, place in features.places.items()
+                for name, place in features.extents.items()
             }
             print_json({
                 "attributes": features.attributes, "datasets": datasets, "status": status, "errors": features.errors,
@@ -56,7 +56,7 @@ def inspect(
             return
         tree = Tree(str(file), highlight=False)
         groups = {"": tree}
-        for name, place in features.places.items():
+        for name, place in features.extents.items():
             group, _, leaf = name.rpartition("/")
             if group not in groups:
                 groups[group] = tree.add(group)
@@ -65,15 +65,18 @@ def inspect(
             groups[group].add(f"{leaf}  {list(place.shape)}  {kind}  {size}".replace("[", r"\["))
         stdout.print(tree, highlight=False)
         shown = [(name, str(value)) for name, value in sorted(features.attributes.items())]
-        stdout.print(pairs("", shown), highlight=False, markup=False)
+        stdout.print(key_value_table("", shown), highlight=False, markup=False)
         stdout.print(
-            pairs("", [("images", ", ".join(f"{count} {name}" for name, count in status.items()))]), highlight=False
+            key_value_table("", [("images", ", ".join(f"{count} {name}" for name, count in status.items()))]),
+            highlight=False,
         )
         for layer, found in sampled.items():
             if found is not None:
                 text = f"{found.least:.4g} to {found.greatest:.4g}, mean {found.mean:.4g}, {found.zeros:.1%} zero"
                 text += f", {found.not_finite} not finite" if found.not_finite else ""
-                stdout.print(pairs("", [(f"values of {layer}", f"{text} ({found.rows} boxes)")]), highlight=False)
+                stdout.print(
+                    key_value_table("", [(f"values of {layer}", f"{text} ({found.rows} boxes)")]), highlight=False
+                )
         for name, reason in features.errors.items():
             stdout.print(f'failed: "{name}": {reason}', highlight=False, markup=False)
         for name, note in features.notes.items():
@@ -88,10 +91,10 @@ def _tell_image(features: FeatureFile, name: str, *, as_json: bool) -> None:
     from roialign_cli.cli.console import print_json, stdout
 
     if name not in features:
-        from roialign_cli.config import nearest
+        from roialign_cli.config import suggest
 
         message = f'{features.path}: expected the name of an image in it, found "{name}"'
-        raise InputError("image-unknown", message, nearest(name, features.names[:10000]))
+        raise InputError("image-unknown", message, suggest(name, features.names[:10000]))
     regions = features[name]
     layers = regions.features if isinstance(regions.features, Mapping) else {features.layers[0]: regions.features}
     columns = {key: getattr(regions, key) for key in ("labels", "scores", "ids", "levels")}
@@ -113,6 +116,8 @@ def _tell_image(features: FeatureFile, name: str, *, as_json: bool) -> None:
     )
     table.title = f"{name}: {width} x {height} pixels"
     for i, box in enumerate(regions.boxes.tolist()):
-        values = [str(column[i]) for column in there.values()] + [f"{norms[layer][i]:.4g}" for layer in layers]
-        table.add_row(str(i), ", ".join(f"{value:g}" for value in box), *values)
+        cells = [str(column[i]) for column in there.values()] + [
+            f"{norms[layer][i]:.4g}" for layer in layers
+        ]
+        table.add_row(str(i), ", ".join(f"{value:g}" for value in box), *cells)
     stdout.print(table, highlight=False, markup=False)

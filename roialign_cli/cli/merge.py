@@ -31,7 +31,7 @@ def merge(
     """
     from rich.progress import Progress
 
-    from roialign_cli.cli.console import human_bytes, pairs, print_json, stderr, stdout
+    from roialign_cli.cli.console import human_bytes, key_value_table, print_json, stderr, stdout
     from roialign_cli.cli.progress import stop_on_interrupt
     from roialign_cli.store.merge import link
     from roialign_cli.store.merge import merge as copy
@@ -53,6 +53,6 @@ def merge(
         rows = [("shards", str(merged.shards)), ("images", done), ("boxes", str(merged.boxes))]
         rows.append(("size", "linked" if linked else human_bytes(merged.bytes)))
         title = "finished" if merged.finished else "interrupted; the same command goes on"
-        stdout.print(pairs(f"{merged.output}: {title}", rows), highlight=False)
+        stdout.print(key_value_table(f"{merged.output}: {title}", rows), highlight=False)
     if not merged.finished:
         raise typer.Exit(INTERRUPTED)

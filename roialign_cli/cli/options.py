@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 
 import typer
 
-from roialign_cli.config import NAMES, Settings
+from roialign_cli.config import SETTING_NAMES, Settings
 from roialign_cli.config import BoxesFormat as Formats
 
 DEFAULTS = Settings()
@@ -27,7 +27,7 @@ def settings_given(arguments: Mapping[str, object]) -> dict[str, object]:
     found = {name.rstrip("_"): value for name, value in arguments.items()}
     if found.get("whole_image"):
         found["grid"] = "1x1"
-    return {name: found[name] for name in NAMES if name in found}
+    return {name: found[name] for name in SETTING_NAMES if name in found}
 
 
 Images = Annotated[Path, typer.Argument(help="Folder of images, searched with its subfolders.", show_default=False)]

@@ -59,11 +59,11 @@ def plan(
     from roialign_cli.cluster.simulation import Nodes, makespans
     from roialign_cli.config import parse_resize
     from roialign_cli.extraction.plan import make_plan
-    from roialign_cli.extraction.shards import cuts, estimate_work
+    from roialign_cli.extraction.shards import estimate_work, shard_boundaries
     from roialign_cli.inputs.boxes import read_boxes
-    from roialign_cli.inputs.images import decoding
+    from roialign_cli.inputs.images import limit_pixels
 
-    with decoding():
+    with limit_pixels():
         made = make_plan(images, read_boxes(boxes, images, settings), clip=False, on_error="skip")
     if images_per_second is None:
         resized_to, speed = _measure(settings, made)
@@ -74,7 +74,7 @@ def plan(
         speed = float(work.mean()) * images_per_second
     work = np.tile(work, repeat)
     count = min(shards, max(1, len(work)))
-    seconds = np.diff(np.concatenate([[0.0], np.cumsum(work)])[cuts(work, count)]) / speed
+    seconds = np.diff(np.concatenate([[0.0], np.cumsum(work)])[shard_boundaries(work, count)]) / speed
     ran = makespans(seconds, Nodes(nodes))
     total = float(seconds.sum())
     found: dict[str, Any] = {
@@ -111,7 +111,7 @@ def _time(hours: float) -> str:
 
 
 def _tell(found: dict[str, Any]) -> None:
-    from roialign_cli.cli.console import human_bytes, pairs, stdout
+    from roialign_cli.cli.console import human_bytes, key_value_table, stdout
 
     rows = [
         ("images", f"{found['images']:,}, {found['images_per_second']:.3g} a second on one node"),
@@ -121,6 +121,6 @@ def _tell(found: dict[str, Any]) -> None:
         ("time", f"{_time(found['ideal_hours'])} if all went perfectly on {found['nodes']} nodes"),
         ("", f"{_time(found['median_hours'])} in half, {_time(found['hours_95_percent'])} in 95 % of simulated runs"),
     ]
-    stdout.print(pairs("", rows), highlight=False)
+    stdout.print(key_value_table("", rows), highlight=False)
     if found["shards"] < 3 * found["nodes"]:
         stdout.print("More shards than nodes, three for each or more, even out nodes that lag.", highlight=False)

@@ -21,7 +21,7 @@ STDERR = 2
 
 
 @contextmanager
-def shown(doing: str = "extracting") -> Iterator[Callable[[Progress], None]]:
+def show_progress(doing: str = "extracting") -> Iterator[Callable[[Progress], None]]:
     """What to call with each step of the progress."""
     begun = time.monotonic()
     earlier: list[Progress] = []  # what a former run had done, but for the first image of this one

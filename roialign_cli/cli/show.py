@@ -90,7 +90,7 @@ def _sheet(path: Path, layer: str | None, name: str | None, *, allow_links: bool
 
 def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str) -> tuple[Figure, dict[str, object]]:
     from roialign_cli.inputs.boxes import read_boxes
-    from roialign_cli.inputs.images import ImageError, decode, decoding
+    from roialign_cli.inputs.images import ImageError, decode, limit_pixels
 
     table = read_boxes(boxes, image.parent, settings)
     index = _find(image, boxes, table)
@@ -100,7 +100,7 @@ def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str
             "box-unknown", f"box: expected one of the {stop - first} boxes of {image}, from 0, found {box}"
         )
     try:
-        with decoding():
+        with limit_pixels():
             pixels = decode(image)
     except ImageError as error:
         raise error.of(str(image)) from None
@@ -109,17 +109,17 @@ def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str
 
     from roialign_cli.backbones import load_backbone
     from roialign_cli.figures.overlay import draw_overlay, make_grid
-    from roialign_cli.regions.views import make_views
+    from roialign_cli.regions.views import make_layer_views
     from roialign_cli.system.devices import find_device
 
     device = find_device(settings.device)
     loaded = load_backbone(settings)
     loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     of_image = table.boxes[first:stop]
-    if table.shares is not None:
+    if table.relative_boxes is not None:
         height, width = pixels.shape[:2]
-        of_image = (table.shares[first:stop] * np.array([width, height, width, height])).astype(np.float32)
-    view = make_views(pixels, of_image, loaded, settings, device)[-1]
+        of_image = (table.relative_boxes[first:stop] * np.array([width, height, width, height])).astype(np.float32)
+    view = make_layer_views(pixels, of_image, loaded, settings, device)[-1]
     labels = None if table.labels is None else [str(label) for label in table.labels[first:stop]]
     figure = draw_overlay(pixels, of_image, labels, view, box, settings, colour)
     grid = make_grid(view, box, settings)
@@ -133,8 +133,8 @@ def _find(image: Path, boxes: Path, table: BoxTable) -> int:
     parts = image.absolute().parts
     ends = [i for i, name in enumerate(table.names) if parts[-len(Path(name).parts) :] == Path(name).parts]
     if not ends:
-        from roialign_cli.config import nearest
+        from roialign_cli.config import suggest
 
-        hint = nearest(image.name, list(table.names[:10000]))
+        hint = suggest(image.name, list(table.names[:10000]))
         raise InputError("image-unknown", f'{boxes}: expected boxes of "{image.name}", found none', hint)
     return max(ends, key=lambda i: len(Path(table.names[i]).parts))

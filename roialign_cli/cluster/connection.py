@@ -39,7 +39,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Paths:
+class SharedPaths:
     """What every node must see: the folder of images, and beside the output a file with the very mark of this run."""
 
     folder: Path
@@ -51,7 +51,7 @@ class Paths:
         """There while the run goes on."""
         return self.output.with_name(f"{self.output.name}.cluster")
 
-    def unseen(self) -> str:
+    def problem_here(self) -> str:
         """What is wrong with them here, or nothing."""
         if not self.folder.is_dir():
             return f"{self.folder}: expected the folder of images, found none"
@@ -95,9 +95,9 @@ def connected(cluster: Cluster) -> Iterator[Any]:
 
 
 @contextmanager
-def marked(folder: Path, output: Path) -> Iterator[Paths]:
+def marked(folder: Path, output: Path) -> Iterator[SharedPaths]:
     """The paths of a run, whose mark is there meanwhile; OutputError if it cannot be written."""
-    paths = Paths(folder.resolve(), output.resolve(), uuid.uuid4().hex)
+    paths = SharedPaths(folder.resolve(), output.resolve(), uuid.uuid4().hex)
     try:
         paths.mark_file.write_text(paths.mark)
     except OSError as error:
@@ -108,21 +108,21 @@ def marked(folder: Path, output: Path) -> Iterator[Paths]:
         paths.mark_file.unlink(missing_ok=True)
 
 
-def check_nodes(ray: Any, paths: Paths) -> None:
+def check_nodes(ray: Any, paths: SharedPaths) -> None:
     """Every node that is there must have this very package, and see the paths. ConfigError or OutputError, naming the node."""
 
     def look(version: str, paths_of: tuple[str, str, str]) -> tuple[str, str]:  # sent whole: roialign may not be there
         from pathlib import Path
 
         try:
-            from roialign_cli.cluster.connection import Paths
+            from roialign_cli.cluster.connection import SharedPaths
             from roialign_cli.version import __version__
         except ImportError:
             return f"expected roialign {version}, found none", ""
         if __version__ != version:
             return f"expected roialign {version}, found {__version__}", ""
         folder, output, mark = paths_of
-        return "", Paths(Path(folder), Path(output), mark).unseen()
+        return "", SharedPaths(Path(folder), Path(output), mark).problem_here()
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     pinned = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
@@ -133,16 +133,16 @@ def check_nodes(ray: Any, paths: Paths) -> None:
     ]
     for node, answer in zip(nodes, answers, strict=True):
         where = f"node {node['NodeManagerAddress']}"
-        software, unseen = result_of(ray, answer)
+        software, problem_here = result_of(ray, answer)
         if software:
             raise ConfigError("engine", f"{where}: {software}", "install the same version on every node")
-        if unseen:
-            raise not_shared(where, unseen)
+        if problem_here:
+            raise not_shared(where, problem_here)
 
 
-def not_shared(where: str, unseen: str) -> OutputError:
+def not_shared(where: str, problem_here: str) -> OutputError:
     """The error of a node that does not see the paths."""
-    return OutputError("node-paths", f"{where}: {unseen}", "all paths must be on storage that all nodes share")
+    return OutputError("node-paths", f"{where}: {problem_here}", "all paths must be on storage that all nodes share")
 
 
 def actors_and_cores(ray: Any, cluster: Cluster) -> tuple[int, float]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from roialign_cli.cluster.connection import (
     Cluster,
-    Paths,
+    SharedPaths,
     actors_and_cores,
     check_nodes,
     connected,
@@ -28,14 +28,14 @@ from roialign_cli.cluster.connection import (
 )
 from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError, OutputError, RoialignError
-from roialign_cli.extraction.shards import Shard, part_of, split
+from roialign_cli.extraction.shards import Shard, shard_plan, split
 from roialign_cli.store.merge import merge
 from roialign_cli.store.output import locked
 from roialign_cli.store.parts import Part
 from roialign_cli.store.schema import DONE, FAILED
 from roialign_cli.types import Plan, Progress, Summary
 
-LOOK_SECONDS = 1.0  # how often the shards are looked at for progress
+POLL_SECONDS = 1.0  # how often the shards are looked at for progress
 PLACE_SECONDS = 1800.0  # for the first worker to begin: an autoscaler may have to start a machine
 LOCK_SECONDS = 300.0  # for a worker cut off from the cluster to notice, and let go of its shard
 
@@ -104,9 +104,9 @@ def fill_shards(
         pool = [worker.remote(settings, paths, max(1, int(cores))) for _ in range(min(actors, len(shards)))]
         running = {actor.begin.remote(): actor for actor in pool}
         left: Iterator[tuple[Shard, Plan, dict[str, Any]]] | None = None
-        watch, begun = _Watch(plan, [shard.path(output) for shard in shards]), time.monotonic()
+        watch, begun = _ShardWatcher(plan, [shard.path(output) for shard in shards]), time.monotonic()
         while len(found) < len(shards) and not should_stop():
-            ready, _ = ray.wait(list(running), timeout=LOOK_SECONDS)
+            ready, _ = ray.wait(list(running), timeout=POLL_SECONDS)
             for reference in ready:
                 actor, result = running.pop(reference), result_of(ray, reference)
                 if isinstance(result, Summary):
@@ -129,20 +129,20 @@ def fill_shards(
 def _parts(plan: Plan, shards: Sequence[Shard], resize: tuple[int, int | None] | None) -> Iterator[Any]:
     """What a worker is told of each shard, made when it is wanted."""
     whole = split(plan, len(shards), resize)
-    return ((shard, *part_of(whole, shard.number)) for shard in shards)
+    return ((shard, *shard_plan(whole, shard.number)) for shard in shards)
 
 
 class _Worker:
     """An actor: a backbone, and shards one after another. Errors are returned: Ray would wrap them and try again."""
 
-    def __init__(self, settings: Settings, paths: Paths, threads: int) -> None:
+    def __init__(self, settings: Settings, paths: SharedPaths, threads: int) -> None:
         import torch
 
         from roialign_cli.system import allocator
 
         torch.set_num_threads(threads)
         self._kept = ExitStack()  # memory is, from shard to shard, while this process lives
-        self._kept.enter_context(allocator.kept())
+        self._kept.enter_context(allocator.retain_freed_memory())
         self._settings, self._paths = replace(settings, processes=0), paths  # this actor is one of the processes
         self._backbone: Any = None
 
@@ -151,8 +151,8 @@ class _Worker:
         from roialign_cli.backbones import load_backbone
 
         try:
-            if unseen := self._paths.unseen():  # a node may have come after all were asked
-                return not_shared(f"node {socket.gethostname()}", unseen)
+            if problem_here := self._paths.problem_here():  # a node may have come after all were asked
+                return not_shared(f"node {socket.gethostname()}", problem_here)
             self._backbone = load_backbone(self._settings)
         except RoialignError as error:
             return error
@@ -163,13 +163,13 @@ class _Worker:
         """Fill a shard, or what is missing of it."""
         from roialign_cli.extraction.job import make_job
         from roialign_cli.extraction.run import run_job
-        from roialign_cli.inputs.images import decoding
+        from roialign_cli.inputs.images import limit_pixels
 
         if self._backbone is None and isinstance(error := self.begin(), RoialignError):  # started again
             return error
         mine = replace(plan, sizes=plan.sizes.copy())  # what Ray shares cannot be written
         try:
-            with decoding(self._settings.max_pixels):
+            with limit_pixels(self._settings.max_pixels):
                 output = shard.path(self._paths.output)
                 job = make_job(mine, self._paths.folder, output, self._settings, self._backbone, about)
                 return run_job(job, overwrite=False, patience=LOCK_SECONDS)
@@ -177,7 +177,7 @@ class _Worker:
             return error
 
 
-class _Watch:
+class _ShardWatcher:
     """How far the shards are, as their files say."""
 
     def __init__(self, plan: Plan, paths: list[Path]) -> None:
@@ -194,7 +194,7 @@ class _Watch:
                 rows = int(np.diff(part.map("images/offset"))[settled].sum())
                 images, boxes = images + int(settled.sum()), boxes + rows
                 stored += rows * sum(
-                    place.row_bytes for name, place in part.places.items() if name.startswith("features")
+                    place.row_bytes for name, place in part.extents.items() if name.startswith("features")
                 )
         return Progress(images, self._plan.images, boxes, self._plan.rows, stored)
 

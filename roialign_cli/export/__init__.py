@@ -17,7 +17,7 @@ COMPRESSIONS = ("none", "gzip", "zstd", "blosc2")
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """What was written, and how many images were left out because they have no features."""
 
     output: str
@@ -34,7 +34,7 @@ def export(
     compression: str = "none",
     overwrite: bool = False,
     on_image: Callable[[int], None] = lambda _: None,
-) -> Exported:
+) -> ExportResult:
     """Write all images that are done; a few at a time, and under another name until all of it is there.
 
     Raises ConfigError: no such form or compression; OutputError: it cannot be written, or is there already.
@@ -59,7 +59,7 @@ def export(
         with suppress(OSError):
             place.remove(partial)
     boxes = sum(file.rows(name).stop - file.rows(name).start for name in names)
-    return Exported(str(output), len(names), boxes, len(file) - len(names))
+    return ExportResult(str(output), len(names), boxes, len(file) - len(names))
 
 
 Writer = Callable[[FeatureFile, Sequence[str], Iterator[Regions], Path, str], None]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from roialign_cli.errors import OutputError
-from roialign_cli.system.atomic import SUFFIX, check_name, not_ours, partial_of, publish
+from roialign_cli.system.atomic import SUFFIX, check_name, foreign_file_error, partial_path, publish
 
 MARKER = ".roialign-export"
 HEADER = "files made by roialign export"
@@ -60,11 +60,11 @@ def prepare(output: Path, sources: list[Path], *, folder: bool, overwrite: bool)
             raise OutputError("output-exists", f"{output}: expected nothing there", "choose another -o, or --overwrite")
         _check_replaceable(output, sources)
     if not folder:
-        return partial_of(output)
+        return partial_path(output)
     partial = output.with_name(output.name + SUFFIX)
     if os.path.lexists(partial):
         if partial.is_symlink() or not partial.is_dir():
-            raise not_ours(partial, "a link" if partial.is_symlink() else "a file")
+            raise foreign_file_error(partial, "a link" if partial.is_symlink() else "a file")
         _check_folder(partial)
         shutil.rmtree(partial)
     return partial
@@ -98,7 +98,7 @@ def _check_replaceable(output: Path, sources: list[Path]) -> None:
     if output.is_dir() and not output.is_symlink():
         _check_folder(output)
     elif not output.is_file():
-        raise not_ours(output, "no file")
+        raise foreign_file_error(output, "no file")
 
 
 def _check_folder(folder: Path) -> None:
@@ -111,11 +111,13 @@ def _check_folder(folder: Path) -> None:
     except (OSError, ValueError):
         header, listed = "", []
     if header != HEADER:
-        raise not_ours(folder, "a folder that no export made")
+        raise foreign_file_error(folder, "a folder that no export made")
     known = {MARKER, *listed}
     for parent, folders, files in os.walk(folder):
         inside = Path(parent).relative_to(folder)
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
         for name in (*files, *links):
             if (inside / name).as_posix() not in known:
-                raise not_ours(folder, f"a folder that holds {(inside / name).as_posix()}, which no export made")
+                raise foreign_file_error(
+                    folder, f"a folder that holds {(inside / name).as_posix()}, which no export made"
+                )

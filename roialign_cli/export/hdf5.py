@@ -12,7 +12,7 @@ import numpy as np
 
 from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import ATTRIBUTES
-from roialign_cli.store.disk import Shielded
+from roialign_cli.store.disk import DeferredErrorFile
 from roialign_cli.store.reader import FeatureFile, Regions
 from roialign_cli.store.schema import encode, features_path
 
@@ -21,7 +21,7 @@ CHUNK_BYTES = 1 << 20
 
 def write_groups(file: FeatureFile, _: Sequence[str], images: Iterator[Regions], path: Path, __: str) -> None:
     """/<image>/features, boxes, labels, ...; a folder in an image's name is a group, too."""
-    with Shielded(path) as target, h5py.File(target, "w", track_order=True) as output:
+    with DeferredErrorFile(path) as target, h5py.File(target, "w", track_order=True) as output:
         output.attrs.update(_attributes(file))
         for regions in images:
             group = output.create_group(encoded(regions.name))
@@ -42,9 +42,9 @@ def write_chunked(
     counts = [file.rows(name).stop - file.rows(name).start for name in names]
     layers = {features_path(layer, len(file.layers)): file.features(layer) for layer in file.layers}
     columns = {
-        name: file.dataset(name) for name in ("boxes", "labels", "scores", "ids", "levels") if name in file.places
+        name: file.dataset(name) for name in ("boxes", "labels", "scores", "ids", "levels") if name in file.extents
     }
-    with Shielded(path) as target, h5py.File(target, "w") as output:
+    with DeferredErrorFile(path) as target, h5py.File(target, "w") as output:
         output.attrs.update({**_attributes(file), "format": "roialign-features-compressed"})
         output["images/name"] = encode(list(names))
         output["images/offset"] = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)

@@ -13,22 +13,22 @@ import numpy as np
 
 from roialign_cli.config import Settings
 from roialign_cli.extraction.plan import Size
-from roialign_cli.inputs.images import ImageError, Picture, read_picture, too_slow
-from roialign_cli.system.file_threads import Task, Threads
+from roialign_cli.inputs.images import DecodedImage, ImageError, decode_image, too_slow
+from roialign_cli.system.file_threads import FileTask, FileThreads
 from roialign_cli.types import Plan
 
-AHEAD = 2  # batches decoded while one is computed
+PREFETCH_BATCHES = 2  # batches decoded while one is computed
 
-Decoded = Picture | ImageError
+Decoded = DecodedImage | ImageError
 
 
 def load_batches(
     folder: Path, plan: Plan, batches: Iterable[Batch], settings: Settings
 ) -> Iterator[tuple[Batch, list[Decoded]]]:
     """Yield each batch with its images, or why one cannot be had; workers 0: one per core."""
-    threads = Threads(read_picture, settings.workers or os.cpu_count() or 1, settings.image_timeout)
+    threads = FileThreads(decode_image, settings.workers or os.cpu_count() or 1, settings.image_timeout)
 
-    def result(task: Task[Picture]) -> Decoded:
+    def result(task: FileTask[DecodedImage]) -> Decoded:
         try:
             return threads.wait(task)
         except TimeoutError:
@@ -36,11 +36,11 @@ def load_batches(
         except ImageError as error:
             return error
 
-    waiting: deque[tuple[Batch, list[Task[Picture]]]] = deque()
+    waiting: deque[tuple[Batch, list[FileTask[DecodedImage]]]] = deque()
     try:
         for batch in batches:
             waiting.append((batch, [threads.start(folder / plan.table.names[image]) for image in batch.images]))
-            if len(waiting) > AHEAD:
+            if len(waiting) > PREFETCH_BATCHES:
                 ready, tasks = waiting.popleft()
                 yield ready, [result(task) for task in tasks]
         while waiting:

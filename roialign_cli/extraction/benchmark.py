@@ -31,7 +31,7 @@ from roialign_cli.inputs.images import decode
 from roialign_cli.ops import roi_align
 from roialign_cli.regions.pooling import pool
 from roialign_cli.regions.preprocessing import prepare, resized
-from roialign_cli.regions.rois import levels_of, scale_boxes
+from roialign_cli.regions.rois import roi_levels, scale_boxes
 from roialign_cli.system import allocator
 
 Action = Callable[[], object]
@@ -111,7 +111,7 @@ def make_job(images: Path, boxes: Path, output: Path, settings: Settings) -> Job
     return prepare_job(plan_run(images, boxes, output, settings), images, output, settings)
 
 
-def script(images: Path, boxes: Path, output: Path, model: Any, device: torch.device) -> None:
+def torchvision_script(images: Path, boxes: Path, output: Path, model: Any, device: torch.device) -> None:
     """What one writes by hand with torchvision's detector: image by image, a group of the file for each."""
     from torchvision.models.detection.transform import GeneralizedRCNNTransform
     from torchvision.ops import MultiScaleRoIAlign
@@ -148,7 +148,7 @@ def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
     rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
     with torch.inference_mode():
         maps = backbone(inputs[:1], settings.precision)
-    levels = [levels_of(rois, layer, settings) for layer in backbone.layers]
+    levels = [roi_levels(rois, layer, settings) for layer in backbone.layers]
 
     def pool_all() -> list[Tensor]:
         with torch.inference_mode():
@@ -181,7 +181,7 @@ def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
 
 def run_speed(settings: Settings, images: int, boxes: int) -> tuple[tuple[int, int | None] | None, float]:
     """How the backbone has images resized, and seconds per image of a whole run over data made for it."""
-    with tempfile.TemporaryDirectory() as name, allocator.kept():
+    with tempfile.TemporaryDirectory() as name, allocator.retain_freed_memory():
         data, table = make_data(Path(name), images, boxes)
         job = make_job(data, table, Path(name) / "ours.h5", settings)
         seconds = median_seconds({"run": lambda: run_job(job, overwrite=True)}, 1, job.devices[0])["run"]
@@ -190,7 +190,7 @@ def run_speed(settings: Settings, images: int, boxes: int) -> tuple[tuple[int, i
 
 def pipeline_speed(settings: Settings, images: int, boxes: int, runs: int) -> PipelineSpeed:
     """Of a run over data made for it. Model and file are set up before; that is not counted."""
-    with tempfile.TemporaryDirectory() as name, allocator.kept():
+    with tempfile.TemporaryDirectory() as name, allocator.retain_freed_memory():
         folder = Path(name)
         data, table = make_data(folder, images, boxes)
         job = make_job(data, table, folder / "ours.h5", settings)
@@ -199,6 +199,6 @@ def pipeline_speed(settings: Settings, images: int, boxes: int, runs: int) -> Pi
             from torchvision.models import get_model
 
             model = get_model(settings.backbone, weights=None, weights_backbone=None).eval().to(job.devices[0])
-            actions["script"] = lambda: script(data, table, folder / "script.h5", model, job.devices[0])
+            actions["script"] = lambda: torchvision_script(data, table, folder / "script.h5", model, job.devices[0])
         seconds = {key: value / images for key, value in median_seconds(actions, runs, job.devices[0]).items()}
     return PipelineSpeed({stage: seconds[stage] for stage in STAGES}, seconds["whole"], seconds.get("script"))

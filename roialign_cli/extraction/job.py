@@ -13,7 +13,7 @@ import torch
 from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.config import Settings
 from roialign_cli.extraction.provenance import provenance
-from roialign_cli.extraction.shards import Shard, part_of, split
+from roialign_cli.extraction.shards import Shard, shard_plan, split
 from roialign_cli.ops.dispatch import choose_kernel
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.system.devices import find_devices
@@ -43,7 +43,7 @@ def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings, shar
     backbone = load_backbone(settings)
     if shard is None:
         return make_job(plan, folder, output, settings, backbone)
-    part, about = part_of(split(plan, shard.count, backbone.preprocessing.resize), shard.number)
+    part, about = shard_plan(split(plan, shard.count, backbone.preprocessing.resize), shard.number)
     return make_job(part, folder, shard.path(output), settings, backbone, about)
 
 

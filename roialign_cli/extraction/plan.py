@@ -9,18 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from roialign_cli.arrays import Floats, Integers, Names
+from roialign_cli.arrays import Floats, Integers, PackedNames
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes import read_boxes
-from roialign_cli.inputs.images import NOT_THERE, ImageError, Listing, list_images, read_size, too_slow
+from roialign_cli.inputs.images import NOT_THERE, ImageError, ImageListing, list_images, read_size, too_slow
 from roialign_cli.store.identity import table_sha256
 from roialign_cli.store.layout import check_space
 from roialign_cli.system import allocator
-from roialign_cli.system.file_threads import Threads
+from roialign_cli.system.file_threads import FileThreads
 from roialign_cli.types import BoxTable, Plan
 
-AHEAD = 1024  # headers read while one is waited for
+PREFETCH_HEADERS = 1024  # headers read while one is waited for
 IMAGES_AT_ONCE = 1 << 16  # whose boxes are looked at together
 
 Size = tuple[int, int]
@@ -29,7 +29,7 @@ Size = tuple[int, int]
 def plan_run(folder: Path, boxes: Path | None, output: Path, settings: Settings) -> Plan:
     """Everything that can be checked without the backbone; needs no torch, so that mistakes are told at once."""
     check_space(output, 0)
-    allocator.return_large()
+    allocator.restore_mmap_threshold()
     table = read_boxes(boxes, folder, settings)
     return make_plan(
         folder, table, clip=settings.clip, on_error=settings.on_error, image_timeout=settings.image_timeout
@@ -45,7 +45,7 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str, image
     Images that are missing or unreadable become `problems`; with on_error `stop` the first is raised. A box file none
     of whose images is there is an error in any case.
     """
-    listed = Listing(folder)
+    listed = ImageListing(folder)
     there = listed.has(table.names)
     used = int(there.sum())
     for i in np.flatnonzero(~there).tolist():  # an image by another suffix, or on a file system that knows no case
@@ -54,8 +54,8 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str, image
     if missing and (on_error == "stop" or len(missing) == len(table.names)):
         raise _missing(folder, table.names[missing[0]], len(missing), len(table.names))
 
-    sized = clip or table.shares is not None
-    if table.sizes is not None and not sized:  # stated by the box file: no need to open every image
+    boxes_depend_on_size = clip or table.relative_boxes is not None
+    if table.sizes is not None and not boxes_depend_on_size:  # stated by the box file: no need to open every image
         problems = dict.fromkeys(missing, NOT_THERE)
         sizes = table.sizes
         if missing:
@@ -65,13 +65,13 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str, image
         sizes, problems = _read_sizes(folder, table.names, on_error, image_timeout)
     boxes, outside, empty = _fit_boxes(table, sizes, clip=clip)
     return Plan(
-        table=replace(table, boxes=boxes, shares=None, sizes=None),
+        table=replace(table, boxes=boxes, relative_boxes=None, sizes=None),
         sizes=sizes,
         problems=problems,
         unused_images=len(listed) - used,
         outside_boxes=outside,
         empty_boxes=empty,
-        sized=sized,
+        boxes_depend_on_size=boxes_depend_on_size,
         table_sha256=table_sha256(table),
     )
 
@@ -81,14 +81,14 @@ def _fit_boxes(table: BoxTable, sizes: Integers, *, clip: bool) -> tuple[Floats,
 
     Some images at a time, as what is needed on the way is larger than the boxes themselves.
     """
-    boxes = table.boxes if table.shares is None and not clip else table.boxes.copy()
+    boxes = table.boxes if table.relative_boxes is None and not clip else table.boxes.copy()
     outside = empty = 0
     for first in range(0, len(sizes), IMAGES_AT_ONCE):
         offset = table.offset[first : first + IMAGES_AT_ONCE + 1]
         rows = slice(int(offset[0]), int(offset[-1]))
         known = np.repeat(sizes[first : first + IMAGES_AT_ONCE, ::-1], np.diff(offset), axis=0)  # (width, height)
-        if table.shares is not None:
-            boxes[rows] = table.shares[rows] * np.concatenate([known, known], axis=1)
+        if table.relative_boxes is not None:
+            boxes[rows] = table.relative_boxes[rows] * np.concatenate([known, known], axis=1)
         some = boxes[rows]
         readable = known.min(axis=1, initial=1) > 0
         outside += int((readable & ((some[:, :2] < 0) | (some[:, 2:] > known)).any(axis=1)).sum())
@@ -99,13 +99,13 @@ def _fit_boxes(table: BoxTable, sizes: Integers, *, clip: bool) -> tuple[Floats,
     return boxes, outside, empty
 
 
-def _read_sizes(folder: Path, names: Names, on_error: str, timeout: float) -> tuple[Integers, dict[int, str]]:
+def _read_sizes(folder: Path, names: PackedNames, on_error: str, timeout: float) -> tuple[Integers, dict[int, str]]:
     """(height, width) of every image [M, 2] from its header, zeros for those that have a problem; and the problems."""
 
-    threads = Threads(read_size, min(32, 4 * (os.cpu_count() or 1)), timeout)
+    threads = FileThreads(read_size, min(32, 4 * (os.cpu_count() or 1)), timeout)
     sizes, problems = np.zeros((len(names), 2), np.int64), {}
     try:
-        for i, result in enumerate(threads.map((folder / name for name in names), AHEAD)):
+        for i, result in enumerate(threads.map((folder / name for name in names), PREFETCH_HEADERS)):
             try:
                 sizes[i] = result()
             except (ImageError, TimeoutError) as error:

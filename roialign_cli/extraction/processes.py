@@ -26,10 +26,10 @@ from roialign_cli.backbones import load_backbone
 from roialign_cli.errors import RoialignError
 from roialign_cli.extraction.batches import Batch
 from roialign_cli.extraction.job import Job
-from roialign_cli.extraction.progress import Tally
-from roialign_cli.extraction.worker import Filling, batches_left
-from roialign_cli.inputs.images import decoding
-from roialign_cli.regions.values import Flaws
+from roialign_cli.extraction.progress import ProgressTracker
+from roialign_cli.extraction.worker import BatchWorker, batches_left
+from roialign_cli.inputs.images import limit_pixels
+from roialign_cli.regions.values import ValueReport
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import PENDING
 from roialign_cli.system import allocator
@@ -53,7 +53,7 @@ class _Worker:
     connection: Connection
     given: list[Batch] = field(default_factory=list)  # the file says what came of them
     idle: bool = False
-    flaws: Flaws = field(default_factory=Flaws)
+    flaws: ValueReport = field(default_factory=ValueReport)
 
     def tell(self, message: object) -> None:
         """Send a message; that the process has died is seen when it is listened to."""
@@ -71,12 +71,12 @@ class _Worker:
             self.tell(GO_ON)
 
 
-def fill_in_processes(job: Job, tally: Tally, should_stop: Callable[[], bool]) -> Flaws:
+def fill_in_processes(job: Job, tally: ProgressTracker, should_stop: Callable[[], bool]) -> ValueReport:
     """Fill the rest of the file, a process for each device of the job.
 
     Raises the first error of a process, once all have ended. A process that dies is a warning.
     """
-    left = _Left(job, tally.settled.copy())
+    left = _WorkQueue(job, tally.settled.copy())
     workers = [_start(job, device) for device in job.devices]
     running, stopping = list(workers), False
     error: RoialignError | None = None
@@ -88,7 +88,7 @@ def fill_in_processes(job: Job, tally: Tally, should_stop: Callable[[], bool]) -
                     error = _listen(worker, tally, left, stopping) or error
                 except (EOFError, OSError):  # it has ended, as it should or not
                     running.remove(worker)
-                    _bury(worker, left, job)
+                    _requeue_lost(worker, left, job)
             if left.again and not stopping:
                 for worker in running:
                     worker.wake()
@@ -102,10 +102,10 @@ def fill_in_processes(job: Job, tally: Tally, should_stop: Callable[[], bool]) -
             worker.process.join()
     if error is not None:
         raise error
-    return sum((worker.flaws for worker in workers), Flaws())
+    return sum((worker.flaws for worker in workers), ValueReport())
 
 
-def _listen(worker: _Worker, tally: Tally, left: _Left, stopping: bool) -> RoialignError | None:
+def _listen(worker: _Worker, tally: ProgressTracker, left: _WorkQueue, stopping: bool) -> RoialignError | None:
     """Take one message; returns the error it tells of."""
     kind, value = worker.connection.recv()
     if kind == SETTLED:
@@ -120,7 +120,7 @@ def _listen(worker: _Worker, tally: Tally, left: _Left, stopping: bool) -> Roial
     return None
 
 
-class _Left:
+class _WorkQueue:
     """What is left to hand out: the batches of the plan, and those of processes that died."""
 
     def __init__(self, job: Job, settled: npt.NDArray[np.bool_]) -> None:
@@ -148,7 +148,7 @@ def _start(job: Job, device: torch.device) -> _Worker:
     return _Worker(device, process, ours)
 
 
-def _bury(worker: _Worker, left: _Left, job: Job) -> None:
+def _requeue_lost(worker: _Worker, left: _WorkQueue, job: Job) -> None:
     """A process has ended. If it should not have, what it was given and has not vouched for is handed out again."""
     worker.process.join()
     code = worker.process.exitcode
@@ -176,7 +176,7 @@ def _serve(connection: Connection, parts: dict[str, Any], threads: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(threads)
     try:
-        with suppress(EOFError, OSError), allocator.kept(), decoding(parts["settings"].max_pixels):
+        with suppress(EOFError, OSError), allocator.retain_freed_memory(), limit_pixels(parts["settings"].max_pixels):
             _fill_on_request(connection, Job(backbone=load_backbone(parts["settings"]), **parts))
     except RoialignError as error:
         connection.send((FAILED, error))
@@ -200,14 +200,14 @@ def _fill_on_request(connection: Connection, job: Job) -> None:
             filling.done[list(settled)] = True
             yield batch
 
-    def told_to_stop() -> bool:
+    def stop_requested() -> bool:
         nonlocal stopped
         stopped = stopped or (connection.poll() and connection.recv() == STOP)
         return stopped
 
     nothing_done = np.zeros(job.plan.images, np.bool_)
-    filling = Filling(job, job.devices[0], nothing_done, lambda image: connection.send((SETTLED, image)))
+    filling = BatchWorker(job, job.devices[0], nothing_done, lambda image: connection.send((SETTLED, image)))
     while not stopped:
-        filling.fill(orders(), told_to_stop)
+        filling.fill(orders(), stop_requested)
         connection.send((IDLE, filling.flaws))
         stopped = stopped or connection.recv() == STOP

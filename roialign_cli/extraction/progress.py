@@ -11,7 +11,7 @@ from roialign_cli.extraction.job import Job
 from roialign_cli.types import Progress
 
 
-class Tally:
+class ProgressTracker:
     """Which images are settled, done or failed; told as progress."""
 
     def __init__(self, job: Job, done: npt.NDArray[np.bool_], on_progress: Callable[[Progress], None]) -> None:

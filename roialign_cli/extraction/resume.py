@@ -19,22 +19,23 @@ import numpy.typing as npt
 from roialign_cli.errors import OutputError
 from roialign_cli.inputs.file_versions import has_changed
 from roialign_cli.store.check import features_match, tables_match
-from roialign_cli.store.checksum import VERSION_OF_IMAGE
-from roialign_cli.store.layout import Layout, tables_of
+from roialign_cli.store.checksum import IMAGE_VERSION_TABLES
+from roialign_cli.store.layout import Layout, initial_tables
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import DONE, PENDING
 from roialign_cli.store.writer import open_writer
 from roialign_cli.types import NO_VERSION, FileVersion, Plan
 
-MADE_BY = ("created_by", "versions", "kernel")  # attributes that decide how values are rounded, not what they mean
-OF_PLAN = ("boxes", "labels", "scores", "ids", "images/name", "images/size")  # tables that a plan has
+# Attributes that decide how values are rounded, not what they mean.
+ROUNDING_ATTRIBUTES = ("created_by", "versions", "kernel")
+PLAN_TABLES = ("boxes", "labels", "scores", "ids", "images/name", "images/size")  # tables that a plan has
 IMAGES_AT_ONCE = 256  # looked at by one thread
 NAMED = 3  # images in a warning
 
 Images = npt.NDArray[np.int64]
 
 
-def go_on(output: Path, folder: Path, plan: Plan, layout: Layout, *, strict: bool) -> npt.NDArray[np.bool_]:
+def revalidate(output: Path, folder: Path, plan: Plan, layout: Layout, *, strict: bool) -> npt.NDArray[np.bool_]:
     """Mark everything in a file as pending that has to be computed, and return which images [M] are done.
 
     Reads every done row once if an image is left to compute. Warns of images that are computed again, and of rows that other
@@ -61,9 +62,9 @@ def go_on(output: Path, folder: Path, plan: Plan, layout: Layout, *, strict: boo
 
 def _changed(file: FeatureFile, folder: Path, done: Images) -> Images:
     """Return the images whose file holds something else than what was read."""
-    if not all(name in file.places for name in VERSION_OF_IMAGE):
+    if not all(name in file.extents for name in IMAGE_VERSION_TABLES):
         return np.empty(0, np.int64)
-    sizes, times, digests = (file.dataset(name) for name in VERSION_OF_IMAGE)
+    sizes, times, digests = (file.dataset(name) for name in IMAGE_VERSION_TABLES)
 
     def look(image: int) -> bool:
         version = FileVersion(int(sizes[image]), int(times[image]), digests[image].tobytes())
@@ -90,7 +91,7 @@ def _where(look: Callable[[int], bool], images: Images) -> Images:
 
 def _warn_of_versions(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], *, strict: bool) -> None:
     differences = []
-    for name in MADE_BY:
+    for name in ROUNDING_ATTRIBUTES:
         old, new = theirs.get(name), ours.get(name)
         if name == "versions" and old is not None and new is not None:
             before, now = json.loads(old), json.loads(new)
@@ -121,7 +122,7 @@ def _reopen(output: Path, plan: Plan, layout: Layout, images: Images) -> None:
     """Mark images as pending, and write their lines of the tables anew, which may be what is damaged."""
     if not len(images):
         return
-    tables = {name: values for name, (_, values) in tables_of(plan, layout).items() if name in OF_PLAN}
+    tables = {name: values for name, (_, values) in initial_tables(plan, layout).items() if name in PLAN_TABLES}
     with open_writer(output) as writer:
         writer.reopen(images)
         for image in images.tolist():
@@ -129,4 +130,4 @@ def _reopen(output: Path, plan: Plan, layout: Layout, images: Images) -> None:
             first, stop = plan.table.offset[image : image + 2].tolist()
             for name, values in tables.items():
                 begin, end = (image, image + 1) if name.startswith("images/") else (first, stop)
-                writer.rows(name, begin, values[begin:end].astype(writer.places[name].raw_dtype))
+                writer.rows(name, begin, values[begin:end].astype(writer.extents[name].raw_dtype))

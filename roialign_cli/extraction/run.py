@@ -11,12 +11,12 @@ from roialign_cli import config
 from roialign_cli.extraction.job import Job, prepare_job
 from roialign_cli.extraction.plan import plan_run
 from roialign_cli.extraction.processes import fill_in_processes
-from roialign_cli.extraction.progress import Tally
-from roialign_cli.extraction.resume import go_on
+from roialign_cli.extraction.progress import ProgressTracker
+from roialign_cli.extraction.resume import revalidate
 from roialign_cli.extraction.shards import parse_shard
-from roialign_cli.extraction.worker import Filling, batches_left, settle_known
-from roialign_cli.inputs.images import decoding
-from roialign_cli.regions.values import Flaws
+from roialign_cli.extraction.worker import BatchWorker, batches_left, record_known_outcomes
+from roialign_cli.inputs.images import limit_pixels
+from roialign_cli.regions.values import ValueReport
 from roialign_cli.store.output import locked, open_output
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import DONE, FAILED, PENDING
@@ -56,7 +56,7 @@ def extract(
     """
     chosen = config.load(config_name, settings)
     part = parse_shard(shard) if shard else None
-    with decoding(chosen.max_pixels):
+    with limit_pixels(chosen.max_pixels):
         plan = plan_run(Path(images), None if boxes is None else Path(boxes), Path(output), chosen)
         job = prepare_job(plan, Path(images), Path(output), chosen, part)
         return run_job(job, overwrite=overwrite, strict=strict, on_progress=on_progress, should_stop=should_stop)
@@ -73,30 +73,30 @@ def run_job(
 ) -> Summary:
     """Fill the output of a job, or what is missing of it; where another run has it, wait for so many seconds."""
     started = time.monotonic()
-    with locked(job.output, patience), allocator.kept():
+    with locked(job.output, patience), allocator.retain_freed_memory():
         status = open_output(job.output, job.plan, job.layout, overwrite=overwrite)
         done = status == DONE
         if (status != PENDING).any():
-            done = go_on(job.output, job.folder, job.plan, job.layout, strict=strict)
-        finished_before, flaws = bool(done.all()), Flaws()
+            done = revalidate(job.output, job.folder, job.plan, job.layout, strict=strict)
+        finished_before, flaws = bool(done.all()), ValueReport()
         if not finished_before:
-            tally = Tally(job, done, on_progress)
-            settle_known(job, tally)
+            tally = ProgressTracker(job, done, on_progress)
+            record_known_outcomes(job, tally)
             flaws = _fill(job, tally, should_stop)
     return _summarise(job, flaws, finished_before, time.monotonic() - started)
 
 
-def _fill(job: Job, tally: Tally, should_stop: Callable[[], bool]) -> Flaws:
+def _fill(job: Job, tally: ProgressTracker, should_stop: Callable[[], bool]) -> ValueReport:
     """Fill what is not settled, in this process or in several."""
     if len(job.devices) > 1:
         return fill_in_processes(job, tally, should_stop)
     done = tally.settled.copy()
-    filling = Filling(job, job.devices[0], done, tally.settle)
+    filling = BatchWorker(job, job.devices[0], done, tally.settle)
     filling.fill(batches_left(job, done), should_stop)
     return filling.flaws
 
 
-def _summarise(job: Job, flaws: Flaws, finished_before: bool, seconds: float) -> Summary:
+def _summarise(job: Job, flaws: ValueReport, finished_before: bool, seconds: float) -> Summary:
     plan = job.plan
     with FeatureFile(job.output) as file:
         status, failures = file.status, file.errors

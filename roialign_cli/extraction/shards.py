@@ -93,7 +93,7 @@ def estimate_work(sizes: Integers, boxes: Integers, resize: tuple[int, int | Non
     return np.where((boxes > 0) & (height > 0), computed, 1.0)
 
 
-def cuts(work: npt.NDArray[np.float64], count: int) -> Integers:
+def shard_boundaries(work: npt.NDArray[np.float64], count: int) -> Integers:
     """[count + 1] ascending: shard i is images cuts[i]:cuts[i + 1], of equal work as nearly as images allow."""
     ends = np.zeros(len(work) + 1)
     np.cumsum(work, out=ends[1:])
@@ -104,7 +104,7 @@ def cuts(work: npt.NDArray[np.float64], count: int) -> Integers:
 
 
 @dataclass(frozen=True)
-class Split:
+class PlanSplit:
     """A plan and where it is cut: part i, from 1, is its images ends[i - 1]:ends[i]. `sha256` is of the whole plan."""
 
     plan: Plan
@@ -112,15 +112,15 @@ class Split:
     sha256: str
 
 
-def split(plan: Plan, count: int, resize: tuple[int, int | None] | None) -> Split:
+def split(plan: Plan, count: int, resize: tuple[int, int | None] | None) -> PlanSplit:
     """Cut a plan into parts of equal estimated work. ConfigError: there are fewer images than parts."""
     if count > max(1, plan.images):
         raise ConfigError("config-value", f"shard: expected at most {plan.images}, one per image, found {count}")
     work = estimate_work(plan.sizes, np.diff(plan.table.offset), resize)
-    return Split(plan, cuts(work, count), plan_sha256(plan))
+    return PlanSplit(plan, shard_boundaries(work, count), plan_sha256(plan))
 
 
-def part_of(whole: Split, number: int) -> tuple[Plan, dict[str, Any]]:
+def shard_plan(whole: PlanSplit, number: int) -> tuple[Plan, dict[str, Any]]:
     """Part `number` of a plan, from 1, as a plan, and the attributes by which its file is known."""
     plan, table = whole.plan, whole.plan.table
     first, stop = whole.ends[number - 1 : number + 1].tolist()

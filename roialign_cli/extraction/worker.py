@@ -21,12 +21,12 @@ from roialign_cli.backbones.base import Layer, Levels
 from roialign_cli.extraction.batches import Batch, Decoded, load_batches, make_batches
 from roialign_cli.extraction.job import Job
 from roialign_cli.extraction.plan import row_range
-from roialign_cli.extraction.progress import Tally
+from roialign_cli.extraction.progress import ProgressTracker
 from roialign_cli.inputs.images import ImageError
 from roialign_cli.regions.pooling import cells_read, pool
 from roialign_cli.regions.preprocessing import prepare, resized
-from roialign_cli.regions.rois import levels_of, scale_boxes
-from roialign_cli.regions.values import Flaws, all_finite, cut
+from roialign_cli.regions.rois import roi_levels, scale_boxes
+from roialign_cli.regions.values import ValueReport, all_finite, clip_to_float16
 from roialign_cli.store.schema import features_path
 from roialign_cli.store.writer import FeatureWriter, open_writer
 from roialign_cli.system import allocator
@@ -56,7 +56,7 @@ def batches_left(job: Job, done: npt.NDArray[np.bool_]) -> Iterator[Batch]:
     return (batch for batch in planned if not done[list(batch.images)].all())
 
 
-class Filling:
+class BatchWorker:
     """Computes batches on one device and writes their rows, which nobody else writes; done images are left alone."""
 
     def __init__(
@@ -64,8 +64,8 @@ class Filling:
     ) -> None:
         self.job = job
         self.done = done
-        self.flaws = Flaws()  # of all images
-        self._flaws: dict[int, Flaws] = {}  # of the images at hand
+        self.flaws = ValueReport()  # of all images
+        self._flaws: dict[int, ValueReport] = {}  # of the images at hand
         self._versions: dict[int, FileVersion] = {}  # of the images at hand
         self._device = device
         self._settle = settle
@@ -94,7 +94,7 @@ class Filling:
                 self._fail(image, result)
                 continue
             size = (result.pixels.shape[0], result.pixels.shape[1])
-            if size != batch.size and self.job.plan.sized:
+            if size != batch.size and self.job.plan.boxes_depend_on_size:
                 found = f"expected (height, width) {batch.size}, by which boxes were made, found {size}"
                 self._fail(image, ImageError("image-size", found))
                 continue
@@ -107,7 +107,7 @@ class Filling:
             self._compute_as_fits(images, pixels, size)
             for image in images:
                 if not self.done[image]:
-                    self._finish(image, self._flaws.pop(image, Flaws()))
+                    self._finish(image, self._flaws.pop(image, ValueReport()))
                 del self._versions[image]
 
     def _fail(self, image: int, error: ImageError) -> None:
@@ -144,8 +144,8 @@ class Filling:
         todo = ~self.done[rows.image]
         if not todo.any():
             return
-        allocator.fit(size)
-        levels = [levels_of(rows.rois, layer, settings) for layer in backbone.layers]
+        allocator.trim_for_size(size)
+        levels = [roi_levels(rows.rois, layer, settings) for layer in backbone.layers]
         with torch.inference_mode():
             inputs = prepare(pixels, backbone.preprocessing, self._device)
             shape = (inputs.shape[2], inputs.shape[3])
@@ -215,13 +215,15 @@ class Filling:
         else:
             rows.copy_(pooled(dtype, None))
         if not all_finite(rows):
-            not_finite, saturated = cut(rows, exact)
+            not_finite, saturated = clip_to_float16(rows, exact)
             for image in np.unique(images).tolist():
                 of = torch.from_numpy(images == image)
-                self._flaws[image] = self._flaws.get(image, Flaws()) + Flaws.of(not_finite[of], saturated[of])
+                self._flaws[image] = self._flaws.get(image, ValueReport()) + ValueReport.of(
+                    not_finite[of], saturated[of]
+                )
         return rows.numpy(), (lambda: self._blocks.put(block)) if block is not None else (lambda: None)
 
-    def _finish(self, image: int, flaws: Flaws) -> None:
+    def _finish(self, image: int, flaws: ValueReport) -> None:
         self.flaws += flaws
         if flaws.not_finite and self.job.settings.on_nonfinite == "error":
             self._fail(image, ImageError("features-nonfinite", f"its features have {flaws}", "--on-nonfinite keep"))
@@ -240,7 +242,7 @@ def _new_block(device: torch.device) -> Tensor:
     return torch.from_numpy(memory[start : start + BLOCK_BYTES])
 
 
-def settle_known(job: Job, tally: Tally) -> None:
+def record_known_outcomes(job: Job, tally: ProgressTracker) -> None:
     """Images without boxes are done, images known to be unreadable go to the ledger."""
     problems = {image: problem for image, problem in job.plan.problems.items() if not tally.settled[image]}
     without = np.flatnonzero(~tally.settled & (np.diff(job.plan.table.offset) == 0)).tolist()
@@ -259,7 +261,7 @@ def settle_known(job: Job, tally: Tally) -> None:
 def _write_done(job: Job, writer: FeatureWriter, image: int, note: str = "") -> None:
     """All rows of an image are on their way; sizes and clipped boxes too, which an earlier run may not have known."""
     writer.rows("images/size", image, job.plan.sizes[image : image + 1])
-    if job.plan.sized:
+    if job.plan.boxes_depend_on_size:
         first, stop = row_range(job.plan.table.offset, image)
         writer.rows("boxes", first, job.plan.table.boxes[first:stop])
     writer.done(image, note)

@@ -20,7 +20,7 @@ from roialign_cli.figures.colours import Colouring, channel_mean, principal
 from roialign_cli.figures.style import BIN, BOX, SAMPLE, STYLE
 from roialign_cli.ops.reference import Axis, axis
 from roialign_cli.regions.pooling import pool
-from roialign_cli.regions.views import View
+from roialign_cli.regions.views import LayerView
 
 AROUND = 2  # cells of the map shown around the RoI
 
@@ -52,7 +52,7 @@ class Grid:
         return y, x
 
 
-def make_grid(view: View, box: int, settings: Settings) -> Grid:
+def make_grid(view: LayerView, box: int, settings: Settings) -> Grid:
     """Where RoI Align of a box samples its map."""
     features, stride = view.level(box)
     _, x1, y1, x2, y2 = view.rois[box].tolist()
@@ -63,7 +63,7 @@ def make_grid(view: View, box: int, settings: Settings) -> Grid:
 
 
 def in_image(
-    view: View, stride: int, along: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
+    view: LayerView, stride: int, along: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Map cells along (y, x) as pixels of the original image: the centre of cell i is that of its `stride` pixels."""
     y, x = ((cells + 0.5) * stride / zoom for cells, zoom in zip(along, view.zoom, strict=True))
@@ -74,7 +74,7 @@ def draw_overlay(
     pixels: npt.NDArray[np.uint8],
     boxes: Floats,
     labels: Sequence[str] | None,
-    view: View,
+    view: LayerView,
     box: int,
     settings: Settings,
     colour: str,
@@ -108,7 +108,7 @@ def _draw_image(
     pixels: npt.NDArray[np.uint8],
     boxes: Floats,
     labels: Sequence[str] | None,
-    view: View,
+    view: LayerView,
     box: int,
     grid: Grid,
     stride: int,

@@ -18,36 +18,38 @@ NUMBERED = 12  # cells per side up to which their values are written into them
 GREYS = "Greys"
 
 
-def draw_panels(told: Explanation) -> Figure:
+def draw_panels(explanation: Explanation) -> Figure:
     """The picture. Cells are squares centred on integers, so cell 0 reaches from -0.5 to 0.5."""
     with rc_context(STYLE):
-        height = 2.2 + 2.4 * min(2.0, told.features.shape[0] / told.features.shape[1])
+        height = 2.2 + 2.4 * min(2.0, explanation.features.shape[0] / explanation.features.shape[1])
         figure = Figure(figsize=(16, height), layout="constrained")
         mapping, bins, samples, lookup, pooled = figure.subplots(1, 5)
-        shift = " - 0.5" if told.aligned else ""
-        _map(mapping, told.features, "1  mapping: pixels to cells")
-        _outline(mapping, told)
-        mapping.set_xlabel(f"x: {told.roi[0]:g} · {told.spatial_scale:g}{shift} = {told.x.start:.4g}, …")
-        _map(bins, told.features, f"2  {told.output_size[0]} x {told.output_size[1]} bins")
-        _outline(bins, told)
-        _bins(bins, told)
-        bins.set_xlabel(f"each {told.x.bin:.4g} wide, {told.y.bin:.4g} high")
-        _map(samples, told.features, f"3  {told.y.grid} x {told.x.grid} samples per bin")
-        _outline(samples, told)
-        _bins(samples, told)
-        points = [point for p, q in _all_bins(told) for point in told.samples(p, q)]
+        shift = " - 0.5" if explanation.aligned else ""
+        _map(mapping, explanation.features, "1  mapping: pixels to cells")
+        _outline(mapping, explanation)
+        mapping.set_xlabel(
+            f"x: {explanation.roi[0]:g} · {explanation.spatial_scale:g}{shift} = {explanation.x.start:.4g}, …"
+        )
+        _map(bins, explanation.features, f"2  {explanation.output_size[0]} x {explanation.output_size[1]} bins")
+        _outline(bins, explanation)
+        _bins(bins, explanation)
+        bins.set_xlabel(f"each {explanation.x.bin:.4g} wide, {explanation.y.bin:.4g} high")
+        _map(samples, explanation.features, f"3  {explanation.y.grid} x {explanation.x.grid} samples per bin")
+        _outline(samples, explanation)
+        _bins(samples, explanation)
+        points = [point for p, q in _all_bins(explanation) for point in explanation.samples(p, q)]
         samples.plot(
             [x for x, _ in points], [y for _, y in points], ".", color=SAMPLE, markersize=5 if len(points) < 200 else 2
         )
-        kind = "adaptive" if told.sampling_ratio == 0 else "fixed"
+        kind = "adaptive" if explanation.sampling_ratio == 0 else "fixed"
         samples.set_xlabel(f"{kind}; every one a bilinear lookup")
-        _lookup(lookup, told)
-        _pooled(pooled, told)
+        _lookup(lookup, explanation)
+        _pooled(pooled, explanation)
         return figure
 
 
-def _all_bins(told: Explanation) -> Iterator[tuple[int, int]]:
-    return ((p, q) for p in range(told.output_size[0]) for q in range(told.output_size[1]))
+def _all_bins(explanation: Explanation) -> Iterator[tuple[int, int]]:
+    return ((p, q) for p in range(explanation.output_size[0]) for q in range(explanation.output_size[1]))
 
 
 def _map(axes: Axes, features: Map, title: str) -> None:
@@ -78,22 +80,22 @@ def _span(axis: Axis) -> tuple[float, float]:
     return axis.start, axis.start + axis.bins * axis.bin
 
 
-def _outline(axes: Axes, told: Explanation) -> None:
-    (left, right), (top, bottom) = _span(told.x), _span(told.y)
+def _outline(axes: Axes, explanation: Explanation) -> None:
+    (left, right), (top, bottom) = _span(explanation.x), _span(explanation.y)
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=BOX, linewidth=2))
-    axes.set_xlim(min(-0.5, left - 0.3), max(told.features.shape[1] - 0.5, right + 0.3))
-    axes.set_ylim(max(told.features.shape[0] - 0.5, bottom + 0.3), min(-0.5, top - 0.3))
+    axes.set_xlim(min(-0.5, left - 0.3), max(explanation.features.shape[1] - 0.5, right + 0.3))
+    axes.set_ylim(max(explanation.features.shape[0] - 0.5, bottom + 0.3), min(-0.5, top - 0.3))
 
 
-def _bins(axes: Axes, told: Explanation) -> None:
-    (left, right), (top, bottom) = _span(told.x), _span(told.y)
-    axes.vlines([told.x.edges(q)[0] for q in range(1, told.x.bins)], top, bottom, color=BOX, linewidth=1)
-    axes.hlines([told.y.edges(p)[0] for p in range(1, told.y.bins)], left, right, color=BOX, linewidth=1)
+def _bins(axes: Axes, explanation: Explanation) -> None:
+    (left, right), (top, bottom) = _span(explanation.x), _span(explanation.y)
+    axes.vlines([explanation.x.edges(q)[0] for q in range(1, explanation.x.bins)], top, bottom, color=BOX, linewidth=1)
+    axes.hlines([explanation.y.edges(p)[0] for p in range(1, explanation.y.bins)], left, right, color=BOX, linewidth=1)
 
 
-def _lookup(axes: Axes, told: Explanation) -> None:
+def _lookup(axes: Axes, explanation: Explanation) -> None:
     """The cells around the first sample, with their weights."""
-    look = told.lookup
+    look = explanation.lookup
     axes.set_title("4  one bilinear lookup", loc="left", fontsize=10)
     if look is None or look.clamped is None:
         axes.text(
@@ -102,7 +104,7 @@ def _lookup(axes: Axes, told: Explanation) -> None:
         axes.set_axis_off()
         return
     columns, rows = ({cell[i] for cell in look.cells} for i in range(2))
-    axes.imshow(told.features, cmap=GREYS, alpha=0.35)
+    axes.imshow(explanation.features, cmap=GREYS, alpha=0.35)
     axes.set_xlim(min(columns) - 0.5, max(columns) + 0.5)
     axes.set_ylim(max(rows) + 0.5, min(rows) - 0.5)
     axes.set_xticks(sorted(columns))
@@ -118,18 +120,18 @@ def _lookup(axes: Axes, told: Explanation) -> None:
     axes.set_xlabel(f"({look.x:.4g}, {look.y:.4g}) → {look.value:.4g}")
 
 
-def _pooled(axes: Axes, told: Explanation) -> None:
-    axes.imshow(told.pooled, cmap=GREYS, alpha=0.35)
+def _pooled(axes: Axes, explanation: Explanation) -> None:
+    axes.imshow(explanation.pooled, cmap=GREYS, alpha=0.35)
     axes.set_title("5  the mean of each bin", loc="left", fontsize=10)
-    axes.set_xticks(range(told.output_size[1]))
-    axes.set_yticks(range(told.output_size[0]))
-    if max(told.output_size) <= NUMBERED:
-        for p, q in _all_bins(told):
+    axes.set_xticks(range(explanation.output_size[1]))
+    axes.set_yticks(range(explanation.output_size[0]))
+    if max(explanation.output_size) <= NUMBERED:
+        for p, q in _all_bins(explanation):
             axes.text(
                 q,
                 p,
-                f"{told.pooled[p, q]:.4g}",
+                f"{explanation.pooled[p, q]:.4g}",
                 ha="center",
                 va="center",
-                fontsize=9 if max(told.output_size) < 5 else 6,
+                fontsize=9 if max(explanation.output_size) < 5 else 6,
             )

@@ -13,7 +13,7 @@ from roialign_cli.figures.style import STYLE, drawable
 from roialign_cli.store.reader import FeatureFile
 
 COLUMNS = 8
-MOST = 64
+MAX_REGIONS = 64
 
 
 def draw_sheet(file: FeatureFile, layer: str | None, name: str | None) -> Figure:
@@ -23,7 +23,7 @@ def draw_sheet(file: FeatureFile, layer: str | None, name: str | None) -> Figure
         raise InputError("sheet-empty", f"{file.path}: expected boxes of images that are done, found none")
     if layer is not None and layer not in file.layers:
         raise OutputError("layer-unknown", f"{file.path}: expected one of {', '.join(file.layers)}, found {layer!r}")
-    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(MOST, len(rows))).astype(np.int64))]
+    rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(MAX_REGIONS, len(rows))).astype(np.int64))]
     found = torch.from_numpy(np.array(file.features(layer or file.layers[0])[rows], np.float32))
     regions = found.movedim(1, -1) if found.dim() == 4 else found[:, None, None]  # [n, PH, PW, C]; reduced: one bin
     colours = principal(regions.flatten(0, 2), 3)(regions).numpy()
@@ -56,7 +56,7 @@ def _title(file: FeatureFile, row: int) -> str:
     image = int(np.searchsorted(file.offset, row, side="right")) - 1
     name, number = drawable(file.names[image]), row - int(file.offset[image])
     short = name if len(name) <= 16 else f"…{name[-15:]}"
-    if "labels" not in file.places:
+    if "labels" not in file.extents:
         return f"{short} {number}"
     label = file.dataset("labels")[row]
     return f"{short} {number}\n{(label.decode() if isinstance(label, bytes) else str(label))[:20]}"

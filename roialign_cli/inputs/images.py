@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from roialign_cli.arrays import NAMES_AT_ONCE, Names
+from roialign_cli.arrays import NAMES_AT_ONCE, PackedNames
 from roialign_cli.config import MAX_PIXELS
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.file_versions import version_of
@@ -61,7 +61,7 @@ def _walk(folder: Path) -> Iterator[bytes]:
                 yield begin + file
 
 
-class Listing:
+class ImageListing:
     """Which images are in a folder, remembered by the hashes of their names: of 10 million in 0.1 GB instead of 1.
 
     That a name is wrongly taken for one of them happens once in 10^12 lists; its image then fails when it is read.
@@ -74,7 +74,7 @@ class Listing:
     def __len__(self) -> int:
         return len(self._hashes)
 
-    def has(self, names: Names) -> npt.NDArray[np.bool_]:
+    def has(self, names: PackedNames) -> npt.NDArray[np.bool_]:
         """Which of the names [M] are there."""
         found = np.zeros(len(names), np.bool_)
         for begin in range(0, len(names) if len(self) else 0, NAMES_AT_ONCE):
@@ -97,14 +97,14 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class Picture:
+class DecodedImage:
     """An upright image as RGB [H, W, 3] uint8, and which version of its file it was read from."""
 
     pixels: npt.NDArray[np.uint8]
     version: FileVersion
 
 
-def read_picture(path: Path) -> Picture:
+def decode_image(path: Path) -> DecodedImage:
     """Decode an image; ImageError if that fails, or if the file changes meanwhile."""
     with _open(path) as (image, file):
         before = os.fstat(file.fileno())
@@ -113,16 +113,16 @@ def read_picture(path: Path) -> Picture:
         version = version_of(file)
         if version is None or (version.size, version.modified) != (before.st_size, before.st_mtime_ns):
             raise ImageError("image-changed", "expected a file that stays as it is, found it changed while it was read")
-        return Picture(pixels, version)
+        return DecodedImage(pixels, version)
 
 
 def decode(path: Path) -> npt.NDArray[np.uint8]:
     """Return the upright image as RGB [H, W, 3] uint8, or raise ImageError."""
-    return read_picture(path).pixels
+    return decode_image(path).pixels
 
 
 @contextmanager
-def decoding(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+def limit_pixels(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
     """Images of more pixels are refused before they are decoded; without Pillow's warnings: what matters becomes an error."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = max_pixels // 2 or None  # Pillow warns at this many and refuses at twice as many

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from roialign_cli.errors import OutputError
-from roialign_cli.system.atomic import partial_of, publish
+from roialign_cli.system.atomic import partial_path, publish
 from roialign_cli.types import Plan
 
 TINY = 4.0  # pixels of the shorter side: less than a cell of the finest usual map
@@ -71,7 +71,7 @@ def _suspicions(plan: Plan) -> Iterator[str]:
         return
     if (boxes <= 1).all():
         yield "all coordinates lie in 0..1: they may be relative to the image, not pixels"
-    elif (boxes[:, :2] + boxes[:, 2:] <= sizes).all() and not plan.sized:
+    elif (boxes[:, :2] + boxes[:, 2:] <= sizes).all() and not plan.boxes_depend_on_size:
         yield "every box would fit its image as x, y, width, height too: it may be read as corners by mistake"
     outside = (boxes[:, 2:] > sizes + 1).any(axis=1).mean()
     if outside > 0.3:
@@ -82,7 +82,7 @@ def _suspicions(plan: Plan) -> Iterator[str]:
 def write_native(plan: Plan, path: Path) -> None:
     """The boxes as native JSON, in pixels, exactly; OutputError."""
     table = plan.table
-    partial = partial_of(path)
+    partial = partial_path(path)
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write("{")

@@ -38,12 +38,12 @@ def choose_kernel(kernel: str, device: torch.device, mode: str, dtype: torch.dty
     if kernel == "auto" and device.type == "cpu":
         return "cpu"
     if kernel == "cuda" or (kernel == "auto" and device.type == "cuda"):
-        obstacle = cuda.obstacle(device, dtype, mode)
-        if obstacle is None:
+        unavailable_reason = cuda.unavailable_reason(device, dtype, mode)
+        if unavailable_reason is None:
             return "cuda"
         if kernel == "cuda" or mode != "avg":
-            raise obstacle
-        _warn(f"kernel torchvision serves {device}: {obstacle.message}")
+            raise unavailable_reason
+        _warn(f"kernel torchvision serves {device}: {unavailable_reason.message}")
     if kernel == "auto":
         kernel = "torchvision"
     if kernel == "torchvision" and mode != "avg":

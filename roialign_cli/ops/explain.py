@@ -13,7 +13,7 @@ from roialign_cli.ops import roi_align
 from roialign_cli.ops.reference import Axis, Map, axis, interpolate
 
 EXAMPLE = "0.8,0,2.4,4.5"  # with 2 x 2 bins, unit scale, not aligned
-MOST_SAMPLES = 200_000  # worked out one by one, some seconds
+MAX_SAMPLES = 200_000  # worked out one by one, some seconds
 LARGEST = 256  # cells per side of a map that is made for an explanation
 
 
@@ -85,21 +85,21 @@ def explain(
     y = axis(roi[1], roi[3], spatial_scale, output_size[0], sampling_ratio, aligned)
     x = axis(roi[0], roi[2], spatial_scale, output_size[1], sampling_ratio, aligned)
     samples = y.bins * y.grid * x.bins * x.grid
-    if samples > MOST_SAMPLES:
-        found = f"expected at most {MOST_SAMPLES} samples to explain, found {samples}"
+    if samples > MAX_SAMPLES:
+        found = f"expected at most {MAX_SAMPLES} samples to explain, found {samples}"
         raise ConfigError("roi", f"roi: {found}", "a smaller RoI, or a smaller sampling ratio")
     points = [(x.samples(0)[0], y.samples(0)[0])] if x.grid and y.grid else []
     pooled = roi_align(
         torch.from_numpy(features)[None, None], torch.tensor([[0.0, *roi]], dtype=torch.float64), output_size,
         spatial_scale=spatial_scale, sampling_ratio=sampling_ratio, aligned=aligned, kernel="reference",
     )  # fmt: skip
-    lookup = look_up(features, *points[0]) if points else None
+    lookup = bilinear_lookup(features, *points[0]) if points else None
     return Explanation(
         roi, output_size, spatial_scale, sampling_ratio, aligned, y, x, features, lookup, pooled[0, 0].numpy()
     )
 
 
-def look_up(features: Map, x: float, y: float) -> Lookup:
+def bilinear_lookup(features: Map, x: float, y: float) -> Lookup:
     """The cells of a map [H, W] around a point and their weights; those of weight zero, too, inside the map."""
     height, width = features.shape
     value = float(interpolate(features[None], y, x)[0])

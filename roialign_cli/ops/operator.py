@@ -80,14 +80,16 @@ def _fake(form: Form, levels: Tensor | None) -> bool:
 def _check_out(out: Tensor, form: Form, levels: Tensor | None) -> None:
     """What is written to must be memory; its shape and type are checked once they are known."""
     if not isinstance(out, Tensor):
-        raise request.bad("out", f"expected a tensor, found {type(out).__name__}")
+        raise request.input_error("out", f"expected a tensor, found {type(out).__name__}")
     request.check_memory("out", out)
     if torch.compiler.is_compiling():
         return
     if out.is_neg():
-        raise request.bad("out", "expected a plain tensor, found a lazily negated view", "resolve_neg() makes one")
+        raise request.input_error(
+            "out", "expected a plain tensor, found a lazily negated view", "resolve_neg() makes one"
+        )
     if request.stands_in(out) or _fake(form, levels):
-        raise request.bad("out", "expected none with fake tensors or other stand-ins, found one")
+        raise request.input_error("out", "expected none with fake tensors or other stand-ins, found one")
 
 
 def _checked(out: Tensor, expected: Tensor | Request) -> Tensor:
@@ -96,7 +98,7 @@ def _checked(out: Tensor, expected: Tensor | Request) -> Tensor:
     shape, dtype, device = expected.shape, expected.dtype, first.device
     if not (out.shape == shape and out.dtype == dtype and out.device == device and out.is_contiguous()):
         found = f"{list(out.shape)} {out.dtype} on {out.device}, strides {out.stride()}"
-        raise request.bad("out", f"expected contiguous {list(shape)} {dtype} on {device}, found {found}")
+        raise request.input_error("out", f"expected contiguous {list(shape)} {dtype} on {device}, found {found}")
     return out
 
 

@@ -128,11 +128,11 @@ def check_form(
     maps = _check_maps(features)
     table = _check_rois(rois, maps[0])
     if mode not in MODES:
-        raise bad("mode", f"expected one of {', '.join(MODES)}, found {mode!r}")
+        raise input_error("mode", f"expected one of {', '.join(MODES)}, found {mode!r}")
     if reduce not in REDUCTIONS:
-        raise bad("reduce", f"expected one of {', '.join(REDUCTIONS)}, found {reduce!r}")
+        raise input_error("reduce", f"expected one of {', '.join(REDUCTIONS)}, found {reduce!r}")
     if dtype is not None and dtype not in DTYPES:
-        raise bad("dtype", f"expected a floating type, found {dtype}")
+        raise input_error("dtype", f"expected a floating type, found {dtype}")
     _check_levels(levels, len(maps), table.shape[0])
     return Form(
         maps,
@@ -157,10 +157,10 @@ def check_values(request: Request) -> None:
     wrong = (levels < 0) | (levels >= count)
     if wrong.any():
         row = int(wrong.argmax())
-        raise bad(f"levels row {row}", f"expected 0 to {count - 1}, found {levels[row]}")
+        raise input_error(f"levels row {row}", f"expected 0 to {count - 1}, found {levels[row]}")
 
 
-def bad(where: str, found: str, hint: str = "") -> OperatorInputError:
+def input_error(where: str, found: str, hint: str = "") -> OperatorInputError:
     """The error of an argument."""
     return OperatorInputError("roi-align-input", f"roi_align: {where}: {found}", hint)
 
@@ -173,57 +173,59 @@ def stands_in(tensor: Tensor) -> bool:
 def check_memory(where: str, tensor: Tensor) -> None:
     """Check that a tensor has values at addresses of its own, as kernels read them, or raise OperatorInputError."""
     if tensor.is_nested:
-        raise bad(where, "expected a plain tensor, found a nested one", "pass a list of tensors")
+        raise input_error(where, "expected a plain tensor, found a nested one", "pass a list of tensors")
     if tensor.layout != torch.strided:
-        raise bad(where, f"expected a strided tensor, found layout {tensor.layout}", "convert with .to_dense()")
+        raise input_error(where, f"expected a strided tensor, found layout {tensor.layout}", "convert with .to_dense()")
     if torch.compiler.is_compiling():
         return  # by stand-ins that torch knows how to handle
     if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        raise bad(
+        raise input_error(
             where, "expected a plain tensor, found one inside a transform of torch.func such as vmap", "use a loop"
         )
     if tensor.device.type == "meta" and not stands_in(tensor):
-        raise bad(where, "expected a tensor with values, found one on the meta device")
+        raise input_error(where, "expected a tensor with values, found one on the meta device")
 
 
 def _check_maps(features: Tensor | Sequence[Tensor]) -> list[Tensor]:
     maps = [features] if isinstance(features, Tensor) else list(features) if isinstance(features, Iterable) else []
     if not maps or not all(isinstance(m, Tensor) for m in maps):
-        raise bad("features", "expected a tensor or a non-empty list of tensors, one per level")
+        raise input_error("features", "expected a tensor or a non-empty list of tensors, one per level")
     first = maps[0]
     for i, m in enumerate(maps):
         where = "features" if len(maps) == 1 else f"features[{i}]"
         check_memory(where, m)
         if m.dim() != 4:
-            raise bad(where, f"expected shape [N, C, H, W], found {list(m.shape)}")
+            raise input_error(where, f"expected shape [N, C, H, W], found {list(m.shape)}")
         if m.dtype not in DTYPES:
-            raise bad(where, f"expected a floating type, found {m.dtype}", "convert with .float()")
+            raise input_error(where, f"expected a floating type, found {m.dtype}", "convert with .float()")
         if m.shape[2] == 0 or m.shape[3] == 0:
-            raise bad(where, f"expected a map of at least one cell, found {m.shape[2]} x {m.shape[3]}")
+            raise input_error(where, f"expected a map of at least one cell, found {m.shape[2]} x {m.shape[3]}")
         if m.shape[:2] != first.shape[:2] or m.dtype != first.dtype or m.device != first.device:
             found = f"{list(m.shape)} {m.dtype} on {m.device}"
-            raise bad(where, f"expected N, C, type and device of features[0], {list(first.shape)}, found {found}")
+            raise input_error(
+                where, f"expected N, C, type and device of features[0], {list(first.shape)}, found {found}"
+            )
         if m.requires_grad and torch.is_grad_enabled():
-            raise bad(where, "expected no gradient, found requires_grad", "call under torch.inference_mode()")
+            raise input_error(where, "expected no gradient, found requires_grad", "call under torch.inference_mode()")
     return maps
 
 
 def _check_rois(rois: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
     if not isinstance(rois, Tensor):
         if not isinstance(rois, Iterable):
-            raise bad("rois", f"expected a tensor or a list of tensors, found {type(rois).__name__}")
+            raise input_error("rois", f"expected a tensor or a list of tensors, found {type(rois).__name__}")
         boxes, batch = list(rois), features.shape[0]
         for i, b in enumerate(boxes):
             if isinstance(b, Tensor):
                 check_memory(f"rois[{i}]", b)
             if not isinstance(b, Tensor) or b.dim() != 2 or b.shape[1] != 4:
                 found = list(b.shape) if isinstance(b, Tensor) else type(b).__name__
-                raise bad(f"rois[{i}]", f"expected boxes of shape [L, 4], found {found}")
+                raise input_error(f"rois[{i}]", f"expected boxes of shape [L, 4], found {found}")
             _check_numbers(b)
             if b.device != boxes[0].device:
-                raise bad(f"rois[{i}]", f"expected the device of rois[0], {boxes[0].device}, found {b.device}")
+                raise input_error(f"rois[{i}]", f"expected the device of rois[0], {boxes[0].device}, found {b.device}")
         if len(boxes) != batch:
-            raise bad("rois", f"expected one tensor of boxes for each of {batch} images, found {len(boxes)}")
+            raise input_error("rois", f"expected one tensor of boxes for each of {batch} images, found {len(boxes)}")
         if not boxes:
             return features.new_empty((0, 5), dtype=torch.float64)
         exact = torch.float32 if all(b.dtype == torch.float32 for b in boxes) else torch.float64
@@ -233,49 +235,51 @@ def _check_rois(rois: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
         return torch.cat(numbered)
     check_memory("rois", rois)
     if rois.dim() != 2 or rois.shape[1] != 5:
-        raise bad("rois", f"expected shape [K, 5] (batch index, x1, y1, x2, y2), found {list(rois.shape)}")
+        raise input_error("rois", f"expected shape [K, 5] (batch index, x1, y1, x2, y2), found {list(rois.shape)}")
     _check_numbers(rois)
     return rois
 
 
 def _check_numbers(values: Tensor) -> None:
     if values.dtype == torch.bool or values.is_complex() or values.is_quantized:
-        raise bad("rois", f"expected real numbers, found {values.dtype}")
+        raise input_error("rois", f"expected real numbers, found {values.dtype}")
 
 
 def _first_bad_row(table: npt.NDArray[np.float64], wrong: npt.NDArray[np.bool_], expected: str) -> None:
     if wrong.any():
         row = int(wrong.argmax())
-        raise bad(f"rois row {row}", f"{expected}, found {[float(f'{v:.9g}') for v in table[row]]}")
+        raise input_error(f"rois row {row}", f"{expected}, found {[float(f'{v:.9g}') for v in table[row]]}")
 
 
 def _check_levels(levels: Tensor | None, count: int, rows: int) -> None:
     if levels is None:
         if count > 1:
-            raise bad("levels", f"expected the level of each RoI for {count} maps, found None")
+            raise input_error("levels", f"expected the level of each RoI for {count} maps, found None")
         return
     if not isinstance(levels, Tensor):
-        raise bad("levels", f"expected a tensor of {rows} integers, found {type(levels).__name__}")
+        raise input_error("levels", f"expected a tensor of {rows} integers, found {type(levels).__name__}")
     check_memory("levels", levels)
     whole = not (levels.is_floating_point() or levels.is_complex() or levels.is_quantized or levels.dtype == torch.bool)
     if levels.dim() != 1 or levels.shape[0] != rows or not whole:
-        raise bad("levels", f"expected {rows} integers, found {list(levels.shape)} {levels.dtype}")
+        raise input_error("levels", f"expected {rows} integers, found {list(levels.shape)} {levels.dtype}")
 
 
 def _check_scales(spatial_scale: float | Sequence[float], count: int) -> list[float]:
     scales = list(spatial_scale) if isinstance(spatial_scale, Sequence) else [spatial_scale] * count
     if len(scales) != count:
-        raise bad("spatial_scale", f"expected one number or one for each of {count} levels, found {len(scales)}")
+        raise input_error(
+            "spatial_scale", f"expected one number or one for each of {count} levels, found {len(scales)}"
+        )
     for scale in scales:
         if not isinstance(scale, int | float) or not math.isfinite(scale) or scale <= 0:
-            raise bad("spatial_scale", f"expected a finite number above 0, found {scale!r}")
+            raise input_error("spatial_scale", f"expected a finite number above 0, found {scale!r}")
     return [float(scale) for scale in scales]
 
 
 def _check_output_size(output_size: int | Sequence[int]) -> list[int]:
     sides = list(output_size) if isinstance(output_size, Sequence) else [output_size, output_size]
     if len(sides) != 2:
-        raise bad("output_size", f"expected one number or (height, width), found {output_size!r}")
+        raise input_error("output_size", f"expected one number or (height, width), found {output_size!r}")
     return [_whole("output_size", side, least=1) for side in sides]
 
 
@@ -283,7 +287,7 @@ def _check_ratio(sampling_ratio: int) -> int:
     ratio = _whole("sampling_ratio", sampling_ratio, least=0)
     if ratio > MAX_SAMPLING_RATIO:
         expected = f"expected at most {MAX_SAMPLING_RATIO}, found {sampling_ratio}"
-        raise bad("sampling_ratio", expected, "mode exact is the limit of ever more samples, and faster")
+        raise input_error("sampling_ratio", expected, "mode exact is the limit of ever more samples, and faster")
     return ratio
 
 
@@ -293,5 +297,5 @@ def _whole(where: str, value: object, least: int) -> int:
     except TypeError:
         number = least - 1
     if isinstance(value, bool) or number < least:
-        raise bad(where, f"expected a whole number of at least {least}, found {value!r}")
+        raise input_error(where, f"expected a whole number of at least {least}, found {value!r}")
     return number

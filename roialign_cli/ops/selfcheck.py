@@ -87,8 +87,8 @@ def _cuda_facts() -> dict[str, str]:
     how = "taken from the cache" if binary.cached else "compiled"
     facts["cuda kernel"] = f"{binary.kind} for {binary.architecture}, {how} in {binary.seconds:.3f} s"
     facts["cuda kernel cache"] = str(nvrtc.cache_folder() or "none: no home folder")
-    obstacle = cuda.obstacle(device, torch.float32, "avg")
-    return facts if obstacle is None else {**facts, "cuda kernel": f"none: {obstacle.message}"}
+    unavailable_reason = cuda.unavailable_reason(device, torch.float32, "avg")
+    return facts if unavailable_reason is None else {**facts, "cuda kernel": f"none: {unavailable_reason.message}"}
 
 
 def check_kernels() -> list[KernelCheck]:
@@ -107,7 +107,7 @@ def check_kernels() -> list[KernelCheck]:
     modes: tuple[Mode, ...] = ("avg", "max", "exact")
     device = _device()
     ours = ["cpu"]
-    if device.type == "cuda" and cuda.obstacle(device, torch.float32, "avg") is None:
+    if device.type == "cuda" and cuda.unavailable_reason(device, torch.float32, "avg") is None:
         ours.append("cuda")
     cases = [(kernel, mode, dtype) for kernel in ours for mode in modes for dtype in TOLERANCES]
     cases.append(("torchvision", "avg", torch.float32))

@@ -11,7 +11,7 @@ from torch import Tensor
 from roialign_cli.errors import KernelError
 from roialign_cli.ops.request import Request, finish
 
-MOST_SAMPLES = 1 << 26  # of a RoI: 32 bytes each in torchvision's table of them, which crashes the process beyond 2**31
+MAX_SAMPLES = 1 << 26  # of a RoI: 32 bytes each in torchvision's table of them, which crashes the process beyond 2**31
 
 
 def run(request: Request, out: Tensor | None) -> Tensor:
@@ -32,9 +32,9 @@ def _check_samples(request: Request) -> None:
     sizes = (rois[:, [4, 3]] - rois[:, [2, 1]]) * scales  # height and width in map cells
     grids = np.ceil(sizes / bins) if request.sampling_ratio == 0 else np.full_like(sizes, request.sampling_ratio)
     counts = (grids * bins).prod(axis=1)
-    if counts.max(initial=0) > MOST_SAMPLES:
+    if counts.max(initial=0) > MAX_SAMPLES:
         row = int(counts.argmax())
-        found = f"expected at most {MOST_SAMPLES} samples, found {counts[row]:.3g}"
+        found = f"expected at most {MAX_SAMPLES} samples, found {counts[row]:.3g}"
         raise KernelError("kernel-samples", f"kernel torchvision: rois row {row}: {found}", "use kernel auto")
 
 

@@ -63,7 +63,7 @@ def pool(
     )
 
 
-def pool_rounded(
+def roi_pool_rows(
     maps: Levels, layer: Layer, rois: Tensor, levels: Tensor | None, output_size: tuple[int, int]
 ) -> Tensor:
     """The same by RoI Pool, float32: the baseline whose rounding RoI Align was made to remove."""

@@ -26,7 +26,7 @@ def assign_levels(boxes: Tensor, strides: tuple[int, ...], canonical_level: int,
     return k.clamp(finest, coarsest).to(torch.int64) - finest
 
 
-def levels_of(rois: Tensor, layer: Layer, settings: Settings) -> Tensor | None:
+def roi_levels(rois: Tensor, layer: Layer, settings: Settings) -> Tensor | None:
     """The level [K] of each RoI [K, 5] on a layer, or None if it has but one map."""
     if len(layer.strides) == 1:
         return None

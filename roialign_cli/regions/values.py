@@ -13,17 +13,17 @@ FLOAT16_MAX = 65504.0
 
 
 @dataclass(frozen=True)
-class Flaws:
+class ValueReport:
     """How many values are NaN or infinite, and how many were finite but beyond float16's range and have been cut to it."""
 
     not_finite: int = 0
     saturated: int = 0
 
-    def __add__(self, other: Flaws) -> Flaws:
-        return Flaws(self.not_finite + other.not_finite, self.saturated + other.saturated)
+    def __add__(self, other: ValueReport) -> ValueReport:
+        return ValueReport(self.not_finite + other.not_finite, self.saturated + other.saturated)
 
     def __bool__(self) -> bool:
-        return self != Flaws()
+        return self != ValueReport()
 
     def __str__(self) -> str:
         told = {"not finite": self.not_finite, "beyond the range of float16 and cut to it": self.saturated}
@@ -40,7 +40,7 @@ def all_finite(rows: Tensor) -> bool:
     return rows.numel() == 0 or all(bool(bound.isfinite()) for bound in rows.aminmax())
 
 
-def cut(rows: Tensor, exact: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+def clip_to_float16(rows: Tensor, exact: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
     """Cut what float16 could not hold, in place: masks of the values that are not finite, and of those cut.
 
     `exact` gives the rows in float32, by which an overflow is told from an infinity of the model's own.

@@ -14,11 +14,11 @@ from roialign_cli.backbones import Backbone
 from roialign_cli.backbones.base import Layer, Levels
 from roialign_cli.config import Settings
 from roialign_cli.regions.preprocessing import prepare, resized
-from roialign_cli.regions.rois import levels_of, scale_boxes
+from roialign_cli.regions.rois import roi_levels, scale_boxes
 
 
 @dataclass(frozen=True)
-class View:
+class LayerView:
     """The maps of one layer and K boxes on them.
 
     rois [K, 5] in pixels of the network input, levels [K] or None where there is one map; `zoom` is how many pixels of the
@@ -31,7 +31,7 @@ class View:
     levels: Tensor | None
     zoom: tuple[float, float]
 
-    def moved(self, pixels: float) -> Tensor:
+    def shifted(self, pixels: float) -> Tensor:
         """The RoIs, moved right and down by so many pixels of the original image."""
         y, x = (pixels * factor for factor in self.zoom)
         return self.rois + self.rois.new_tensor([0, x, y, x, y])
@@ -44,9 +44,9 @@ class View:
         return features, self.layer.strides[level]
 
 
-def make_views(
+def make_layer_views(
     pixels: npt.NDArray[np.uint8], boxes: Floats, backbone: Backbone, settings: Settings, device: torch.device
-) -> list[View]:
+) -> list[LayerView]:
     """Boxes [K, 4] of an upright image [H, W, 3] on all maps of all layers; the model must be on the device."""
     size = (pixels.shape[0], pixels.shape[1])
     target = resized(size, backbone.preprocessing.resize)
@@ -55,6 +55,6 @@ def make_views(
         maps = backbone(prepare([pixels], backbone.preprocessing, device), settings.precision)
     zoom = (target[0] / size[0], target[1] / size[1])
     return [
-        View(of_layer, layer, rois, levels_of(rois, layer, settings), zoom)
+        LayerView(of_layer, layer, rois, roi_levels(rois, layer, settings), zoom)
         for of_layer, layer in zip(maps, backbone.layers, strict=True)
     ]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from roialign_cli.store.checksum import ATTRIBUTES, TABLES, attributes_crc32, features_crc32, table_crc32
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import DONE, FAILED, PENDING, STATUS_NAMES
-from roialign_cli.store.structure import TEXTS, levels_of
+from roialign_cli.store.structure import TEXTS, max_levels
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ def features_match(file: FeatureFile, image: int) -> bool:
 
 def tables_match(file: FeatureFile, image: int, status: int) -> bool:
     """Return whether all else that is stored of a settled image matches its checksum."""
-    if TABLES not in file.places:
+    if TABLES not in file.extents:
         return True
 
     def read(name: str, first: int, count: int) -> npt.NDArray[Any]:
         return (file.offset if name == "images/offset" else file.dataset(name))[first : first + count]
 
-    return table_crc32(read, file.places, image, status) == int(file.dataset(TABLES)[image])
+    return table_crc32(read, file.extents, image, status) == int(file.dataset(TABLES)[image])
 
 
 def _checksums(file: FeatureFile) -> Iterator[str]:
@@ -80,7 +80,7 @@ def _checksums(file: FeatureFile) -> Iterator[str]:
             yield f"{part.path.name}: attribute {ATTRIBUTES}: expected a checksum of the attributes, found none"
         elif expected != attributes_crc32(part.attributes):
             yield f"{part.path.name}: its attributes do not match their checksum"
-        if TABLES not in part.places:
+        if TABLES not in part.extents:
             yield f"{part.path.name}: {TABLES}: expected checksums of the tables, found none"
 
 
@@ -100,11 +100,11 @@ def _values(file: FeatureFile, status: npt.NDArray[np.uint8]) -> Iterator[str]:
     boxes = np.array(file.dataset("boxes"))
     bad = rows & (~np.isfinite(boxes).all(axis=1) | (boxes[:, 2:] < boxes[:, :2]).any(axis=1))
     yield from _first_row(file, "boxes", bad, "x1 <= x2 and y1 <= y2, all finite", boxes)
-    if "scores" in file.places:
+    if "scores" in file.extents:
         scores = np.array(file.dataset("scores"))
         yield from _first_row(file, "scores", rows & ~np.isfinite(scores), "a finite number", scores)
-    if "levels" in file.places:
-        levels, most = np.array(file.dataset("levels")), levels_of(file.attributes) or 256
+    if "levels" in file.extents:
+        levels, most = np.array(file.dataset("levels")), max_levels(file.attributes) or 256
         yield from _first_row(file, "levels", rows & (levels >= most), f"less than {most}", levels)
 
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 
 ATTRIBUTES = "attributes_crc32"
 TABLES = "images/table_crc32"
-VERSION_OF_IMAGE = ("images/file_size", "images/modified", "images/sha256")  # which version of its file was read
-OF_IMAGE = ("images/name", "images/size", "images/error", "images/crc32", *VERSION_OF_IMAGE)
-OF_BOXES = ("boxes", "labels", "scores", "ids", "levels")
+IMAGE_VERSION_TABLES = ("images/file_size", "images/modified", "images/sha256")  # which version of its file was read
+IMAGE_TABLES = ("images/name", "images/size", "images/error", "images/crc32", *IMAGE_VERSION_TABLES)
+BOX_TABLES = ("boxes", "labels", "scores", "ids", "levels")
 
 Read = Callable[[str, int, int], npt.NDArray[Any]]  # dataset, first row, number of rows
 
@@ -30,7 +30,7 @@ def table_crc32(read: Read, there: Collection[str], image: int, status: int) -> 
     """
     first, stop = read("images/offset", image, 2).tolist()
     crc = zlib.crc32(f"{status} {stop - first}".encode())
-    for names, begin, count in ((OF_IMAGE, image, 1), (OF_BOXES, first, stop - first)):
+    for names, begin, count in ((IMAGE_TABLES, image, 1), (BOX_TABLES, first, stop - first)):
         for name in names:
             if name in there:
                 crc = zlib.crc32(_bytes(read(name, begin, count)), crc)

@@ -55,7 +55,7 @@ class RowDataset(Dataset[Item]):
             "box": _tensor(file.dataset("boxes")[row]),
         }
         for column, name in (("labels", "label"), ("scores", "score"), ("ids", "id"), ("levels", "level")):
-            if column in file.places:
+            if column in file.extents:
                 value = file.dataset(column)[row]
                 item[name] = value.decode("utf-8") if isinstance(value, bytes) else value.item()
         return item

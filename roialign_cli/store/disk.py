@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
 
-BLOCK = 4096  # of file systems: what goes past the cache shares no block with what does not
-SECTOR = 512  # to which memory must be aligned for the disk
-LONG = 1 << 20  # bytes; for less it is not worth waiting for the disk
-PIECE = 8 << 20  # bytes at a time
+BLOCK_BYTES = 4096  # of file systems: what goes past the cache shares no block with what does not
+SECTOR_BYTES = 512  # to which memory must be aligned for the disk
+DIRECT_IO_MIN_BYTES = 1 << 20  # bytes; for less it is not worth waiting for the disk
+DIRECT_IO_CHUNK_BYTES = 8 << 20  # bytes at a time
 
 
 def open_disk(path: Path) -> Disk:
@@ -49,15 +49,15 @@ class Disk:
         """Write an array's bytes in C order from `position` on."""
         self._check_size()
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
-        begin = -position % BLOCK
-        end = max(begin, len(data) - (position + len(data)) % BLOCK)
-        aligned = (data.ctypes.data - position) % SECTOR == 0
-        if self._direct is None or not aligned or end - begin < LONG:
+        begin = -position % BLOCK_BYTES
+        end = max(begin, len(data) - (position + len(data)) % BLOCK_BYTES)
+        aligned = (data.ctypes.data - position) % SECTOR_BYTES == 0
+        if self._direct is None or not aligned or end - begin < DIRECT_IO_MIN_BYTES:
             _write(self._cached, position, data)
             return
         _write(self._cached, position, data[:begin])
-        for low in range(begin, end, PIECE):
-            self._write_direct(position + low, data[low : min(low + PIECE, end)])
+        for low in range(begin, end, DIRECT_IO_CHUNK_BYTES):
+            self._write_direct(position + low, data[low : min(low + DIRECT_IO_CHUNK_BYTES, end)])
         _write(self._cached, position + end, data[end:])
 
     def _write_direct(self, position: int, data: npt.NDArray[np.uint8]) -> None:
@@ -105,7 +105,7 @@ class Disk:
             self._direct.close()
 
 
-class Shielded(FileIO):
+class DeferredErrorFile(FileIO):
     """A file for h5py to write, which never sees an error of the disk: the first is raised when it is closed, here.
 
     HDF5 crashes, or h5py only prints, where what was kept back cannot be written as a dataset or a file is closed.

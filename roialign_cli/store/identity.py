@@ -16,7 +16,7 @@ def table_sha256(table: BoxTable) -> str:
 
     Relative boxes count as they were read, so that the hash does not depend on the sizes of the images.
     """
-    boxes = table.boxes if table.shares is None else table.shares
+    boxes = table.boxes if table.relative_boxes is None else table.relative_boxes
     columns = (table.labels, table.scores, table.ids)
     present = "".join("-" if column is None else column.dtype.kind for column in columns)
     arrays = [table.names.text, table.names.ends, table.offset, boxes, *(c for c in columns if c is not None)]

@@ -20,19 +20,19 @@ import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import ATTRIBUTES, TABLES, attributes_crc32
-from roialign_cli.store.disk import BLOCK, LONG, Disk, Shielded
+from roialign_cli.store.disk import BLOCK_BYTES, DIRECT_IO_MIN_BYTES, DeferredErrorFile, Disk
 from roialign_cli.store.schema import (
     ERROR_BYTES,
     FORMAT,
     PENDING,
     VERSION,
     encode,
+    extents,
     features_path,
     open_file,
-    places,
     string_dtype,
 )
-from roialign_cli.system.atomic import check_name, partial_of, publish
+from roialign_cli.system.atomic import check_name, partial_path, publish
 from roialign_cli.types import Plan
 
 
@@ -73,16 +73,16 @@ def check_space(path: Path, needed: int) -> int:
     return free
 
 
-def create(path: Path, plan: Plan, layout: Layout) -> None:
+def create_file(path: Path, plan: Plan, layout: Layout) -> None:
     """Write the file beside its place, allocate and reserve everything, sync, and rename it into place."""
-    partial = partial_of(path)
-    tables = tables_of(plan, layout)
+    partial = partial_path(path)
+    tables = initial_tables(plan, layout)
     try:
         _allocate(partial, plan, layout, tables)
         with partial.open("r+b") as handle:
             _reserve(handle.fileno(), os.fstat(handle.fileno()).st_size, path)
         with open_file(partial) as file:
-            where = places(file, tables)
+            where = extents(file, tables)
         disk = Disk(partial)
         try:
             for name, (_, values) in tables.items():
@@ -96,7 +96,7 @@ def create(path: Path, plan: Plan, layout: Layout) -> None:
         partial.unlink(missing_ok=True)
 
 
-def tables_of(plan: Plan, layout: Layout) -> dict[str, tuple[np.dtype[Any], npt.NDArray[Any]]]:
+def initial_tables(plan: Plan, layout: Layout) -> dict[str, tuple[np.dtype[Any], npt.NDArray[Any]]]:
     """Everything but features: HDF5's type and the values to begin with."""
     table, images = plan.table, plan.images
     found: dict[str, tuple[np.dtype[Any], npt.NDArray[Any]]] = {"boxes": (np.dtype(np.float32), table.boxes)}
@@ -131,11 +131,11 @@ def _allocate(
     path: Path, plan: Plan, layout: Layout, tables: Mapping[str, tuple[np.dtype[Any], npt.NDArray[Any]]]
 ) -> None:
     """Every dataset contiguous, its place fixed at once: nothing of HDF5's own changes in the file afterwards."""
-    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties = h5py.h5p.create_file(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    links = h5py.h5p.create_file(h5py.h5p.LINK_CREATE)
     links.set_create_intermediate_group(True)
     links.set_char_encoding(h5py.h5t.CSET_UTF8)
     wanted = {
@@ -144,14 +144,14 @@ def _allocate(
     }
     wanted |= {name: (values.shape, kind) for name, (kind, values) in tables.items()}
     # What is long is aligned, so that it can be written past the cache.
-    aligned = {"alignment_threshold": LONG, "alignment_interval": BLOCK}
-    with Shielded(path) as target, h5py.File(target, "w", libver=("v110", "v110"), **aligned) as file:
+    aligned = {"alignment_threshold": DIRECT_IO_MIN_BYTES, "alignment_interval": BLOCK_BYTES}
+    with DeferredErrorFile(path) as target, h5py.File(target, "w", libver=("v110", "v110"), **aligned) as file:
         attributes = {"format": FORMAT, "format_version": VERSION, **layout.attributes}
         attributes["layers"] = json.dumps(list(layout.layers))
         file.attrs.update({**attributes, ATTRIBUTES: attributes_crc32(attributes)})
         for name, (shape, dtype) in wanted.items():
             kind, space = h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape)
-            h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=properties, lcpl=links)
+            h5py.h5d.create_file(file.id, name.encode(), kind, space, dcpl=properties, lcpl=links)
 
 
 def _reserve(descriptor: int, size: int, path: Path) -> None:

@@ -17,29 +17,29 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from roialign_cli.arrays import Names
+from roialign_cli.arrays import PackedNames
 from roialign_cli.errors import OutputError
-from roialign_cli.store.checksum import ATTRIBUTES, OF_BOXES, TABLES, VERSION_OF_IMAGE, attributes_crc32
-from roialign_cli.store.disk import Disk, Shielded, open_disk
+from roialign_cli.store.checksum import ATTRIBUTES, BOX_TABLES, IMAGE_VERSION_TABLES, TABLES, attributes_crc32
+from roialign_cli.store.disk import DeferredErrorFile, Disk, open_disk
 from roialign_cli.store.identity import table_sha256
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.store.output import locked, open_output
 from roialign_cli.store.parts import Part
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import LINKED, PENDING, features_path
-from roialign_cli.system.atomic import check_not_input, partial_of, publish
+from roialign_cli.system.atomic import check_not_input, partial_path, publish
 from roialign_cli.types import BoxTable, Plan
 
-PIECE = 64 << 20  # bytes copied between two looks at whether to stop
-OF_SHARD = ("shard", "shards", "plan_sha256", "plan_images", "plan_boxes")
+COPY_CHUNK_BYTES = 64 << 20  # bytes copied between two looks at whether to stop
+SHARD_ATTRIBUTES = ("shard", "shards", "plan_sha256", "plan_images", "plan_boxes")
 # What is known of an image when it is settled; the last two vouch for all that is stored of it.
-SETTLED = ("images/size", *VERSION_OF_IMAGE, "images/error", "images/crc32", TABLES)
-VOUCHING = ("images/status", "images/crc32", TABLES)
+SETTLED = ("images/size", *IMAGE_VERSION_TABLES, "images/error", "images/crc32", TABLES)
+CHECKSUM_TABLES = ("images/status", "images/crc32", TABLES)
 NO_RANGES = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergeResult:
     """What came of it; `bytes` are those of the features."""
 
     output: str
@@ -74,7 +74,7 @@ def merge(
     overwrite: bool = False,
     on_bytes: Callable[[int, int], None] = lambda _, __: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> Merged:
+) -> MergeResult:
     """Copy shards into one file, in the order of the plan; the same call goes on where a former one ended.
 
     The file is laid out whole and its space reserved first. Then the features of each shard are copied as one range of bytes
@@ -84,11 +84,11 @@ def merge(
     plan = _plan(file)
     datasets = [features_path(layer, len(file.layers)) for layer in file.layers]
     layout = Layout(
-        layers={layer: file.places[name].shape[1:] for layer, name in zip(file.layers, datasets, strict=True)},
-        dtype=str(file.places[datasets[0]].dtype),
-        levels="levels" in file.places,
+        layers={layer: file.extents[name].shape[1:] for layer, name in zip(file.layers, datasets, strict=True)},
+        dtype=str(file.extents[datasets[0]].dtype),
+        levels="levels" in file.extents,
         attributes=_attributes(file, plan),
-        versions=all(name in file.places for name in VERSION_OF_IMAGE),
+        versions=all(name in file.extents for name in IMAGE_VERSION_TABLES),
     )
     rows, finished = int(file.offset[-1]), True
     copied, total = 0, layout.feature_bytes(rows)
@@ -113,7 +113,7 @@ def merge(
                         break
                     settled.append(settling.submit(_settle, disk, part, target, image, row))
                 else:
-                    copied += sum(part.places[name].row_bytes * part.places[name].shape[0] for name in datasets)
+                    copied += sum(part.extents[name].row_bytes * part.extents[name].shape[0] for name in datasets)
                 image, row = image + part.images, row + part.rows
             for one in settled:
                 one.result()
@@ -123,10 +123,10 @@ def merge(
         finally:
             settling.shutdown()
             disk.close()
-    return Merged(str(output), len(file.parts), len(file), len(file.errors), rows, total, finished)
+    return MergeResult(str(output), len(file.parts), len(file), len(file.errors), rows, total, finished)
 
 
-def link(paths: Sequence[Path], output: Path, *, overwrite: bool = False) -> Merged:
+def link(paths: Sequence[Path], output: Path, *, overwrite: bool = False) -> MergeResult:
     """Write a small file over shards: FeatureFile reads them through it, other programs see HDF5's virtual datasets.
 
     Virtual datasets, not external storage: they read as fast, and find the shards by the place of the file, not of the reader.
@@ -141,18 +141,20 @@ def link(paths: Sequence[Path], output: Path, *, overwrite: bool = False) -> Mer
     if not all(home in part.path.resolve().parents for part in file.parts):
         text = "links files outside of its own folder; --allow-links, or FeatureFile(..., allow_links=True), reads it"
         warnings.warn(f"{output}: {text}", RuntimeWarning, stacklevel=2)
-    return Merged(str(output), len(file.parts), len(file), len(file.errors), int(file.offset[-1]), 0, finished=True)
+    return MergeResult(
+        str(output), len(file.parts), len(file), len(file.errors), int(file.offset[-1]), 0, finished=True
+    )
 
 
 def _write_links(file: FeatureFile, output: Path) -> None:
     """Write the small file over the parts of a file."""
-    partial = partial_of(output)
+    partial = partial_path(output)
     sources = [os.path.relpath(part.path.resolve(), output.parent.resolve()) for part in file.parts]
     attributes = {**{k: v for k, v in file.attributes.items() if k != ATTRIBUTES}, LINKED: json.dumps(sources)}
     try:
-        with Shielded(partial) as target, h5py.File(target, "w", libver=("v110", "v110")) as made:
+        with DeferredErrorFile(partial) as target, h5py.File(target, "w", libver=("v110", "v110")) as made:
             made.attrs.update({**attributes, ATTRIBUTES: attributes_crc32(attributes)})
-            for name, place in file.places.items():
+            for name, place in file.extents.items():
                 if not name.startswith("features"):
                     values = file.offset if name == "images/offset" else np.array(file.dataset(name))
                     kind = h5py.string_dtype("utf-8", values.itemsize) if values.dtype.kind == "S" else values.dtype
@@ -161,7 +163,7 @@ def _write_links(file: FeatureFile, output: Path) -> None:
                 virtual = h5py.VirtualLayout((int(file.offset[-1]), *place.shape[1:]), place.dtype)
                 first = 0
                 for part, source in zip(file.parts, sources, strict=True):
-                    shape = part.places[name].shape
+                    shape = part.extents[name].shape
                     virtual[first : first + shape[0]] = h5py.VirtualSource(source, name, shape, place.dtype)
                     first += shape[0]
                 made.create_virtual_dataset(name, virtual)
@@ -174,7 +176,7 @@ def _write_links(file: FeatureFile, output: Path) -> None:
 
 def _attributes(file: FeatureFile, plan: Plan) -> dict[str, Any]:
     """Return the attributes of the merged file: those of the run, or of files of several runs what identifies all."""
-    attributes = {k: v for k, v in file.attributes.items() if k not in (*OF_SHARD, ATTRIBUTES, "layers")}
+    attributes = {k: v for k, v in file.attributes.items() if k not in (*SHARD_ATTRIBUTES, ATTRIBUTES, "layers")}
     if "shard" not in file.attributes and len(file.parts) > 1:
         each = "".join(str(part.attributes.get("boxes_sha256")) for part in file.parts)
         attributes["boxes_sha256"] = hashlib.sha256(each.encode()).hexdigest()
@@ -186,13 +188,15 @@ def _plan(file: FeatureFile) -> Plan:
     """The tables of all shards, as a plan."""
 
     def column(name: str) -> npt.NDArray[Any] | None:
-        if name not in file.places:
+        if name not in file.extents:
             return None
         values = np.array(file.dataset(name))
         return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
 
     boxes = np.array(file.dataset("boxes"))
-    table = BoxTable(Names.of(file.names), file.offset, boxes, column("labels"), column("scores"), column("ids"))
+    table = BoxTable(
+        PackedNames.from_strings(file.names), file.offset, boxes, column("labels"), column("scores"), column("ids")
+    )
     return Plan(table, np.array(file.sizes), {}, unused_images=0, outside_boxes=0, empty_boxes=0)
 
 
@@ -200,12 +204,14 @@ def _copy(part: Part, target: Part, names: Sequence[str], row: int) -> Iterator[
     """Copy the features of a shard to their rows; yields the bytes of each piece."""
     with part.path.open("rb") as source, target.path.open("r+b") as sink:
         for name in names:
-            place = part.places[name]
+            place = part.extents[name]
             begin, size = place.offset, place.row_bytes * place.shape[0]
-            to = target.places[name].offset + row * place.row_bytes
+            to = target.extents[name].offset + row * place.row_bytes
             done = 0
             while done < size:
-                piece = _copy_range(source.fileno(), sink.fileno(), begin + done, to + done, min(PIECE, size - done))
+                piece = _copy_range(
+                    source.fileno(), sink.fileno(), begin + done, to + done, min(COPY_CHUNK_BYTES, size - done)
+                )
                 if piece == 0:
                     raise OutputError("file-truncated", f"{part.path}: expected {size - done:,} more bytes of {name}")
                 done += piece
@@ -226,25 +232,25 @@ def _copy_range(source: int, sink: int, begin: int, to: int, size: int) -> int:
 
 def _is_there(part: Part, target: Part, image: int) -> bool:
     """Return whether the images of a shard are in the target already, just as they are in the shard."""
-    names = [name for name in VOUCHING if name in target.places]
+    names = [name for name in CHECKSUM_TABLES if name in target.extents]
     return all(np.array_equal(part.map(name), target.map(name)[image : image + part.images]) for name in names)
 
 
 def _reopen(disk: Disk, part: Part, target: Part, image: int) -> None:
     """Mark the images of a shard as pending in the target, on the disk, if some are settled: they are written again."""
     if (target.map("images/status")[image : image + part.images] != PENDING).any():
-        place = target.places["images/status"]
+        place = target.extents["images/status"]
         disk.write(place.offset + image * place.row_bytes, np.full(part.images, PENDING, np.uint8))
         disk.sync()
 
 
 def _settle(disk: Disk, part: Part, target: Part, image: int, row: int) -> None:
     """Everything of a shard but its features, and once that is on the disk, that its images are done or failed."""
-    for name in (*OF_BOXES, *SETTLED, "images/status"):
-        if name not in target.places:
+    for name in (*BOX_TABLES, *SETTLED, "images/status"):
+        if name not in target.extents:
             continue
-        place = target.places[name]
+        place = target.extents[name]
         if name == "images/status":
             disk.sync()
         values = part.map(name).astype(place.raw_dtype)  # strings may be longer in other shards
-        disk.write(place.offset + (row if name in OF_BOXES else image) * place.row_bytes, values)
+        disk.write(place.offset + (row if name in BOX_TABLES else image) * place.row_bytes, values)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
-from roialign_cli.store.layout import Layout, check_space, create
+from roialign_cli.store.layout import Layout, check_space, create_file
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import PENDING
 from roialign_cli.types import Plan
@@ -45,7 +45,7 @@ def open_output(path: Path, plan: Plan, layout: Layout, *, overwrite: bool) -> n
     """Lay the file out, or find it laid out by a run of the same configuration; returns the status of each image."""
     if overwrite or not path.exists():
         check_space(path, layout.feature_bytes(plan.rows))
-        create(path, plan, layout)
+        create_file(path, plan, layout)
         return np.full(plan.images, PENDING, np.uint8)
     with FeatureFile(path) as file:
         rows = _row_differences(file, plan)

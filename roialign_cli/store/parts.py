@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
-from roialign_cli.store.schema import LINKED, Place, features_path, open_file, places, read_attributes
+from roialign_cli.store.schema import LINKED, DatasetExtent, extents, features_path, open_file, read_attributes
 from roialign_cli.store.structure import DATASETS, check_attributes, check_datasets, check_links, check_rows
 
 Array = npt.NDArray[Any]
-SAME = ("config", "weights_sha256", "layers")  # attributes that files read as one must share, as shards also the next
-OF_SHARDS = ("shards", "plan_sha256")
+# Attributes that files which are read as one must share; shards must share the second tuple, too.
+SHARED_ATTRIBUTES = ("config", "weights_sha256", "layers")
+SHARD_RUN_ATTRIBUTES = ("shards", "plan_sha256")
 
 
 class Part:
@@ -29,7 +30,7 @@ class Part:
 
     def __init__(self, path: Path, *, allow_links: bool = False) -> None:
         self.path = path
-        self.places: Mapping[str, Place] = {}
+        self.extents: Mapping[str, DatasetExtent] = {}
         self.linked: list[Path] = []
         self._maps: dict[str, Array] = {}
         try:
@@ -40,31 +41,33 @@ class Part:
                 if links:
                     self.linked = check_links(path, self.attributes, allowed=allow_links)
                     return
-                self.places = places(file, [*DATASETS, *(features_path(one, len(self.layers)) for one in self.layers)])
+                self.extents = extents(
+                    file, [*DATASETS, *(features_path(one, len(self.layers)) for one in self.layers)]
+                )
         except OutputError:
             raise
         except Exception as error:  # h5py raises many kinds where a file is damaged
             reason = str(error).split("\n", maxsplit=1)[0]
             raise OutputError("file-damaged", f"{path}: expected a whole feature file, found: {reason}") from None
-        check_datasets(path, self.places, self.layers, self.attributes)
-        check_rows(path, self.map("images/name"), self.map("images/offset"), self.places["boxes"].shape[0])
+        check_datasets(path, self.extents, self.layers, self.attributes)
+        check_rows(path, self.map("images/name"), self.map("images/offset"), self.extents["boxes"].shape[0])
 
     @property
     def images(self) -> int:
         """Number of images."""
-        return self.places["images/name"].shape[0]
+        return self.extents["images/name"].shape[0]
 
     @property
     def rows(self) -> int:
         """Number of boxes."""
-        return self.places["boxes"].shape[0]
+        return self.extents["boxes"].shape[0]
 
     def map(self, name: str) -> Array:
         """A dataset, read-only."""
         if name not in self._maps:
-            if name not in self.places:
+            if name not in self.extents:
                 raise OutputError("file-layout", f"{self.path}: expected a dataset {name}, found none")
-            self._maps[name] = _memory_map(self.path, self.places[name])
+            self._maps[name] = _memory_map(self.path, self.extents[name])
         return self._maps[name]
 
     def close(self) -> None:
@@ -72,7 +75,7 @@ class Part:
         self._maps.clear()
 
 
-class Stack:
+class StackedArray:
     """Arrays [n_i, ...] that lie apart as one [sum n_i, ...], for reading: by row, by slice, or by an array of rows.
 
     A slice within one of them is a view of it; everything else is a copy.
@@ -151,7 +154,7 @@ def _join(path: Path, found: list[Part]) -> list[Part]:
         if _kinds(part) != _kinds(first):
             expected = f"expected datasets of the types and shapes that {first.path.name} has, found others"
             raise OutputError("shards-differ", f"{part.path}: {expected}", "they are of different runs")
-        for key in (*SAME, *(OF_SHARDS if shards else ())):
+        for key in (*SHARED_ATTRIBUTES, *(SHARD_RUN_ATTRIBUTES if shards else ())):
             mine, theirs = (one.attributes.get(key) for one in (part, first))
             if mine != theirs:
                 expected = f"expected {key} as in {first.path.name}, {theirs}, found {mine}"
@@ -177,11 +180,11 @@ def _kinds(part: Part) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Return the type and the shape of a row of each dataset; strings may be of any length."""
     return {
         name: ("string" if place.dtype.kind == "S" else str(place.dtype), place.shape[1:])
-        for name, place in part.places.items()
+        for name, place in part.extents.items()
     }
 
 
-def _memory_map(path: Path, place: Place) -> Array:
+def _memory_map(path: Path, place: DatasetExtent) -> Array:
     if 0 in place.shape:
         return np.empty(place.shape, place.raw_dtype)
     try:

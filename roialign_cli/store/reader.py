@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
-from roialign_cli.store.parts import Array, Stack, open_parts
+from roialign_cli.store.parts import Array, StackedArray, open_parts
 from roialign_cli.store.schema import DONE, STATUS_NAMES, features_path
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class FeatureFile(Mapping[str, Regions]):
         else:
             self.path = path[0].parent
             self.parts = open_parts(path)
-        self.places = self.parts[0].places
+        self.extents = self.parts[0].extents
         self.attributes = self.parts[0].attributes
         self.layers = self.parts[0].layers
         self.names = [name.decode("utf-8", "surrogateescape") for name in np.asarray(self._map("images/name")).tolist()]
@@ -139,7 +139,7 @@ class FeatureFile(Mapping[str, Regions]):
             reason = self.errors.get(name, "the run has not come to it; the same extract command goes on")
             raise OutputError("image-not-done", f'{self.path}: "{name}": {STATUS_NAMES[status]}: {reason}')
         rows = self.rows(name)
-        columns = {key: self._map(key)[rows] for key in ("labels", "scores", "ids", "levels") if key in self.places}
+        columns = {key: self._map(key)[rows] for key in ("labels", "scores", "ids", "levels") if key in self.extents}
         for key, values in columns.items():
             if values.dtype.kind == "S":
                 columns[key] = np.char.decode(values, "utf-8")
@@ -186,7 +186,7 @@ class FeatureFile(Mapping[str, Regions]):
         boxes = np.array(self._map("boxes"))
         columns |= {name: boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))}
         for name in ("labels", "scores", "ids", "levels"):
-            if name in self.places:
+            if name in self.extents:
                 values = np.array(self._map(name))
                 columns[name[:-1]] = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
         return pandas.DataFrame(columns)
@@ -210,4 +210,4 @@ class FeatureFile(Mapping[str, Regions]):
     def _map(self, name: str) -> Array:
         if len(self.parts) == 1:
             return self.parts[0].map(name)
-        return cast("Array", Stack([part.map(name) for part in self.parts]))
+        return cast("Array", StackedArray([part.map(name) for part in self.parts]))

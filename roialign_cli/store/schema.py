@@ -26,7 +26,7 @@ ERROR_BYTES = 256  # room for the message of a failed image
 
 
 @dataclass(frozen=True)
-class Place:
+class DatasetExtent:
     """Where a contiguous dataset lies: byte offset in the file, shape, type. Offset 0: nothing was stored (size 0)."""
 
     offset: int
@@ -54,10 +54,10 @@ def encode(values: list[str], length: int | None = None) -> npt.NDArray[np.bytes
     """Strings as fixed-length UTF-8, cut between characters where they are too long."""
     encoded = [value.encode("utf-8", "surrogateescape") for value in values]
     length = length or max(map(len, encoded), default=1)
-    return np.array([cut(value, length) for value in encoded], f"S{max(length, 1)}")
+    return np.array([truncate_utf8(value, length) for value in encoded], f"S{max(length, 1)}")
 
 
-def cut(value: bytes, length: int) -> bytes:
+def truncate_utf8(value: bytes, length: int) -> bytes:
     """At most `length` bytes of UTF-8, whole characters only."""
     if len(value) <= length:
         return value
@@ -131,12 +131,12 @@ def read_attributes(file: h5py.File) -> dict[str, Any]:
     return found
 
 
-def places(file: h5py.File, names: Iterable[str]) -> Mapping[str, Place]:
+def extents(file: h5py.File, names: Iterable[str]) -> Mapping[str, DatasetExtent]:
     """Return where datasets lie, by their path in the file; those that are not there are left out, others not looked at.
 
     Raises OutputError on one that is not contiguous, or does not lie in the file by itself.
     """
-    found: dict[str, Place] = {}
+    found: dict[str, DatasetExtent] = {}
     for name in names:
         item = _item(file, name)
         if not isinstance(item, h5py.Dataset):
@@ -146,7 +146,7 @@ def places(file: h5py.File, names: Iterable[str]) -> Mapping[str, Place]:
         if not plain or (offset is None and item.size) or item.id.get_storage_size() not in (0, item.nbytes):
             message = f"{file.filename}: {name}: expected contiguous storage, found another layout"
             raise OutputError("file-layout", message)
-        found[name] = Place(offset or 0, item.shape, item.dtype)
+        found[name] = DatasetExtent(offset or 0, item.shape, item.dtype)
     _check_places(Path(file.filename), found)
     return found
 
@@ -168,10 +168,10 @@ def _item(file: h5py.File, name: str) -> Any:
     return item
 
 
-def _check_places(path: Path, places: Mapping[str, Place]) -> None:
+def _check_places(path: Path, extents: Mapping[str, DatasetExtent]) -> None:
     """Raise OutputError if a dataset shares bytes with another, or with what lies beyond the end of the file."""
     before, end = "", 0
-    for name, place in sorted(places.items(), key=lambda item: item[1].offset):
+    for name, place in sorted(extents.items(), key=lambda item: item[1].offset):
         if 0 in place.shape or not place.offset:
             continue
         if place.offset < end:

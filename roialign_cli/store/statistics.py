@@ -10,7 +10,7 @@ from roialign_cli.store.reader import FeatureFile
 
 
 @dataclass(frozen=True)
-class Values:
+class ValueStatistics:
     """Of the features of one layer: over how many rows, least, greatest, mean, share of zeros, and how many not finite."""
 
     rows: int
@@ -21,7 +21,7 @@ class Values:
     not_finite: int
 
 
-def values(file: FeatureFile, layer: str, most: int = 1000) -> Values | None:
+def sample_statistics(file: FeatureFile, layer: str, most: int = 1000) -> ValueStatistics | None:
     """Of rows of images that are done, evenly spread and at most so many; None without any."""
     done = file.done_rows
     chosen = (
@@ -32,4 +32,6 @@ def values(file: FeatureFile, layer: str, most: int = 1000) -> Values | None:
     if not finite.size:
         return None
     mean, zeros = float(finite.mean(dtype=np.float64)), float((finite == 0).mean())
-    return Values(len(chosen), float(finite.min()), float(finite.max()), mean, zeros, sample.size - finite.size)
+    return ValueStatistics(
+        len(chosen), float(finite.min()), float(finite.max()), mean, zeros, sample.size - finite.size
+    )

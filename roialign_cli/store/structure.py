@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roialign_cli.arrays import Names, is_text, unsafe_name
+from roialign_cli.arrays import PackedNames, is_text, unsafe_name
 from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import TABLES
-from roialign_cli.store.schema import LINKED, Place, features_path
+from roialign_cli.store.schema import LINKED, DatasetExtent, features_path
 
 IMAGES, OFFSETS, BOXES = "number of images", "number of images + 1", "number of boxes"
 STRING = "fixed-length string"
@@ -113,39 +113,41 @@ def check_links(path: Path, attributes: Mapping[str, Any], *, allowed: bool) -> 
     return found
 
 
-def check_datasets(path: Path, places: Mapping[str, Place], layers: list[str], attributes: Mapping[str, Any]) -> None:
+def check_datasets(
+    path: Path, extents: Mapping[str, DatasetExtent], layers: list[str], attributes: Mapping[str, Any]
+) -> None:
     """Raise OutputError if a dataset is missing, or not of the type and shape that the format demands."""
-    counts = {IMAGES: _rows(path, places, "images/name"), BOXES: _rows(path, places, "boxes")}
+    counts = {IMAGES: _rows(path, extents, "images/name"), BOXES: _rows(path, extents, "boxes")}
     counts[OFFSETS] = counts[IMAGES] + 1
     for name, expected in DATASETS.items():
-        if name not in places:
+        if name not in extents:
             if expected.required:
                 raise _bad(path, name, "a dataset", "none")
             continue
-        place = places[name]
+        place = extents[name]
         found = STRING if place.dtype.kind == "S" else str(place.dtype)  # big-endian is >f4
         if found not in expected.types:
             raise _bad(path, name, f"numbers of type {' or '.join(expected.types)}", found)
         shape = (counts[expected.rows], *expected.row)
         if place.shape != shape:
             raise _bad(path, name, f"shape {list(shape)} ({expected.rows})", list(place.shape))
-    if levels_of(attributes) > 1 and "levels" not in places:
+    if max_levels(attributes) > 1 and "levels" not in extents:
         raise _bad(path, "levels", "a dataset, as a layer is a pyramid", "none")
     for name, least in (("plan_images", counts[IMAGES]), ("plan_boxes", counts[BOXES])):
         if attributes.get(name, least) < least:
             raise _bad(path, f"attribute {name}", f"at least {least}", attributes[name])
     for layer in layers:
         name = features_path(layer, len(layers))
-        if name not in places:
+        if name not in extents:
             raise _bad(path, name, "a dataset", "none")
-        place = places[name]
+        place = extents[name]
         if str(place.dtype) not in ("float32", "float16"):
             raise _bad(path, name, "numbers of type float32 or float16", place.dtype)
         if len(place.shape) not in (2, MAX_RANK) or place.shape[0] != counts[BOXES] or 0 in place.shape[1:]:
             raise _bad(path, name, f"shape [{counts[BOXES]}, C, PH, PW] or [{counts[BOXES]}, C]", list(place.shape))
 
 
-def levels_of(attributes: Mapping[str, Any]) -> int:
+def max_levels(attributes: Mapping[str, Any]) -> int:
     """Return how many levels the layers of a file have, at most; 0 where it does not say."""
     return max(map(len, json.loads(attributes["strides"]).values())) if "strides" in attributes else 0
 
@@ -156,7 +158,7 @@ def check_rows(path: Path, names: npt.NDArray[np.bytes_], offset: npt.NDArray[np
         raise _bad(path, "images/offset", f"numbers that ascend from 0 to {boxes}", f"{offset[:5].tolist()}...")
     for first in range(0, len(names), NAMES_AT_ONCE):
         some = names[first : first + NAMES_AT_ONCE].tolist()
-        if (unsafe := unsafe_name(Names.of_bytes(some))) is not None:
+        if (unsafe := unsafe_name(PackedNames.from_bytes(some))) is not None:
             raise _bad(path, "images/name", "names of images relative to their folder, inside it", repr(unsafe))
     hashes = np.fromiter((hash(name) for name in names.tolist()), np.int64, len(names))
     if len(np.unique(hashes)) < len(names) and len(set(names.tolist())) < len(names):
@@ -172,10 +174,10 @@ def _are_strides(found: object) -> bool:
     )
 
 
-def _rows(path: Path, places: Mapping[str, Place], name: str) -> int:
-    if name not in places or not places[name].shape:
+def _rows(path: Path, extents: Mapping[str, DatasetExtent], name: str) -> int:
+    if name not in extents or not extents[name].shape:
         raise _bad(path, name, "a dataset of rows", "none")
-    return places[name].shape[0]
+    return extents[name].shape[0]
 
 
 def _json(path: Path, attributes: Mapping[str, Any], name: str) -> Any:

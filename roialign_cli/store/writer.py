@@ -17,7 +17,7 @@ from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import TABLES, features_crc32, table_crc32
 from roialign_cli.store.disk import open_disk
 from roialign_cli.store.parts import Part
-from roialign_cli.store.schema import DONE, ERROR_BYTES, FAILED, PENDING, Place, cut
+from roialign_cli.store.schema import DONE, ERROR_BYTES, FAILED, PENDING, DatasetExtent, truncate_utf8
 from roialign_cli.types import FileVersion
 
 CHECKPOINT_SECONDS = 2.0  # at most this much finished work is done again after a kill
@@ -26,7 +26,7 @@ QUEUED = 8  # blocks that may wait for the disk, which bounds memory
 
 def open_writer(path: Path) -> FeatureWriter:
     """Return the writer of a file that has been laid out."""
-    return FeatureWriter(path, Part(path).places)
+    return FeatureWriter(path, Part(path).extents)
 
 
 class FeatureWriter:
@@ -36,9 +36,9 @@ class FeatureWriter:
     only of rows that are on the disk, whenever the process or the power ends.
     """
 
-    def __init__(self, path: Path, places: Mapping[str, Place]) -> None:
+    def __init__(self, path: Path, extents: Mapping[str, DatasetExtent]) -> None:
         self._path = path
-        self.places = places
+        self.extents = extents
         self._disk = open_disk(path)
         self._tasks: queue.Queue[tuple[Callable[[], None], Callable[[], None]] | None] = queue.Queue(QUEUED)
         self._crc: dict[int, int] = {}
@@ -69,7 +69,7 @@ class FeatureWriter:
 
     def version(self, image: int, version: FileVersion) -> None:
         """Write which version of its file an image was read from, where the file has room for it."""
-        if "images/sha256" not in self.places:
+        if "images/sha256" not in self.extents:
             return
         self.rows("images/file_size", image, np.array([version.size]))
         self.rows("images/modified", image, np.array([version.modified]))
@@ -138,14 +138,14 @@ class FeatureWriter:
     def _write(self, dataset: str, first: int, values: npt.NDArray[Any]) -> None:
         if not values.size:
             return
-        place = self.places[dataset]
+        place = self.extents[dataset]
         assert values.shape[1:] == place.shape[1:]
         assert values.dtype.itemsize == place.dtype.itemsize
         assert 0 <= first <= first + len(values) <= place.shape[0]
         self._disk.write(place.offset + first * place.row_bytes, values)
 
     def _read(self, dataset: str, first: int, count: int) -> npt.NDArray[Any]:
-        place = self.places[dataset]
+        place = self.extents[dataset]
         data = self._disk.read(place.offset + first * place.row_bytes, count * place.row_bytes)
         return np.frombuffer(data, place.raw_dtype).reshape(count, *place.shape[1:])
 
@@ -158,11 +158,11 @@ class FeatureWriter:
         self._crc.pop(image, None)
 
     def _finish(self, image: int, status: int, message: str) -> None:
-        text = cut(message.encode("utf-8", "replace"), ERROR_BYTES)
+        text = truncate_utf8(message.encode("utf-8", "replace"), ERROR_BYTES)
         self._write("images/crc32", image, np.array([self._crc.pop(image, 0)], np.uint32))
         self._write("images/error", image, np.array([text], f"S{ERROR_BYTES}"))
-        if TABLES in self.places:
-            vouched = table_crc32(self._read, self.places, image, status)
+        if TABLES in self.extents:
+            vouched = table_crc32(self._read, self.extents, image, status)
             self._write(TABLES, image, np.array([vouched], np.uint32))
         self._finished.append((image, status))
 

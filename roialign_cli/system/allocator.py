@@ -13,11 +13,11 @@ from functools import cache
 # Of glibc's malloc.h, mallopt(3), with the defaults that are restored.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -2, -3, -4
 DEFAULTS = {M_MMAP_MAX: 65536, M_TRIM_THRESHOLD: 128 << 10, M_TOP_PAD: 128 << 10}
-KEPT = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 << 20}
+RETAINING = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 << 20}
 
 
 @contextmanager
-def kept() -> Iterator[None]:
+def retain_freed_memory() -> Iterator[None]:
     """Let glibc keep large blocks for the next allocation while this, or another such, lasts; elsewhere nothing changes.
 
     By default each large tensor is new memory from the system and given back after use. A convolutional network's
@@ -31,7 +31,7 @@ def kept() -> Iterator[None]:
         _keep(-1)
 
 
-def return_large() -> None:
+def restore_mmap_threshold() -> None:
     """Let glibc give blocks of more than 128 KB back to the system at once, as it does at first; elsewhere nothing changes.
 
     By and by it takes "large" to mean 32 MB. What is read in parts then leaves holes, half as much again as is kept (measured,
@@ -40,7 +40,7 @@ def return_large() -> None:
     _glibc("mallopt", M_MMAP_THRESHOLD, 128 << 10)
 
 
-def fit(size: tuple[int, int]) -> None:
+def trim_for_size(size: tuple[int, int]) -> None:
     """Images of this size come next: give back what is kept of another, whose blocks seldom fit."""
     if _state.size not in (None, size):
         release()
@@ -70,7 +70,7 @@ def _keep(more: int) -> None:
         before, _state.users = _state.users, _state.users + more
         if before and _state.users:
             return
-        for option, value in (KEPT if _state.users else DEFAULTS).items():
+        for option, value in (RETAINING if _state.users else DEFAULTS).items():
             _glibc("mallopt", option, value)
         if not _state.users:
             release()

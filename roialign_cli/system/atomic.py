@@ -13,7 +13,7 @@ SUFFIX = ".partial"
 NAME_BYTES = 255  # of most file systems
 
 
-def partial_of(output: Path) -> Path:
+def partial_path(output: Path) -> Path:
     """Return the path to write to, with nothing there: the file that an earlier run left is removed.
 
     Raises OutputError if a link, a folder or something else stands there, which this tool does not make.
@@ -27,7 +27,9 @@ def partial_of(output: Path) -> Path:
     except OSError as error:
         raise OutputError("output-write", f"{partial}: cannot be written: {error.strerror}") from None
     if not stat.S_ISREG(mode):
-        raise not_ours(partial, "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no file")
+        raise foreign_file_error(
+            partial, "a link" if stat.S_ISLNK(mode) else "a folder" if stat.S_ISDIR(mode) else "no file"
+        )
     try:
         partial.unlink()
     except OSError as error:
@@ -64,7 +66,7 @@ def check_name(output: Path) -> None:
         raise OutputError("output-name", message, "choose a shorter -o")
 
 
-def not_ours(path: Path, found: str) -> OutputError:
+def foreign_file_error(path: Path, found: str) -> OutputError:
     """Return the error of something in the way that this tool did not make, and so does not remove."""
     message = f"{path}: expected nothing, or what an earlier run left, found {found}"
     return OutputError("output-in-the-way", message, "move it away, or choose another -o")

@@ -11,12 +11,12 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-LOOK_SECONDS = 0.5  # how often a wait looks whether a piece takes too long
+POLL_SECONDS = 0.5  # how often a wait looks whether a piece takes too long
 
 Result = TypeVar("Result")
 
 
-class Task(Generic[Result]):
+class FileTask(Generic[Result]):
     """A piece of work: on which file, since when it is being done, and what came of it."""
 
     def __init__(self, path: Path) -> None:
@@ -28,7 +28,7 @@ class Task(Generic[Result]):
         self.given_up = False
 
 
-class Threads(Generic[Result]):
+class FileThreads(Generic[Result]):
     """Threads that work on files. One that does not come back in time is left to itself, and another takes its place.
 
     No thread can be ended from outside. These are daemons, so that at least the process can end: concurrent.futures waits for
@@ -38,21 +38,21 @@ class Threads(Generic[Result]):
     def __init__(self, work: Callable[[Path], Result], count: int, timeout: float) -> None:
         self._work = work
         self._timeout = timeout
-        self._tasks: SimpleQueue[Task[Result] | None] = SimpleQueue()
+        self._tasks: SimpleQueue[FileTask[Result] | None] = SimpleQueue()
         self._closed = False
         self._count = 0
         for _ in range(count):
             self._add()
 
-    def start(self, path: Path) -> Task[Result]:
+    def start(self, path: Path) -> FileTask[Result]:
         """Work on a file when its turn comes."""
-        task: Task[Result] = Task(path)
+        task: FileTask[Result] = FileTask(path)
         self._tasks.put(task)
         return task
 
-    def wait(self, task: Task[Result]) -> Result:
+    def wait(self, task: FileTask[Result]) -> Result:
         """What came of it; TimeoutError if nothing did in time."""
-        while not task.finished.wait(LOOK_SECONDS):
+        while not task.finished.wait(POLL_SECONDS):
             if self._timeout and task.started is not None and time.monotonic() - task.started > self._timeout:
                 task.given_up = True
                 self._add()
@@ -63,7 +63,7 @@ class Threads(Generic[Result]):
 
     def map(self, paths: Iterable[Path], ahead: int) -> Iterator[Callable[[], Result]]:
         """For each file in turn a call that waits for its result, while the next `ahead` are worked on."""
-        waiting: deque[Task[Result]] = deque()
+        waiting: deque[FileTask[Result]] = deque()
         for path in paths:
             waiting.append(self.start(path))
             if len(waiting) > ahead:

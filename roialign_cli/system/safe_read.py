@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 # Far more than configurations and lists of classes have: PyYAML takes two seconds for so many bytes (measured), and numbers
 # of many digits take it the longer the more there are.
-MOST_YAML_BYTES = 1 << 20
-LONGEST_VALUE = 4096
-DEEPEST = 50
+MAX_YAML_BYTES = 1 << 20
+MAX_VALUE_LENGTH = 4096
+MAX_DEPTH = 50
 
 
-def regular(path: Path) -> Path:
+def require_regular_file(path: Path) -> Path:
     """Return the path of a regular file; OSError if it is a folder, or a pipe, device or socket, which may never end."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
@@ -38,8 +38,8 @@ def read_yaml(path: Path) -> Any:
     """
     import yaml
 
-    if regular(path).stat().st_size > MOST_YAML_BYTES:
-        raise YamlError(f"expected at most {MOST_YAML_BYTES} bytes of YAML, found {path.stat().st_size}")
+    if require_regular_file(path).stat().st_size > MAX_YAML_BYTES:
+        raise YamlError(f"expected at most {MAX_YAML_BYTES} bytes of YAML, found {path.stat().st_size}")
     try:
         return yaml.load(path.read_text(encoding="utf-8-sig"), _loader())
     except (OSError, YamlError):
@@ -63,11 +63,11 @@ def _loader() -> type[yaml.SafeLoader]:
                 raise YamlError(
                     f"line {line}: expected plain values, found the alias *{str(event.anchor)[:50]}: write it out"
                 )
-            if isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST_VALUE:
+            if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_VALUE_LENGTH:
                 found = f"found {len(event.value)}"
-                raise YamlError(f"line {line}: expected a value of at most {LONGEST_VALUE} characters, {found}")
-            if self.depth == DEEPEST:
-                raise YamlError(f"line {line}: expected at most {DEEPEST} levels of nesting, found more")
+                raise YamlError(f"line {line}: expected a value of at most {MAX_VALUE_LENGTH} characters, {found}")
+            if self.depth == MAX_DEPTH:
+                raise YamlError(f"line {line}: expected at most {MAX_DEPTH} levels of nesting, found more")
             self.depth += 1
             try:
                 return super().compose_node(parent, index)

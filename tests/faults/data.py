@@ -210,12 +210,12 @@ class Data:
 
 def vouch(file: h5py.File, image: int) -> None:
     """Write the checksum of an image's tables anew."""
-    places = {name for name in ("boxes", "labels", "scores", "ids", "levels") if name in file}
-    places |= {f"images/{name}" for name in file["images"]}
-    raw = {name: file[name][()] for name in places}
+    extents = {name for name in ("boxes", "labels", "scores", "ids", "levels") if name in file}
+    extents |= {f"images/{name}" for name in file["images"]}
+    raw = {name: file[name][()] for name in extents}
     status = int(raw["images/status"][image])
     file[TABLES][image] = table_crc32(
-        lambda name, first, count: raw[name][first : first + count], places, image, status
+        lambda name, first, count: raw[name][first : first + count], extents, image, status
     )
 
 

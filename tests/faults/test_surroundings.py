@@ -173,7 +173,7 @@ def test_a_clock_that_goes_backwards(runs: Runs, data: Data, tmp_path: Path) -> 
         data.fresh().clear(output)
 
 
-def table_of(data: Data, folder: Path, name: str) -> Path:
+def table_from_entries(data: Data, folder: Path, name: str) -> Path:
     """The data set's boxes, and one on another image besides."""
     boxes = {name: described([[0, 0, 20, 20]], 0), **json.loads((data.folder / "boxes.json").read_text())}
     path = folder / "boxes.json"
@@ -192,7 +192,7 @@ def arguments(folder: Path, *more: str) -> list[str]:
 def test_an_image_that_hangs(runs: Runs, data: Data, tmp_path: Path) -> None:
     """Such as one on a lost network disk: the library of faults never opens it."""
     line = TABLE["image that hangs"]
-    table_of(data, tmp_path, "hang.jpg")
+    table_from_entries(data, tmp_path, "hang.jpg")
     Image.new("RGB", (64, 48)).save(tmp_path / "im" / "hang.jpg")
     ended = runs(arguments(tmp_path, "--image-timeout", "1", "--workers", "1"), Arm("f.h5"))
     line.runs += 1
@@ -207,7 +207,7 @@ def test_an_image_that_hangs(runs: Runs, data: Data, tmp_path: Path) -> None:
 def test_an_image_too_large_for_memory(runs: Runs, data: Data, tmp_path: Path) -> None:
     """Under a limit on memory: where Python can know of it, only the image fails."""
     line = TABLE["image too large for memory"]
-    table_of(data, tmp_path, "huge.png")
+    table_from_entries(data, tmp_path, "huge.png")
     noise = np.random.default_rng(0).integers(0, 256, (64, 12000, 3), np.uint8)
     Image.fromarray(np.repeat(noise, 190, axis=0)).save(tmp_path / "im" / "huge.png", compress_level=1)
     ended = runs(arguments(tmp_path, "--max-pixels", "0"), limits={"RLIMIT_AS": -(3 << 30)})

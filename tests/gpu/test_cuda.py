@@ -75,7 +75,7 @@ def test_where_it_cannot_be_built_torchvision_serves_and_the_reason_is_told(
     maps, rois = features(8).to(device), make_rois(9, batch=2, width=19, height=11).to(device)
     expected = roi_align(maps, rois, 4)
     monkeypatch.setitem(sys.modules, "cuda.core", None)
-    for cached in (cuda.obstacle, nvrtc.load):
+    for cached in (cuda.unavailable_reason, nvrtc.load):
         cached.cache_clear()
     try:
         with pytest.warns(RuntimeWarning, match="expected the packages cuda-core"):
@@ -84,7 +84,7 @@ def test_where_it_cannot_be_built_torchvision_serves_and_the_reason_is_told(
         with pytest.raises(KernelError, match="expected the packages cuda-core"):
             roi_align(maps, rois, 4, kernel="cuda")
     finally:
-        cuda.obstacle.cache_clear()
+        cuda.unavailable_reason.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)

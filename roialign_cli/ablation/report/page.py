@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from roialign_cli.ablation.report.plots import picture
 from roialign_cli.ablation.run import Ablation
-from roialign_cli.ablation.summary import Row, label
+from roialign_cli.ablation.summary import Row, setting_label
 
 TITLES = {
     "error_by_ratio": "Error against the sampling ratio",
@@ -108,7 +108,7 @@ def _tables(rows: Sequence[Row], best: set[str | None]) -> str:
         for row in of_layer:
             cells = "".join(f"<td>{_cell(row[name], COLUMNS[name][1])}</td>" for name in columns)
             mark = " class='best'" if row["setting"] in best else ""
-            lines.append(f"<tr{mark}><td>{escape(label(row))}</td>{cells}</tr>")
+            lines.append(f"<tr{mark}><td>{escape(setting_label(row))}</td>{cells}</tr>")
         found.append(f"<div class='wide'><table><tr><th>{escape(layer)}</th>{head}</tr>{''.join(lines)}</table></div>")
     return "".join(found)
 

@@ -10,12 +10,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter, ScalarFormatter, StrMethodFormatter
 
-from roialign_cli.ablation.summary import Row, label
+from roialign_cli.ablation.summary import Row, setting_label
 from roialign_cli.figures.style import STYLE
 
 # Okabe and Ito's colours, which most colour-blind people tell apart; those that show on white and on black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a6761d")
-MOST = len(COLOURS)
+MAX_SERIES = len(COLOURS)
 
 
 def draw(rows: Sequence[Row]) -> dict[str, Figure]:
@@ -54,14 +54,14 @@ def _against_ratio(rows: Sequence[Row], column: str, title: str) -> Figure:
         if row[column] is not None:
             kind = "fixed" if row["sampling_ratio"] else row["setting"]
             series.setdefault((row["op"], row["output_size"], str(row["aligned"]), row["mode"], kind), []).append(row)
-    for (key, of_series), colour in zip(list(series.items())[:MOST], COLOURS, strict=False):
+    for (key, of_series), colour in zip(list(series.items())[:MAX_SERIES], COLOURS, strict=False):
         if key[-1] == "fixed":
             of_series = sorted(of_series, key=lambda row: row["sampling_ratio"])
             name = f"{key[1]}, {'aligned' if key[2] == 'True' else 'unaligned'}, {key[3]}, fixed ratio"
             ratios = [row["sampling_ratio"] for row in of_series]
             axes.plot(ratios, [row[column] for row in of_series], "o-", color=colour, label=name)
         else:
-            axes.axhline(of_series[0][column], color=colour, linestyle="--", label=label(of_series[0]))
+            axes.axhline(of_series[0][column], color=colour, linestyle="--", label=setting_label(of_series[0]))
     axes.set_xscale("log", base=2)
     if any(row[column] for row in rows):
         axes.set_yscale("log")
@@ -80,15 +80,15 @@ def _against_ratio(rows: Sequence[Row], column: str, title: str) -> Figure:
 def _by_class(rows: Sequence[Row]) -> Figure:
     """Groups of bars: a group per class, a bar per setting."""
     classes = list(dict.fromkeys(row["class"] for row in rows))
-    settings = list(dict.fromkeys(row["setting"] for row in rows if row["error_mean"]))[:MOST]
+    settings = list(dict.fromkeys(row["setting"] for row in rows if row["error_mean"]))[:MAX_SERIES]
     figure, axes = _axes()
     width = 0.8 / max(len(settings), 1)
     for i, (setting, colour) in enumerate(zip(settings, COLOURS, strict=False)):
         of_setting = {row["class"]: row for row in rows if row["setting"] == setting}
         at = [k for k, name in enumerate(classes) if name in of_setting]
         heights = [of_setting[classes[k]]["error_mean"] for k in at]
-        places = [k + (i - (len(settings) - 1) / 2) * width for k in at]
-        axes.bar(places, heights, width, color=colour, label=label(next(iter(of_setting.values()))))
+        positions = [k + (i - (len(settings) - 1) / 2) * width for k in at]
+        axes.bar(positions, heights, width, color=colour, label=setting_label(next(iter(of_setting.values()))))
     axes.set_xticks(range(len(classes)), classes, fontsize=7)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
@@ -101,7 +101,7 @@ def _bars(rows: Sequence[Row], column: str, title: str) -> Figure:
     """One bar per setting."""
     rows = [row for row in rows if row[column] is not None]
     figure, axes = _axes(0.9 + 0.24 * len(rows))
-    drawn = axes.barh([label(row) for row in rows][::-1], [row[column] for row in rows][::-1], color=COLOURS[0])
+    drawn = axes.barh([setting_label(row) for row in rows][::-1], [row[column] for row in rows][::-1], color=COLOURS[0])
     axes.bar_label(drawn, fmt="%.3g", padding=3, fontsize=8)
     axes.margins(x=0.15)
     axes.tick_params(axis="y", labelsize=7)

@@ -12,7 +12,7 @@ from roialign_cli.ablation.report.page import render
 from roialign_cli.ablation.report.plots import draw, picture
 from roialign_cli.ablation.run import Ablation
 from roialign_cli.errors import OutputError
-from roialign_cli.system.atomic import partial_of, publish
+from roialign_cli.system.atomic import partial_path, publish
 
 FACTS, PAGE = "ablation.json", "report.html"
 
@@ -39,7 +39,7 @@ def write_report(ablation: Ablation, folder: Path) -> None:
 
 
 def _replace(path: Path, content: bytes) -> None:
-    partial = partial_of(path)
+    partial = partial_path(path)
     try:
         partial.write_bytes(content)
         publish(partial, path)

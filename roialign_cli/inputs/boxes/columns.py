@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roialign_cli.arrays import Floats, Integers, Names
+from roialign_cli.arrays import Floats, Integers, PackedNames
 from roialign_cli.errors import ConfigError
-from roialign_cli.inputs.boxes.common import Column, Source, bad, column, numbered
+from roialign_cli.inputs.boxes.common import Column, Source, column, format_error, index_unique
 
 Numbers = npt.NDArray[np.float64]
 
@@ -48,7 +48,7 @@ DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+([eE][-+]?\d+)?\s*")
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ColumnMapping:
     """Which column is what, the form of the boxes among FORMS, and the units if they are said."""
 
     names: Mapping[str, str]
@@ -56,7 +56,7 @@ class Chosen:
     units: str
 
     @property
-    def sized(self) -> bool:
+    def states_sizes(self) -> bool:
         """Whether columns state the size of the images."""
         return all(what in self.names for what in SIZES)
 
@@ -65,43 +65,49 @@ class Chosen:
         return self.units == "relative" or (not self.units and between)
 
 
-def choose(source: Source, names: list[str]) -> Chosen:
+def map_columns(source: Source, names: list[str]) -> ColumnMapping:
     """Find the columns; InputError: some are missing, ConfigError: --columns makes no sense."""
-    found, said, units = _choose(source, names)
+    found, explicit, units = _match_columns(source, names)
     form = next((form for form in FORMS if all(name in found for name in form)), None)
     if form is None or "image" not in found:
         needed = "an image column and x1, y1, x2, y2, or x, y, w, h, or cx, cy, w, h"
         expected = f"expected {needed}, found {', '.join(names)}"
-        raise bad(source.path, expected, "say which is which: --columns image=File,x1=Left,y1=Top,x2=Right,y2=Bottom")
+        raise format_error(
+            source.path, expected, "say which is which: --columns image=File,x1=Left,y1=Top,x2=Right,y2=Bottom"
+        )
     for what in (*form, "image", "label", "score", "id", *SIZES):
         if what in found:
-            _check_once(source, what, found[what], names, what in said)
-    return Chosen(found, form, units)
+            _check_once(source, what, found[what], names, what in explicit)
+    return ColumnMapping(found, form, units)
 
 
-def _check_once(source: Source, what: str, name: str, names: list[str], said: bool) -> None:
+def _check_once(source: Source, what: str, name: str, names: list[str], explicit: bool) -> None:
     """Raise InputError if two columns have a name that is used, so that one of them would be ignored silently."""
-    alike = [other for other in names if other == name or (not said and same(other) == same(name))]
-    if len(alike) > 1:
-        expected = f"expected one column {name!r}, found {len(alike)}: {', '.join(alike)}"
-        raise bad(source.path, expected, f"rename one, or say which is meant: --columns {what}=NAME")
+    unify_types = [
+        other for other in names if other == name or (not explicit and normalise_name(other) == normalise_name(name))
+    ]
+    if len(unify_types) > 1:
+        expected = f"expected one column {name!r}, found {len(unify_types)}: {', '.join(unify_types)}"
+        raise format_error(source.path, expected, f"rename one, or say which is meant: --columns {what}=NAME")
 
 
-def same(name: str) -> str:
+def normalise_name(name: str) -> str:
     """The letters and digits of a name of a column, by which it is known."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
-def meant(source: Source, names: Names, owner: npt.NDArray[np.integer]) -> tuple[Names, npt.NDArray[np.integer]]:
+def resolve_images(
+    source: Source, names: PackedNames, owner: npt.NDArray[np.integer]
+) -> tuple[PackedNames, npt.NDArray[np.integer]]:
     """The images that names mean, of which several may mean the same one."""
     found = source.images.find_all(names)
     if found is names:
         return names, owner
-    images, which = numbered(found)
+    images, which = index_unique(found)
     return images, which[owner]
 
 
-def corners(form: tuple[str, str, str, str], a: Numbers, b: Numbers, c: Numbers, d: Numbers) -> Numbers:
+def to_corners(form: tuple[str, str, str, str], a: Numbers, b: Numbers, c: Numbers, d: Numbers) -> Numbers:
     """Boxes [n, 4] as x1, y1, x2, y2 of four columns [n]."""
     if form[0] == "cx":
         a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
@@ -110,7 +116,7 @@ def corners(form: tuple[str, str, str, str], a: Numbers, b: Numbers, c: Numbers,
     return np.stack([a, b, c, d], axis=1)
 
 
-def inside(boxes: Floats) -> bool:
+def looks_relative(boxes: Floats) -> bool:
     """Whether all numbers lie in 0..1, and not all are whole: those of no pixels."""
     fractions = False
     for begin in range(0, len(boxes), ROWS_AT_ONCE):
@@ -122,7 +128,7 @@ def inside(boxes: Floats) -> bool:
 
 
 def sizes_of(
-    source: Source, images: Names, rows: Iterable[tuple[npt.NDArray[np.integer], Mapping[str, Numbers]]]
+    source: Source, images: PackedNames, rows: Iterable[tuple[npt.NDArray[np.integer], Mapping[str, Numbers]]]
 ) -> Integers | None:
     """(height, width) of each image [M, 2] as its rows state; None where some is not a size. InputError: rows disagree."""
     sizes = np.zeros((len(images), 2), np.int64)
@@ -135,11 +141,11 @@ def sizes_of(
         differ = ((before > 0) & (before != stated)).any(axis=1) | (sizes[owner] != stated).any(axis=1)
         if differ.any():
             image = int(owner[differ.argmax()])
-            raise bad(source.path, f'"{images[image]}": expected one size in all its rows, found several')
+            raise format_error(source.path, f'"{images[image]}": expected one size in all its rows, found several')
     return sizes
 
 
-def _choose(source: Source, names: list[str]) -> tuple[dict[str, str], set[str], str]:
+def _match_columns(source: Source, names: list[str]) -> tuple[dict[str, str], set[str], str]:
     """Which column is what, which of those are said by --columns, and the units if they are said."""
     given: dict[str, str] = {}
     for part in source.settings.columns.split(",") if source.settings.columns else ():
@@ -149,12 +155,12 @@ def _choose(source: Source, names: list[str]) -> tuple[dict[str, str], set[str],
             expected = f"expected WHAT=NAME with one of {', '.join(KNOWN)}, units"
             raise ConfigError("config-value", f"columns: {expected}, found {part!r}")
         if name not in (UNITS if what == "units" else names):
-            raise bad(
+            raise format_error(
                 source.path,
                 f"columns: expected one of {', '.join(UNITS if what == 'units' else names)}, found {name!r}",
             )
         given[what] = name
-    plain = {same(name): name for name in reversed(names)}
+    plain = {normalise_name(name): name for name in reversed(names)}
     guessed = {
         what: plain[alias] for what, aliases in KNOWN.items() for alias in reversed(aliases) if alias in plain
     }  # the first alias wins
@@ -162,7 +168,7 @@ def _choose(source: Source, names: list[str]) -> tuple[dict[str, str], set[str],
     return {**guessed, **given}, set(given), units
 
 
-def numbers(source: Source, name: str, values: Sequence[Any], first: int = 2) -> Numbers:
+def number_column(source: Source, name: str, values: Sequence[Any], first: int = 2) -> Numbers:
     """A column [n] as numbers, or InputError naming the row, counted from `first`."""
     try:
         return np.array(values, np.float64)
@@ -173,11 +179,11 @@ def numbers(source: Source, name: str, values: Sequence[Any], first: int = 2) ->
         try:
             found.append(float(text))
         except (ValueError, TypeError, OverflowError):
-            raise bad(f"{source.path}: row {number}", f"{name}: expected a number, found {value!r}") from None
+            raise format_error(f"{source.path}: row {number}", f"{name}: expected a number, found {value!r}") from None
     return np.array(found, np.float64)
 
 
-def words(values: Sequence[Any]) -> Column:
+def text_column(values: Sequence[Any]) -> Column:
     """A column [n] of labels or ids."""
     return column([_whole(value) for value in values])
 

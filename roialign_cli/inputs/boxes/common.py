@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roialign_cli.arrays import Integers, Names
+from roialign_cli.arrays import Integers, PackedNames
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes.names import ImageNames
 from roialign_cli.types import BoxTable
 
 Column = npt.NDArray[np.generic]
-MOST_BYTES = 1 << 28  # that a compressed file may always expand to; above, it may be an attack
+MAX_EXPANDED_BYTES = 1 << 28  # that a compressed file may always expand to; above, it may be an attack
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Entry:
     scores: Sequence[float] | None = None
 
 
-def bad(where: str | Path, found: str, hint: str = "") -> InputError:
+def format_error(where: str | Path, found: str, hint: str = "") -> InputError:
     """The error of a box file that cannot be read as its format."""
     return InputError("boxes-format", f"{where}: {found}", hint)
 
@@ -58,7 +58,7 @@ def column(values: Sequence[int | str]) -> Column:
     return np.array([str(value) for value in values], np.str_)
 
 
-def alike(parts: Sequence[Column]) -> list[Column]:
+def unify_types(parts: Sequence[Column]) -> list[Column]:
     """Parts of one column that are not empty, or one; as strings where they are strings and numbers."""
     filled = [part for part in parts if len(part)] or list(parts[:1])
     return [part.astype(np.str_) for part in filled] if len({part.dtype.kind for part in filled}) > 1 else filled
@@ -87,26 +87,26 @@ def as_scores(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
         return np.array(values, np.float64).astype(np.float32)
 
 
-def table_of(source: Source, entries: Sequence[Entry], *, relative: bool = False) -> BoxTable:
+def table_from_entries(source: Source, entries: Sequence[Entry], *, relative: bool = False) -> BoxTable:
     """The entries as they come, one per image; InputError if an image comes twice. Columns that some lack are left out."""
     names = [entry.image for entry in entries]
     if len(set(names)) < len(names):
-        twice = next(name for i, name in enumerate(names) if name in names[:i])
-        raise bad(source.path, f'"{twice}": expected each image once, found it twice')
+        duplicate_key_error = next(name for i, name in enumerate(names) if name in names[:i])
+        raise format_error(source.path, f'"{duplicate_key_error}": expected each image once, found it twice')
     boxes = np.concatenate([np.empty((0, 4)), *(entry.boxes.reshape(-1, 4) for entry in entries)])
     labels = [label for entry in entries if entry.labels is not None for label in entry.labels]
     scores = [score for entry in entries if entry.scores is not None for score in entry.scores]
     return BoxTable(
-        names=Names.of(names),
+        names=PackedNames.from_strings(names),
         offset=offsets([len(entry.boxes) for entry in entries]),
         boxes=as_boxes(boxes),
         labels=column(labels) if len(labels) == len(boxes) and labels else None,
         scores=as_scores(scores) if len(scores) == len(boxes) and scores else None,
-        shares=boxes if relative else None,
+        relative_boxes=boxes if relative else None,
     )
 
 
-def numbered(names: Names) -> tuple[Names, Integers]:
+def index_unique(names: PackedNames) -> tuple[PackedNames, Integers]:
     """The different names in the order in which they first come, and which of them each is.
 
     By hashes, as a dict of millions takes a gigabyte; where two names share one, by a dict.
@@ -120,7 +120,7 @@ def numbered(names: Names) -> tuple[Names, Integers]:
     new = first == np.arange(len(names))
     if any(names[i] != names[first[i]] for i in np.flatnonzero(~new).tolist()):
         place = {name: i for i, name in enumerate(dict.fromkeys(names))}
-        return Names.of(place), np.array([place[name] for name in names], np.int64)
+        return PackedNames.from_strings(place), np.array([place[name] for name in names], np.int64)
     return names if new.all() else names.where(new), (np.cumsum(new) - 1)[first]
 
 
@@ -140,14 +140,14 @@ class Grouping:
 
     def table(
         self,
-        names: Names,
+        names: PackedNames,
         boxes: npt.NDArray[np.floating],
         *,
         labels: Column | None = None,
         scores: Column | None = None,
         ids: Column | None = None,
         sizes: Integers | None = None,
-        shares: npt.NDArray[np.float64] | None = None,
+        relative_boxes: npt.NDArray[np.float64] | None = None,
     ) -> BoxTable:
         """The table of columns that stand as the rows did."""
 
@@ -162,5 +162,5 @@ class Grouping:
             scores=None if scores is None else as_scores(ordered(scores)),
             ids=ordered(ids),
             sizes=sizes,
-            shares=ordered(shares),
+            relative_boxes=ordered(relative_boxes),
         )

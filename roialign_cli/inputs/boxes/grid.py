@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from roialign_cli.arrays import Names
+from roialign_cli.arrays import PackedNames
 from roialign_cli.errors import ConfigError, InputError
 from roialign_cli.inputs.boxes.common import as_boxes, offsets
 from roialign_cli.inputs.boxes.names import ImageNames
@@ -23,13 +23,13 @@ def make(grid: str, images: ImageNames) -> BoxTable:
     top, left = (side.ravel() for side in np.meshgrid(y[:-1], x[:-1], indexing="ij"))
     bottom, right = (side.ravel() for side in np.meshgrid(y[1:], x[1:], indexing="ij"))
     cells = np.stack([left, top, right, bottom], axis=1)
-    names = Names.of(sorted(images.all))
+    names = PackedNames.from_strings(sorted(images.all))
     if not names:
         raise InputError("images-empty", "expected images to lay a grid on, found none")
     return BoxTable(
         names=names,
         offset=offsets([len(cells)] * len(names)),
         boxes=as_boxes(np.tile(cells, (len(names), 1))),
-        shares=np.tile(cells, (len(names), 1)),
+        relative_boxes=np.tile(cells, (len(names), 1)),
         sha256=f"grid {grid}",
     )

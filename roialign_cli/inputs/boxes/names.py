@@ -6,8 +6,8 @@ from collections import defaultdict
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from roialign_cli.arrays import Names
-from roialign_cli.inputs.images import Listing, list_images
+from roialign_cli.arrays import PackedNames
+from roialign_cli.inputs.images import ImageListing, list_images
 
 
 class ImageNames:
@@ -43,12 +43,12 @@ class ImageNames:
                 return found[0]
         return plain
 
-    def find_all(self, names: Names) -> Names:
+    def find_all(self, names: PackedNames) -> PackedNames:
         """`find` of each: the very names, if they are names of images as they stand."""
-        as_they_stand = self._folder is not None and Listing(self._folder).has(names).all()
-        return names if as_they_stand else Names.of(map(self.find, names))
+        as_they_stand = self._folder is not None and ImageListing(self._folder).has(names).all()
+        return names if as_they_stand else PackedNames.from_strings(map(self.find, names))
 
-    def of_stem(self, stem: str) -> str | None:
+    def find_by_stem(self, stem: str) -> str | None:
         """The image of a relative path without its suffix, or None; folders count only where names alone are ambiguous."""
         parts = PurePosixPath(stem).parts
         for begin in range(len(parts)):

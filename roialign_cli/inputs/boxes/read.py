@@ -14,7 +14,7 @@ from roialign_cli.arrays import unsafe_name
 from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError, InputError
 from roialign_cli.inputs.boxes import grid
-from roialign_cli.inputs.boxes.common import Source, bad
+from roialign_cli.inputs.boxes.common import Source, format_error
 from roialign_cli.inputs.boxes.formats import (
     coco,
     coco_results,
@@ -27,18 +27,18 @@ from roialign_cli.inputs.boxes.formats import (
     voc,
     yolo,
 )
-from roialign_cli.inputs.boxes.json_objects import top_level
+from roialign_cli.inputs.boxes.json_objects import decode_top_level
 from roialign_cli.inputs.boxes.names import ImageNames
 from roialign_cli.inputs.boxes.recognise import IN_FOLDERS, recognise
 from roialign_cli.inputs.boxes.select import select
 from roialign_cli.inputs.boxes.validate import check_text, check_values
-from roialign_cli.system.safe_read import regular
+from roialign_cli.system.safe_read import require_regular_file
 from roialign_cli.types import BoxTable
 
 READERS: dict[str, Callable[[Source], BoxTable]] = {
-    "native": lambda source: native.read(str(source.path), top_level(source.path)),
+    "native": lambda source: native.read(str(source.path), decode_top_level(source.path)),
     "jsonl": jsonl.read,
-    "coco": lambda source: coco.read(str(source.path), top_level(source.path)),
+    "coco": lambda source: coco.read(str(source.path), decode_top_level(source.path)),
     "coco-results": coco_results.read,
     "voc": voc.read,
     "yolo": yolo.read,
@@ -66,7 +66,7 @@ def read_boxes(path: Path | None, folder: Path | None = None, settings: Settings
     source = Source(path, images, settings)
     with _explained(path):
         if not path.is_dir():
-            regular(path)
+            require_regular_file(path)
         found = settings.boxes_format if settings.boxes_format != "auto" else recognise(path)
         table = READERS[found](source)
         digest = _digest(path, settings)
@@ -84,14 +84,14 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise bad(path, f"expected text in UTF-8, found: {error.reason} at byte {error.start}") from None
+        raise format_error(path, f"expected text in UTF-8, found: {error.reason} at byte {error.start}") from None
     except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can say and no text has
         part = error.object[max(error.start - 20, 0) : error.start + 20]
-        raise bad(path, f"expected names and labels of Unicode text, found {part!r}") from None
+        raise format_error(path, f"expected names and labels of Unicode text, found {part!r}") from None
     except RecursionError:
-        raise bad(path, "expected plain lists and objects, found them nested too deep") from None
+        raise format_error(path, "expected plain lists and objects, found them nested too deep") from None
     except msgspec.DecodeError as error:
-        raise bad(path, f"expected JSON, found: {error}") from None
+        raise format_error(path, f"expected JSON, found: {error}") from None
     except OSError as error:
         where = str(path if error.filename is None else error.filename)
         expected = "expected a box file" if where == str(path) else "expected a file"
@@ -110,7 +110,7 @@ def _digest(path: Path, settings: Settings) -> str:
                 digest.update(piece)
     for extra in (settings.classes, settings.images_json):
         if extra:
-            digest.update(regular(Path(extra)).read_bytes())
+            digest.update(require_regular_file(Path(extra)).read_bytes())
     if settings.columns or settings.voc_origin != Settings.voc_origin:
         digest.update(f"{settings.columns} {settings.voc_origin}".encode())
     return digest.hexdigest()

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from roialign_cli.inputs.boxes.common import bad
-from roialign_cli.inputs.boxes.json_objects import top_level
+from roialign_cli.inputs.boxes.common import format_error
+from roialign_cli.inputs.boxes.json_objects import decode_top_level
 
 SUFFIXES = {
     ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".jsonl": "jsonl", ".ndjson": "jsonl", ".xml": "voc",
@@ -21,7 +21,7 @@ def recognise(path: Path) -> str:
         counts = Counter(file.suffix.lower() for file in path.rglob("*") if file.suffix.lower() in IN_FOLDERS)
         if not counts:
             expected = "expected a folder of VOC .xml, YOLO .txt, LabelMe .json or .npz files"
-            raise bad(path, f"{expected}, found none of them")
+            raise format_error(path, f"{expected}, found none of them")
         return IN_FOLDERS[counts.most_common(1)[0][0]]
     if path.suffix.lower() in SUFFIXES:
         return SUFFIXES[path.suffix.lower()]
@@ -31,7 +31,7 @@ def recognise(path: Path) -> str:
         return "coco-results"
     if start[:1] == b"<":
         return "voc"
-    keys = top_level(path)
+    keys = decode_top_level(path)
     if "annotations" in keys and "images" in keys:
         return "coco"
     return "labelme" if "shapes" in keys else "native"

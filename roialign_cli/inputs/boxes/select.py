@@ -27,7 +27,7 @@ def select(path: str, table: BoxTable, settings: Settings) -> BoxTable:
     if not settings.crowd and table.crowd is not None:
         keep &= ~table.crowd
     if settings.min_size > 0:
-        if table.shares is not None:
+        if table.relative_boxes is not None:
             raise InputError("boxes-select", f"{path}: min_size: expected boxes in pixels, found relative ones")
         keep &= (table.boxes[:, 2:] - table.boxes[:, :2]).min(axis=1, initial=np.inf) >= settings.min_size
     if settings.max_boxes > 0:
@@ -44,7 +44,7 @@ def take(table: BoxTable, keep: npt.NDArray[np.bool_]) -> BoxTable:
 
     return replace(
         table, boxes=table.boxes[keep], labels=some(table.labels), scores=some(table.scores), ids=some(table.ids),
-        crowd=some(table.crowd), shares=some(table.shares),
+        crowd=some(table.crowd), relative_boxes=some(table.relative_boxes),
         offset=offsets(np.bincount(owner, minlength=len(table.names))),
     )  # fmt: skip
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from roialign_cli.arrays import Floats
 from roialign_cli.errors import InputError
-from roialign_cli.inputs.boxes.common import bad
+from roialign_cli.inputs.boxes.common import format_error
 from roialign_cli.types import BoxTable
 
 ROWS_AT_ONCE = 1 << 20  # boxes checked at a time
@@ -23,7 +23,9 @@ def check_text(path: str, table: BoxTable) -> None:
             wrong = ((some >= 0xD800) & (some < 0xE000)).any(axis=1)
             if wrong.any():
                 row = begin + int(wrong.argmax())
-                raise bad(_place(path, table, row), f"{what}: expected Unicode text, found {str(column[row])!r}")
+                raise format_error(
+                    _place(path, table, row), f"{what}: expected Unicode text, found {str(column[row])!r}"
+                )
 
 
 def check_values(path: str, table: BoxTable, boxes_format: str) -> None:

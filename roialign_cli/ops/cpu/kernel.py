@@ -227,7 +227,7 @@ def _exact_axis(start, bin_size, bins, size, ptr, index, weight):
 
 
 @_jit
-def _adopt_rows(count, weight64, index, stride, weight, offset):
+def _rows_to_offsets(count, weight64, index, stride, weight, offset):
     """Weights in the type of the sums, cell numbers as byte offsets."""
     for e in range(count):
         weight[e] = weight64[e]
@@ -235,7 +235,7 @@ def _adopt_rows(count, weight64, index, stride, weight, offset):
 
 
 @_jit
-def _adopt_columns(count, weight64, index, weight, column, columns):
+def _index_unique_columns(count, weight64, index, weight, column, columns):
     """The distinct cells of the column weights, in `columns`, and each weight's place among them, in `column`."""
     distinct = 0
     for e in range(count):
@@ -303,7 +303,7 @@ def _combine(out, source, stored, offset, weight, first, stop, n):
 
 
 @_jit
-def _raise_to(out, value, unit, n):
+def _max_into(out, value, unit, n):
     """out[c] = max(out[c], value[c]), NaN wins."""
     o, v = _pointer(out, unit), _pointer(value, unit)
     for c in range(n):
@@ -317,7 +317,7 @@ def _reduce(tile, bins, n, reduce, unit):
     for s in range(1, bins):
         row = tile + s * n * unit.itemsize
         if reduce == LARGEST:
-            _raise_to(tile, row, unit, n)
+            _max_into(tile, row, unit, n)
         else:
             v = _pointer(row, unit)
             for c in range(n):
@@ -414,17 +414,17 @@ def pool(
         distinct = 0
         if mode == EXACT:
             _exact_axis(y, bin_h, ph, height_cells, y_ptr, index, weight64)
-            _adopt_rows(y_ptr[ph], weight64, index, sy, y_weight, y_offset)
+            _rows_to_offsets(y_ptr[ph], weight64, index, sy, y_weight, y_offset)
             _exact_axis(x, bin_w, pw, width_cells, x_ptr, index, weight64)
-            distinct = _adopt_columns(x_ptr[pw], weight64, index, x_weight, x_column, columns)
+            distinct = _index_unique_columns(x_ptr[pw], weight64, index, x_weight, x_column, columns)
         else:
             _sample_axis(y, bin_h, grid_y, ph, height_cells, y_sample, y_at)
             _sample_axis(x, bin_w, grid_x, pw, width_cells, x_sample, x_at)
         if mode == AVG:
             _average_axis(grid_y, ph, height_cells, y_sample, y_at, y_ptr, index, weight64)
-            _adopt_rows(y_ptr[ph], weight64, index, sy, y_weight, y_offset)
+            _rows_to_offsets(y_ptr[ph], weight64, index, sy, y_weight, y_offset)
             _average_axis(grid_x, pw, width_cells, x_sample, x_at, x_ptr, index, weight64)
-            distinct = _adopt_columns(x_ptr[pw], weight64, index, x_weight, x_column, columns)
+            distinct = _index_unique_columns(x_ptr[pw], weight64, index, x_weight, x_column, columns)
         rows, cols = ph, pw
         if merge:
             rows, cols = 1, 1
@@ -480,7 +480,7 @@ def _pool_max(tile, value, source, stored, unit, level, y_ptr, y_at, grid_y, x_p
                         offset[corner] = min(y + down, height - 1) * sy + min(x + right, width - 1) * sx
                         weight[corner] = (fy if down else 1.0 - fy) * (fx if right else 1.0 - fx)
                     _combine(value, source, stored, offset, weight, 0, 4, n)
-                    _raise_to(target, value, unit, n)
+                    _max_into(target, value, unit, n)
 
 
 @_jit

@@ -109,7 +109,7 @@ def plan_launch(request: Request, out: Tensor, processors: int, max_threads: int
         raise KernelError("kernel-levels", message, "pool them in several calls")
     size, channels = maps[0].element_size(), maps[0].shape[1]
     vector, written, whole = _vector(maps), request.dtype.itemsize, request.reduce != "none"
-    blocks = cut(len(request.rois), channels, ph, pw, vector, written, processors, max_threads, whole)
+    blocks = cut_into_blocks(len(request.rois), channels, ph, pw, vector, written, processors, max_threads, whole)
     if max(blocks.grid[1:]) > MAX_GRID:
         message = f"kernel cuda: expected at most {MAX_GRID} parts of bins or channels, found {blocks.grid[1:]}"
         raise KernelError("kernel-size", message, "use kernel torchvision")
@@ -157,7 +157,7 @@ def _vector(maps: tuple[Tensor, ...]) -> int:
 
 
 @functools.lru_cache(maxsize=256)
-def cut(
+def cut_into_blocks(
     rois: int, channels: int, ph: int, pw: int, vector: int, size: int, processors: int, max_threads: int, whole: bool
 ) -> Blocks:
     """Blocks whose tile fits, and enough of them to keep every multiprocessor busy, where the work allows.

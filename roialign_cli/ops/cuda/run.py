@@ -38,7 +38,9 @@ def run(request: Request, out: Tensor | None) -> Tensor:
         return out
     request = replace(
         request,
-        maps=tuple(m.contiguous(memory_format=torch.channels_last) if gathers(m, request) else m for m in request.maps),
+        maps=tuple(
+            m.contiguous(memory_format=torch.channels_last) if should_repack(m, request) else m for m in request.maps
+        ),
         rois=request.rois.to(device, non_blocking=True),
         levels=None if request.levels is None else request.levels.to(device, non_blocking=True),
     )
@@ -50,7 +52,7 @@ def run(request: Request, out: Tensor | None) -> Tensor:
     return out
 
 
-def gathers(features: Tensor, request: Request) -> bool:
+def should_repack(features: Tensor, request: Request) -> bool:
     """Whether a map is better copied channels-last first: it is not, and its RoIs read more cells than it has.
 
     Threads hold channels, so a map of another layout is gathered value by value, about as slow as copying it whole.
@@ -70,7 +72,7 @@ def capability(device: torch.device) -> int:
 
 
 @functools.cache
-def obstacle(device: torch.device, dtype: torch.dtype, mode: str) -> KernelError | None:
+def unavailable_reason(device: torch.device, dtype: torch.dtype, mode: str) -> KernelError | None:
     """Why the kernel cannot run on a device, or None: builds and loads it, once per process."""
     vector = LOAD_BYTES // dtype.itemsize
     try:

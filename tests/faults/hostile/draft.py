@@ -23,7 +23,7 @@ NEW = ("v110", "v110")  # as the tool writes; the older kind has no checksums ov
 Values = npt.NDArray[Any]
 Make = Callable[[h5py.File, str], object]
 
-OF_IMAGE = ("name", "size", "error", "crc32", "file_size", "modified", "sha256")  # in the order of the checksum
+IMAGE_TABLES = ("name", "size", "error", "crc32", "file_size", "modified", "sha256")  # in the order of the checksum
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def sign(path: Path) -> None:
 
 def _contiguous(file: h5py.File) -> list[str]:
     """The datasets of the format that can be read at once."""
-    names = [f"images/{name}" for name in (*OF_IMAGE, "offset", "status", "table_crc32")]
+    names = [f"images/{name}" for name in (*IMAGE_TABLES, "offset", "status", "table_crc32")]
     names += ["boxes", "labels", "scores", "ids", "levels", "features", "features/one", "features/two"]
     there = {name: file.get(name) for name in names}
     return [
@@ -202,7 +202,7 @@ def _rows(found: Mapping[str, Values], name: str, image: int) -> Values:
 def _table_crc32(found: Mapping[str, Values], image: int) -> int:
     first, stop = found["images/offset"][image : image + 2].tolist()
     crc = zlib.crc32(f"{int(found['images/status'][image])} {stop - first}".encode())
-    for name in OF_IMAGE:
+    for name in IMAGE_TABLES:
         if f"images/{name}" in found:
             crc = zlib.crc32(_bytes(found[f"images/{name}"][image : image + 1]), crc)
     for name in ("boxes", "labels", "scores", "ids", "levels"):

@@ -123,7 +123,7 @@ def cut(share: float) -> Callable[[Path], None]:
     return truncate
 
 
-def moved(name: str, target: Callable[[h5py.File], int], size: int | None = None) -> Callable[[Draft], None]:
+def shifted(name: str, target: Callable[[h5py.File], int], size: int | None = None) -> Callable[[Draft], None]:
     """Write another place, or size, of a dataset into HDF5's own structures."""
 
     def patch(path: Path) -> None:
@@ -226,19 +226,19 @@ STORAGE = [
 
 PLACES = [
     Case("written by the oldest HDF5", lambda draft: draft.options.update(EARLIEST), SOUND),
-    Case("features: beyond the end", moved("features", lambda file: 1 << 40)),
-    Case("features: across the end", moved("features", lambda file: file.id.get_filesize() - 8)),
-    Case("features: at the last address", moved("features", lambda file: 2**64 - 9)),
-    Case("features: nowhere", moved("features", lambda file: 2**64 - 1)),
-    Case("features: less than their shape", moved("features", place_of("features"), 8)),
-    Case("features: more than their shape", moved("features", place_of("features"), 1 << 50), OPEN),
-    Case("images/name: across the end", moved("images/name", lambda file: file.id.get_filesize() - 8)),
-    Case("boxes: where the features are", moved("boxes", place_of("features"))),
-    Case("scores: where the ids are", moved("scores", place_of("ids"))),
-    Case("boxes: overlap the features", moved("boxes", place_of("features", 2000))),
-    Case("images/status: in HDF5's head", moved("images/status", lambda file: 0)),
+    Case("features: beyond the end", shifted("features", lambda file: 1 << 40)),
+    Case("features: across the end", shifted("features", lambda file: file.id.get_filesize() - 8)),
+    Case("features: at the last address", shifted("features", lambda file: 2**64 - 9)),
+    Case("features: nowhere", shifted("features", lambda file: 2**64 - 1)),
+    Case("features: less than their shape", shifted("features", place_of("features"), 8)),
+    Case("features: more than their shape", shifted("features", place_of("features"), 1 << 50), OPEN),
+    Case("images/name: across the end", shifted("images/name", lambda file: file.id.get_filesize() - 8)),
+    Case("boxes: where the features are", shifted("boxes", place_of("features"))),
+    Case("scores: where the ids are", shifted("scores", place_of("ids"))),
+    Case("boxes: overlap the features", shifted("boxes", place_of("features", 2000))),
+    Case("images/status: in HDF5's head", shifted("images/status", lambda file: 0)),
     Case("features: over HDF5's head", together(
-        change("features", lambda v: v[:, :2]), moved("features", lambda file: 0))),
+        change("features", lambda v: v[:, :2]), shifted("features", lambda file: 0))),
     *[Case(f"cut to {share:.0%}", lambda draft, share=share: draft.after.append(cut(share)))
       for share in (0.1, 0.5, 0.9, 0.99)],
 ]  # fmt: skip

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from roialign_cli.arrays import Floats, Integers, Names
+from roialign_cli.arrays import Floats, Integers, PackedNames
 from roialign_cli.errors import InputError
-from roialign_cli.inputs.boxes.common import Column, alike, as_boxes, as_scores, bad, column, offsets
+from roialign_cli.inputs.boxes.common import Column, as_boxes, as_scores, column, format_error, offsets, unify_types
 from roialign_cli.types import BoxTable
 
 Places = npt.NDArray[np.int32]
@@ -53,7 +53,7 @@ def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
     """Boxes image by image in the order of `images`; labels are category names where the file has them."""
     for key in ("images", "annotations"):
         if key not in keys:
-            raise bad(path, f"expected COCO instances with {key!r}, found only {', '.join(list(keys)[:5])}")
+            raise format_error(path, f"expected COCO instances with {key!r}, found only {', '.join(list(keys)[:5])}")
     names, sizes, place = _images(path, keys)
     categories: list[Category] = _decode(path, keys, "categories", list[Category]) if "categories" in keys else []
     parts, count = [_columns(path, 0, [], place)], 0
@@ -80,15 +80,15 @@ def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
     )
 
 
-def _images(path: str, keys: Mapping[str, msgspec.Raw]) -> tuple[Names, Integers | None, dict[int | str, int]]:
+def _images(path: str, keys: Mapping[str, msgspec.Raw]) -> tuple[PackedNames, Integers | None, dict[int | str, int]]:
     """Names; (height, width) of each if all are stated; and the place of each id."""
     images: list[Image] = _decode(path, keys, "images", list[Image])
     names = [image.file_name for image in images]
     place = {image.id: i for i, image in enumerate(images)}
     if len(place) < len(images) or len(set(names)) < len(images):
-        raise bad(f"{path}: images", "expected every id and file_name once, found one twice")
+        raise format_error(f"{path}: images", "expected every id and file_name once, found one twice")
     sizes = np.array([(image.height or 0, image.width or 0) for image in images], np.int64).reshape(-1, 2)
-    return Names.of(names), sizes if (sizes > 0).all() else None, place
+    return PackedNames.from_strings(names), sizes if (sizes > 0).all() else None, place
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _columns(path: str, first: int, annotations: list[Annotation], place: Mappin
     if -1 in owner:
         i = owner.index(-1)
         found = f"expected the id of an image, found image_id {annotations[i].image_id!r}"
-        raise bad(f"{path}: annotations[{first + i}]", found)
+        raise format_error(f"{path}: annotations[{first + i}]", found)
     try:
         xywh = np.array([annotation.bbox for annotation in annotations], np.float64).reshape(-1, 4)
     except ValueError:
@@ -135,7 +135,7 @@ def _ordered(parts: list[Column | None], row: Places) -> Column | None:
     there = [part for part in parts if part is not None]
     if len(there) < len(parts):
         return None
-    joined: Column = _gather(alike(there), row)
+    joined: Column = _gather(unify_types(there), row)
     return joined
 
 
@@ -189,13 +189,13 @@ def _misfit(path: str, key: str, error: msgspec.ValidationError, first: int) -> 
     """The error of an entry of another form than expected, `first` entries into the list."""
     reason, _, place = str(error).partition(" - at `$")
     place = re.sub(r"^\[(\d+)\]", lambda match: f"[{int(match[1]) + first}]", place.rstrip("`"))
-    return bad(f"{path}: {key}{place}", reason.replace(" | str", ""))
+    return format_error(f"{path}: {key}{place}", reason.replace(" | str", ""))
 
 
 def _numbers(path: str, index: int, annotation: Annotation) -> list[float]:
     for value in annotation.bbox:
         if isinstance(value, str) and not value.startswith("\0"):
-            raise bad(f"{path}: annotations[{index}]", f"bbox: expected four numbers, found {value!r}")
+            raise format_error(f"{path}: annotations[{index}]", f"bbox: expected four numbers, found {value!r}")
     return [float(value[1:]) if isinstance(value, str) else value for value in annotation.bbox]
 
 
@@ -206,5 +206,5 @@ def _labels(path: str, category: Column, names: dict[int, str]) -> Column:
     used, which = np.unique(category, return_inverse=True)
     unknown = [int(number) for number in used if int(number) not in names]
     if unknown:
-        raise bad(f"{path}: annotations", f"expected a category_id listed in categories, found {unknown[0]}")
+        raise format_error(f"{path}: annotations", f"expected a category_id listed in categories, found {unknown[0]}")
     return column([names[int(number)] for number in used])[which]

@@ -11,12 +11,12 @@ from pathlib import Path, PurePosixPath
 import msgspec
 import numpy as np
 
-from roialign_cli.arrays import Names
-from roialign_cli.inputs.boxes.common import Grouping, Source, bad, column, numbered
+from roialign_cli.arrays import PackedNames
+from roialign_cli.inputs.boxes.common import Grouping, Source, column, format_error, index_unique
 from roialign_cli.inputs.boxes.formats.coco import Category, Image
 from roialign_cli.inputs.boxes.json_objects import check_keys
 from roialign_cli.inputs.boxes.names import ImageNames
-from roialign_cli.system.safe_read import regular
+from roialign_cli.system.safe_read import require_regular_file
 from roialign_cli.types import BoxTable
 
 DIGITS = 12  # of the ids in COCO's file names
@@ -44,9 +44,9 @@ def read(source: Source) -> BoxTable:
     try:
         results = msgspec.json.decode(path.read_bytes(), type=list[Result])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise bad(path, f"expected a list of COCO results, found: {error}") from None
+        raise format_error(path, f"expected a list of COCO results, found: {error}") from None
     if not results:
-        raise bad(path, "expected a list of COCO results, found an empty one")
+        raise format_error(path, "expected a list of COCO results, found an empty one")
     given = source.settings.images_json
     about = _about(Path(given)) if given else None
     names = {image.id: image.file_name for image in about.images} if about else _by_number(source.images)
@@ -54,7 +54,7 @@ def read(source: Source) -> BoxTable:
     if missing:
         found = f"found image_id {results[missing[0]].image_id!r}"
         if about is not None:
-            raise bad(f"{path}: [{missing[0]}]", f"expected the id of an image of {given}, {found}")
+            raise format_error(f"{path}: [{missing[0]}]", f"expected the id of an image of {given}, {found}")
         for i in missing:
             names[results[i].image_id] = _name(results[i].image_id)
     xywh = np.array([result.bbox for result in results], np.float64).reshape(-1, 4)
@@ -63,7 +63,7 @@ def read(source: Source) -> BoxTable:
         known = {category.id: category.name for category in about.categories}
         labels = [known.get(label, label) if isinstance(label, int) else label for label in labels]
     scores = [result.score for result in results if result.score is not None]
-    images, owner = numbered(Names.of(names[result.image_id] for result in results))
+    images, owner = index_unique(PackedNames.from_strings(names[result.image_id] for result in results))
     return Grouping.by(owner, len(images)).table(
         images,
         np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
@@ -74,15 +74,15 @@ def read(source: Source) -> BoxTable:
 
 def _about(path: Path) -> About:
     try:
-        text = regular(path).read_bytes()
+        text = require_regular_file(path).read_bytes()
         about = msgspec.json.decode(text, type=About)
     except OSError as error:
-        raise bad(path, f"expected a COCO file with images, found: {error.strerror}") from None
+        raise format_error(path, f"expected a COCO file with images, found: {error.strerror}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise bad(path, f"expected a COCO file with images, found: {error}") from None
+        raise format_error(path, f"expected a COCO file with images, found: {error}") from None
     check_keys(path, text, msgspec.json.decode(text, type=dict[str, msgspec.Raw]))
     if len({image.id for image in about.images}) < len(about.images):
-        raise bad(f"{path}: images", "expected every id once, found one twice")
+        raise format_error(f"{path}: images", "expected every id once, found one twice")
     return about
 
 

@@ -6,9 +6,18 @@ import csv
 from collections.abc import Sequence
 from pathlib import Path
 
-from roialign_cli.arrays import Names
-from roialign_cli.inputs.boxes.columns import SIZES, choose, corners, inside, meant, numbers, sizes_of, words
-from roialign_cli.inputs.boxes.common import Grouping, Source, as_boxes, bad, numbered
+from roialign_cli.arrays import PackedNames
+from roialign_cli.inputs.boxes.columns import (
+    SIZES,
+    looks_relative,
+    map_columns,
+    number_column,
+    resolve_images,
+    sizes_of,
+    text_column,
+    to_corners,
+)
+from roialign_cli.inputs.boxes.common import Grouping, Source, as_boxes, format_error, index_unique
 from roialign_cli.types import BoxTable
 
 
@@ -16,27 +25,29 @@ def read(source: Source) -> BoxTable:
     """A header, then a row per box; fields separated by comma, semicolon or tab, whichever the header has most of."""
     rows = _rows(source.path)
     if not rows:
-        raise bad(source.path, "expected a header and a row per box, found an empty file")
+        raise format_error(source.path, "expected a header and a row per box, found an empty file")
     names, body = [name.strip() for name in rows[0]], rows[1:]
     for number, row in enumerate(body, 2):
         if len(row) != len(names):
-            raise bad(f"{source.path}: row {number}", f"expected {len(names)} fields, found {len(row)}")
-    chosen = choose(source, names)
+            raise format_error(f"{source.path}: row {number}", f"expected {len(names)} fields, found {len(row)}")
+    mapping = map_columns(source, names)
     columns: dict[str, Sequence[str]] = dict(zip(names, zip(*body, strict=True), strict=True)) if body else {}
-    values = {what: columns.get(name, ()) for what, name in chosen.names.items()}
-    images, owner = meant(source, *numbered(Names.of(values["image"])))
+    values = {what: columns.get(name, ()) for what, name in mapping.names.items()}
+    images, owner = resolve_images(source, *index_unique(PackedNames.from_strings(values["image"])))
     given = {
-        what: numbers(source, chosen.names[what], values[what]) for what in (*chosen.form, *SIZES) if what in values
+        what: number_column(source, mapping.names[what], values[what])
+        for what in (*mapping.form, *SIZES)
+        if what in values
     }
-    exact = corners(chosen.form, *(given[what] for what in chosen.form))
+    exact = to_corners(mapping.form, *(given[what] for what in mapping.form))
     boxes = as_boxes(exact)
     return Grouping.by(owner, len(images)).table(
         images, boxes,
-        labels=words(values["label"]) if "label" in values else None,
-        scores=numbers(source, chosen.names["score"], values["score"]) if "score" in values else None,
-        ids=words(values["id"]) if "id" in values else None,
-        sizes=sizes_of(source, images, [(owner, given)]) if chosen.sized else None,
-        shares=exact if chosen.relative(inside(boxes)) else None,
+        labels=text_column(values["label"]) if "label" in values else None,
+        scores=number_column(source, mapping.names["score"], values["score"]) if "score" in values else None,
+        ids=text_column(values["id"]) if "id" in values else None,
+        sizes=sizes_of(source, images, [(owner, given)]) if mapping.states_sizes else None,
+        relative_boxes=exact if mapping.relative(looks_relative(boxes)) else None,
     )  # fmt: skip
 
 
@@ -57,11 +68,11 @@ def _rows(path: Path) -> list[list[str]]:
                 if row:
                     rows.append(row)
     except csv.Error as error:
-        raise bad(
+        raise format_error(
             f"{path}: line {begin}", f"expected fields, quoted as a whole or not at all, found: {error}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise bad(path, f"expected a table of text, found: {error}") from None
+        raise format_error(path, f"expected a table of text, found: {error}") from None
     return rows
 
 
@@ -70,7 +81,9 @@ def _check_lines(where: str, row: list[str], separator: str) -> None:
     for field in row:
         for line in field.splitlines() if "\n" in field or "\r" in field else ():
             if sum(map(_is_number, line.split(separator))) >= 4:
-                raise bad(where, f"expected a quote that ends with its field, found a field with the row {line[:80]!r}")
+                raise format_error(
+                    where, f"expected a quote that ends with its field, found a field with the row {line[:80]!r}"
+                )
 
 
 def _is_number(text: str) -> bool:

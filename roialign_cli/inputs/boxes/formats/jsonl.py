@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
-from roialign_cli.inputs.boxes.common import Source, bad
+from roialign_cli.inputs.boxes.common import Source, format_error
 from roialign_cli.inputs.boxes.formats import native
-from roialign_cli.inputs.boxes.json_objects import check_names, quoted
+from roialign_cli.inputs.boxes.json_objects import check_field_names, quoted_field_names
 from roialign_cli.types import BoxTable
 
 
@@ -16,7 +16,7 @@ class Line(msgspec.Struct):
     image: str
 
 
-NAMES = quoted(Line)
+NAMES = quoted_field_names(Line)
 
 
 def read(source: Source) -> BoxTable:
@@ -31,9 +31,9 @@ def read(source: Source) -> BoxTable:
                 image = msgspec.json.decode(text, type=Line).image
             except (msgspec.DecodeError, UnicodeDecodeError) as error:
                 expected = 'expected {"image": "a.jpg", "boxes": [...]}'
-                raise bad(where, f"{expected}, found: {error}") from None
+                raise format_error(where, f"{expected}, found: {error}") from None
             if image in keys:
-                raise bad(where, f'"{image}": expected each image once, found it twice')
-            check_names(where, text, NAMES)
+                raise format_error(where, f'"{image}": expected each image once, found it twice')
+            check_field_names(where, text, NAMES)
             keys[image] = msgspec.Raw(text)
     return native.read(str(source.path), keys)

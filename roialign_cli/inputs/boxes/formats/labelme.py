@@ -8,9 +8,9 @@ from pathlib import Path, PureWindowsPath
 import msgspec
 import numpy as np
 
-from roialign_cli.inputs.boxes.common import Entry, Source, bad, table_of
-from roialign_cli.inputs.boxes.json_objects import check_names, quoted
-from roialign_cli.system.safe_read import regular
+from roialign_cli.inputs.boxes.common import Entry, Source, format_error, table_from_entries
+from roialign_cli.inputs.boxes.json_objects import check_field_names, quoted_field_names
+from roialign_cli.system.safe_read import require_regular_file
 from roialign_cli.types import BoxTable
 
 
@@ -29,7 +29,7 @@ class Content(msgspec.Struct):
     imagePath: str | None = None  # noqa: N815 - LabelMe's name
 
 
-NAMES = quoted(Content)
+NAMES = quoted_field_names(Content)
 
 
 def read(source: Source) -> BoxTable:
@@ -37,18 +37,18 @@ def read(source: Source) -> BoxTable:
     entries = []
     for path in source.files(".json"):
         try:
-            text = regular(path).read_bytes()
+            text = require_regular_file(path).read_bytes()
             content = msgspec.json.decode(text, type=Content)
         except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
-            raise bad(path, f"expected LabelMe JSON, found: {error}") from None
-        check_names(path, text, NAMES)
+            raise format_error(path, f"expected LabelMe JSON, found: {error}") from None
+        check_field_names(path, text, NAMES)
         boxes = [_box(path, number, shape) for number, shape in enumerate(content.shapes)]
         name = source.images.find(PureWindowsPath(content.imagePath or path.stem).as_posix())
         if name not in source.images.all:
-            name = source.images.of_stem(path.stem) or name
+            name = source.images.find_by_stem(path.stem) or name
         labels = [str(shape.label) for shape in content.shapes]
         entries.append(Entry(name, np.array(boxes, np.float64).reshape(-1, 4), labels))
-    return table_of(source, entries)
+    return table_from_entries(source, entries)
 
 
 def _box(path: Path, number: int, shape: Shape) -> list[float]:
@@ -57,6 +57,6 @@ def _box(path: Path, number: int, shape: Shape) -> list[float]:
         radius = math.dist((x, y), edge)
         return [x - radius, y - radius, x + radius, y + radius]
     if not shape.points:
-        raise bad(path, f"shape {number}: expected points, found none")
+        raise format_error(path, f"shape {number}: expected points, found none")
     xs, ys = zip(*shape.points, strict=True)
     return [min(xs), min(ys), max(xs), max(ys)]

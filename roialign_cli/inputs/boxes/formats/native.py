@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import msgspec
 import numpy as np
 
-from roialign_cli.arrays import Names
-from roialign_cli.inputs.boxes.common import Column, as_boxes, as_scores, bad, column, offsets
-from roialign_cli.inputs.boxes.json_objects import check_names, quoted
+from roialign_cli.arrays import PackedNames
+from roialign_cli.inputs.boxes.common import Column, as_boxes, as_scores, column, format_error, offsets
+from roialign_cli.inputs.boxes.json_objects import check_field_names, quoted_field_names
 from roialign_cli.types import BoxTable
 
 Number = float | str  # a string only where NaN or Infinity stood, marked by a leading NUL
@@ -26,7 +26,7 @@ class Entry(msgspec.Struct):
     ids: list[int | str] | None = None
 
 
-NAMES = quoted(Entry)
+NAMES = quoted_field_names(Entry)
 _decoder = msgspec.json.Decoder(list[Box] | Entry)
 
 
@@ -38,18 +38,18 @@ def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
         try:
             value = _decoder.decode(raw)
         except msgspec.DecodeError as error:
-            raise bad(where, _explain(error), "each box is [x1, y1, x2, y2]") from None
+            raise format_error(where, _explain(error), "each box is [x1, y1, x2, y2]") from None
         if isinstance(value, Entry):
-            check_names(where, bytes(raw), NAMES)
+            check_field_names(where, bytes(raw), NAMES)
         entry = value if isinstance(value, Entry) else Entry(value)
         entries.append(entry)
         for extra in ("labels", "scores", "ids"):
             values = getattr(entry, extra)
             if values is not None and len(values) != len(entry.boxes):
                 found = f"expected {len(entry.boxes)} {extra}, one per box, found {len(values)}"
-                raise bad(where, found)
+                raise format_error(where, found)
     return BoxTable(
-        names=Names.of(keys),
+        names=PackedNames.from_strings(keys),
         offset=offsets([len(entry.boxes) for entry in entries]),
         boxes=as_boxes([_numbers(path, name, i, box) for name, entry in zip(keys, entries, strict=True)
                         for i, box in enumerate(entry.boxes)]),
@@ -69,7 +69,7 @@ def _explain(error: msgspec.DecodeError) -> str:
 def _numbers(path: str, name: str, index: int, box: Box) -> list[float]:
     for value in box:
         if isinstance(value, str) and not value.startswith("\0"):
-            raise bad(f'{path}: "{name}", box {index}', f"expected four numbers, found {value!r}")
+            raise format_error(f'{path}: "{name}", box {index}', f"expected four numbers, found {value!r}")
     return [float(value[1:]) if isinstance(value, str) else value for value in box]
 
 
@@ -79,6 +79,6 @@ def _gather(path: str, keys: Mapping[str, msgspec.Raw], entries: list[Entry], ex
         return None
     for name, entry in zip(keys, entries, strict=True):
         if getattr(entry, extra) is None and entry.boxes:
-            raise bad(f'{path}: "{name}"', f"expected {extra} as other images have them, found none")
+            raise format_error(f'{path}: "{name}"', f"expected {extra} as other images have them, found none")
     values = [value for entry in entries for value in getattr(entry, extra) or []]
     return np.array(values, np.float64) if extra == "scores" else column(values)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import InputError
-from roialign_cli.inputs.boxes.common import MOST_BYTES, Entry, Source, bad, table_of
+from roialign_cli.inputs.boxes.common import MAX_EXPANDED_BYTES, Entry, Source, format_error, table_from_entries
 from roialign_cli.types import BoxTable
 
 NAMES, SCORES, LABELS = ("bbox", "boxes"), ("scores", "conf"), ("labels", "classes")
@@ -22,9 +22,9 @@ def read(source: Source) -> BoxTable:
     for path in source.files(".npz"):
         inside = path.relative_to(source.path) if source.path.is_dir() else Path(path.name)
         stem = inside.with_suffix("").as_posix()
-        image = stem if stem in source.images.all else source.images.of_stem(stem) or f"{stem}.jpg"
+        image = stem if stem in source.images.all else source.images.find_by_stem(stem) or f"{stem}.jpg"
         entries.append(_file(path, image))
-    return table_of(source, entries)
+    return table_from_entries(source, entries)
 
 
 def _file(path: Path, image: str) -> Entry:
@@ -35,14 +35,16 @@ def _file(path: Path, image: str) -> Entry:
     except InputError:
         raise
     except Exception as error:  # zipfile, zlib and the header parser raise whatever they like
-        raise bad(path, f"expected an npz file of plain arrays, found: {type(error).__name__}: {error}") from None
+        raise format_error(
+            path, f"expected an npz file of plain arrays, found: {type(error).__name__}: {error}"
+        ) from None
     if boxes is None:
-        raise bad(path, f"expected an array bbox, found {found or 'none'}")
+        raise format_error(path, f"expected an array bbox, found {found or 'none'}")
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "fiu":
-        raise bad(path, f"bbox: expected numbers [n, 4], found {boxes.dtype} {list(boxes.shape)}")
+        raise format_error(path, f"bbox: expected numbers [n, 4], found {boxes.dtype} {list(boxes.shape)}")
     for name, values, kinds in (("scores", scores, "fiu"), ("labels", labels, "iuUS")):
         if values is not None and (values.shape != (len(boxes),) or values.dtype.kind not in kinds):
-            raise bad(path, f"{name}: expected [{len(boxes)}], found {values.dtype} {list(values.shape)}")
+            raise format_error(path, f"{name}: expected [{len(boxes)}], found {values.dtype} {list(values.shape)}")
     if labels is not None and labels.dtype.kind == "S":
         labels = np.char.decode(labels, "utf-8", "replace")
     kept = None if labels is None else labels.tolist()
@@ -56,16 +58,16 @@ def _array(path: Path, arrays: Any, names: tuple[str, ...]) -> npt.NDArray[Any] 
         return None
     member = f"{name}.npy" if f"{name}.npy" in arrays.zip.namelist() else name
     if arrays.zip.namelist().count(member) > 1:
-        raise bad(path, f"{name}: expected one array, found several of the name")
+        raise format_error(path, f"{name}: expected one array, found several of the name")
     size = arrays.zip.getinfo(member).file_size
-    if size <= MOST_BYTES:  # else not even the header is safe to read
+    if size <= MAX_EXPANDED_BYTES:  # else not even the header is safe to read
         with arrays.zip.open(member) as file:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(file)
         size = max(size, math.prod(shape) * max(dtype.itemsize, 1))
-    if size > MOST_BYTES:
-        expected = f"expected at most {MOST_BYTES / 1e6:.0f} MB, eight million boxes of one image"
-        raise bad(path, f"{name}: {expected}, found an array that expands to {size / 1e6:.0f} MB")
+    if size > MAX_EXPANDED_BYTES:
+        expected = f"expected at most {MAX_EXPANDED_BYTES / 1e6:.0f} MB, eight million boxes of one image"
+        raise format_error(path, f"{name}: {expected}, found an array that expands to {size / 1e6:.0f} MB")
     array: npt.NDArray[Any] = arrays[name]
     return array

@@ -8,26 +8,34 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roialign_cli.arrays import Names
+from roialign_cli.arrays import PackedNames
 from roialign_cli.inputs.boxes.columns import (
     SIZES,
-    Chosen,
+    ColumnMapping,
     Numbers,
-    choose,
-    corners,
-    inside,
-    meant,
-    numbers,
+    looks_relative,
+    map_columns,
+    number_column,
+    resolve_images,
     sizes_of,
-    words,
+    text_column,
+    to_corners,
 )
-from roialign_cli.inputs.boxes.common import MOST_BYTES, Column, Grouping, Source, alike, bad, numbered
+from roialign_cli.inputs.boxes.common import (
+    MAX_EXPANDED_BYTES,
+    Column,
+    Grouping,
+    Source,
+    format_error,
+    index_unique,
+    unify_types,
+)
 from roialign_cli.types import BoxTable
 
 ROWS_AT_ONCE = 1 << 18
 BOX_BYTES = 16  # of a row, once it is read
-MOST_TIMES = 1000  # grids of 20 x 20 boxes on every image expand 470 times, others far less (measured)
-LONGEST_ROW = 4096
+MAX_EXPANSION = 1000  # grids of 20 x 20 boxes on every image expand 470 times, others far less (measured)
+MAX_TEXT_BYTES_PER_ROW = 4096
 
 
 def read(source: Source) -> BoxTable:
@@ -36,43 +44,43 @@ def read(source: Source) -> BoxTable:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise bad(source.path, "expected pyarrow to read Parquet, found none", "pip install pyarrow") from None
+        raise format_error(source.path, "expected pyarrow to read Parquet, found none", "pip install pyarrow") from None
     pool = pyarrow.default_memory_pool()
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # the usual one keeps what it has had
     try:
         with parquet.ParquetFile(source.path, pre_buffer=False) as file:
             return _table(source, file)
     except (pyarrow.ArrowException, OSError) as error:
-        raise bad(source.path, f"expected Parquet, found: {error}") from None
+        raise format_error(source.path, f"expected Parquet, found: {error}") from None
     finally:
         pyarrow.default_memory_pool().release_unused()
         pyarrow.set_memory_pool(pool)
 
 
 def _table(source: Source, file: Any) -> BoxTable:
-    chosen, count = choose(source, file.schema_arrow.names), file.metadata.num_rows
-    named = chosen.names
+    mapping, count = map_columns(source, file.schema_arrow.names), file.metadata.num_rows
+    named = mapping.names
     _check_size(source, file, set(named.values()))
-    images, owner = meant(source, *_images(source, file, named["image"]))
-    sizes = sizes_of(source, images, _sizes(source, file, chosen, owner)) if chosen.sized else None
+    images, owner = resolve_images(source, *_images(source, file, named["image"]))
+    sizes = sizes_of(source, images, _sizes(source, file, mapping, owner)) if mapping.states_sizes else None
     grouping = Grouping.by(owner, len(images))
     del owner  # before the boxes, the largest by far
     boxes = np.empty((count, 4), np.float32)
     with np.errstate(over="ignore"):  # what overflows becomes infinite and is named by the check that follows
-        for rows, some in _boxes(source, file, chosen):
+        for rows, some in _boxes(source, file, mapping):
             boxes[rows] = some
-    shares = None
-    if chosen.relative(inside(boxes)):
-        shares = np.empty((count, 4))
-        for rows, some in _boxes(source, file, chosen):
-            shares[rows] = some
+    relative_boxes = None
+    if mapping.relative(looks_relative(boxes)):
+        relative_boxes = np.empty((count, 4))
+        for rows, some in _boxes(source, file, mapping):
+            relative_boxes[rows] = some
     return grouping.table(
         images, boxes,
-        labels=_words(file, named["label"]) if "label" in named else None,
+        labels=_text_column(file, named["label"]) if "label" in named else None,
         scores=_scores(source, file, named["score"]) if "score" in named else None,
-        ids=_words(file, named["id"]) if "id" in named else None,
+        ids=_text_column(file, named["id"]) if "id" in named else None,
         sizes=sizes,
-        shares=shares,
+        relative_boxes=relative_boxes,
     )  # fmt: skip
 
 
@@ -80,15 +88,15 @@ def _check_size(source: Source, file: Any, names: set[str]) -> None:
     """InputError if the columns of these names expand to more than those of any boxes do."""
     described, size = file.metadata, source.path.stat().st_size
     rows = described.num_rows
-    if rows * BOX_BYTES > max(MOST_BYTES, MOST_TIMES * size):
-        expected = f"expected boxes of at most {MOST_TIMES} times the {size / 1e6:.3g} MB of the file"
-        raise bad(source.path, f"{expected}, found {rows} that expand to {rows * BOX_BYTES / 1e6:.0f} MB")
+    if rows * BOX_BYTES > max(MAX_EXPANDED_BYTES, MAX_EXPANSION * size):
+        expected = f"expected boxes of at most {MAX_EXPANSION} times the {size / 1e6:.3g} MB of the file"
+        raise format_error(source.path, f"{expected}, found {rows} that expand to {rows * BOX_BYTES / 1e6:.0f} MB")
     groups = (described.row_group(i) for i in range(described.num_row_groups))
     chunks = (group.column(i) for group in groups for i in range(group.num_columns))
     text = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in names)
-    if text > max(MOST_BYTES, LONGEST_ROW * rows):
-        expected = f"expected names and labels of at most {LONGEST_ROW} bytes a row"
-        raise bad(source.path, f"{expected}, found {rows} rows that expand to {text / 1e6:.0f} MB")
+    if text > max(MAX_EXPANDED_BYTES, MAX_TEXT_BYTES_PER_ROW * rows):
+        expected = f"expected names and labels of at most {MAX_TEXT_BYTES_PER_ROW} bytes a row"
+        raise format_error(source.path, f"{expected}, found {rows} rows that expand to {text / 1e6:.0f} MB")
 
 
 def _batches(file: Any, names: list[str]) -> Iterator[tuple[slice, list[Any]]]:
@@ -100,7 +108,7 @@ def _batches(file: Any, names: list[str]) -> Iterator[tuple[slice, list[Any]]]:
         first = rows.stop
 
 
-def _images(source: Source, file: Any, name: str) -> tuple[Names, npt.NDArray[np.integer]]:
+def _images(source: Source, file: Any, name: str) -> tuple[PackedNames, npt.NDArray[np.integer]]:
     """The different names in the order in which they first come, and which of them each row has [N]."""
     import pyarrow
 
@@ -109,23 +117,23 @@ def _images(source: Source, file: Any, name: str) -> tuple[Names, npt.NDArray[np
     for rows, (values,) in _batches(file, [name]):
         if values.null_count:
             row = rows.start + values.is_null().index(True).as_py() + 1
-            raise bad(f"{source.path}: row {row}", f"{name}: expected the name of an image, found nothing")
+            raise format_error(f"{source.path}: row {row}", f"{name}: expected the name of an image, found nothing")
         coded = values.cast(pyarrow.large_string()).dictionary_encode()
         owner[rows] = coded.indices.to_numpy() + count  # of the names of all batches, which may repeat
         _, ends, text = coded.dictionary.buffers()
         own = np.frombuffer(ends, np.int64, len(coded.dictionary) + 1)
-        parts.append(Names(np.frombuffer(text or b"", np.uint8)[: own[-1]], own))
+        parts.append(PackedNames(np.frombuffer(text or b"", np.uint8)[: own[-1]], own))
         count += len(coded.dictionary)
-    names = Names.join(parts)
+    names = PackedNames.join(parts)
     parts.clear()
-    names, which = numbered(names)
+    names, which = index_unique(names)
     pyarrow.default_memory_pool().release_unused()
     for begin in range(0, len(owner), ROWS_AT_ONCE):
         owner[begin : begin + ROWS_AT_ONCE] = which[owner[begin : begin + ROWS_AT_ONCE]]
     return names, owner
 
 
-def _numbers(source: Source, file: Any, names: list[str]) -> Iterator[tuple[slice, list[Numbers]]]:
+def _number_columns(source: Source, file: Any, names: list[str]) -> Iterator[tuple[slice, list[Numbers]]]:
     """The same of numbers; InputError naming the row of what is none."""
     import pyarrow
 
@@ -133,29 +141,29 @@ def _numbers(source: Source, file: Any, names: list[str]) -> Iterator[tuple[slic
         if pyarrow.types.is_floating(values.type) or pyarrow.types.is_integer(values.type):
             found: Numbers = values.to_numpy(zero_copy_only=False).astype(np.float64)  # of what is missing, NaN
             return found
-        return numbers(source, name, values.to_pylist(), first)
+        return number_column(source, name, values.to_pylist(), first)
 
     for rows, columns in _batches(file, names):
         yield rows, [converted(name, rows.start + 1, values) for name, values in zip(names, columns, strict=True)]
 
 
-def _boxes(source: Source, file: Any, chosen: Chosen) -> Iterator[tuple[slice, Numbers]]:
-    for rows, (a, b, c, d) in _numbers(source, file, [chosen.names[what] for what in chosen.form]):
-        yield rows, corners(chosen.form, a, b, c, d)
+def _boxes(source: Source, file: Any, mapping: ColumnMapping) -> Iterator[tuple[slice, Numbers]]:
+    for rows, (a, b, c, d) in _number_columns(source, file, [mapping.names[what] for what in mapping.form]):
+        yield rows, to_corners(mapping.form, a, b, c, d)
 
 
 def _sizes(
-    source: Source, file: Any, chosen: Chosen, owner: npt.NDArray[np.integer]
+    source: Source, file: Any, mapping: ColumnMapping, owner: npt.NDArray[np.integer]
 ) -> Iterator[tuple[npt.NDArray[np.integer], dict[str, Numbers]]]:
-    for rows, values in _numbers(source, file, [chosen.names[what] for what in SIZES]):
+    for rows, values in _number_columns(source, file, [mapping.names[what] for what in SIZES]):
         yield owner[rows], dict(zip(SIZES, values, strict=True))
 
 
 def _scores(source: Source, file: Any, name: str) -> Numbers:
-    return np.concatenate([np.empty(0), *(values for _, (values,) in _numbers(source, file, [name]))])
+    return np.concatenate([np.empty(0), *(values for _, (values,) in _number_columns(source, file, [name]))])
 
 
-def _words(file: Any, name: str) -> Column:
+def _text_column(file: Any, name: str) -> Column:
     """Labels or ids; each different one is looked at once per batch."""
     import pyarrow
 
@@ -163,5 +171,5 @@ def _words(file: Any, name: str) -> Column:
     for _, (values,) in _batches(file, [name]):
         plain = values.dictionary_decode() if pyarrow.types.is_dictionary(values.type) else values
         coded = plain.dictionary_encode("encode")
-        parts.append(words(coded.dictionary.to_pylist())[coded.indices.to_numpy()])
-    return np.concatenate(alike(parts))
+        parts.append(text_column(coded.dictionary.to_pylist())[coded.indices.to_numpy()])
+    return np.concatenate(unify_types(parts))

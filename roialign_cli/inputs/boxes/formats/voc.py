@@ -13,7 +13,7 @@ from xml.parsers import expat
 
 import numpy as np
 
-from roialign_cli.inputs.boxes.common import Entry, Source, bad, table_of
+from roialign_cli.inputs.boxes.common import Entry, Source, format_error, table_from_entries
 from roialign_cli.types import BoxTable
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -25,16 +25,16 @@ def read(source: Source) -> BoxTable:
     for path in source.files(".xml"):
         root = parse(path)
         if root.tag != "annotation":
-            raise bad(path, f"expected <annotation>, found <{root.tag}>")
+            raise format_error(path, f"expected <annotation>, found <{root.tag}>")
         boxes, labels = [], []
         for number, item in enumerate(root.findall("object")):
             boxes.append(_corners(path, number, item, source.settings.voc_origin))
             labels.append((item.findtext("name") or "").strip())
         name = source.images.find((root.findtext("filename") or path.stem).strip() or path.stem)
         if name not in source.images.all:
-            name = source.images.of_stem(path.stem) or name
+            name = source.images.find_by_stem(path.stem) or name
         entries.append(Entry(name, np.array(boxes, np.float64).reshape(-1, 4), labels))
-    return table_of(source, entries)
+    return table_from_entries(source, entries)
 
 
 def parse(path: Path) -> Element:
@@ -42,7 +42,7 @@ def parse(path: Path) -> Element:
     builder, parser = TreeBuilder(), expat.ParserCreate()
 
     def refuse(*_: object) -> None:
-        raise bad(path, "expected plain XML, found a document type, which annotations do not need")
+        raise format_error(path, "expected plain XML, found a document type, which annotations do not need")
 
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = builder.start
@@ -52,7 +52,7 @@ def parse(path: Path) -> Element:
         parser.Parse(path.read_bytes(), True)
         return builder.close()
     except (expat.ExpatError, OSError, ValueError, LookupError) as error:
-        raise bad(path, f"expected XML, found: {error}") from None
+        raise format_error(path, f"expected XML, found: {error}") from None
 
 
 def _corners(path: Path, number: int, item: Element, origin: int) -> list[float]:
@@ -64,6 +64,6 @@ def _corners(path: Path, number: int, item: Element, origin: int) -> list[float]
         except ValueError:
             value = math.nan
         if not math.isfinite(value):
-            raise bad(path, f"object {number}: {corner}: expected a number, found {text!r}")
+            raise format_error(path, f"object {number}: {corner}: expected a number, found {text!r}")
         values.append(value - origin if corner.endswith("min") else value)
     return values

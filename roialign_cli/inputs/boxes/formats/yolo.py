@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from roialign_cli.inputs.boxes.common import Entry, Source, bad, table_of
-from roialign_cli.system.safe_read import YamlError, read_yaml, regular
+from roialign_cli.inputs.boxes.common import Entry, Source, format_error, table_from_entries
+from roialign_cli.system.safe_read import YamlError, read_yaml, require_regular_file
 from roialign_cli.types import BoxTable
 
 NOT_LABELS = {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "trainval.txt", "predefined_classes.txt"}
@@ -24,14 +24,14 @@ def read(source: Source) -> BoxTable:
     entries, strangers = [], []
     for path in paths:
         inside = path.relative_to(source.path) if source.path.is_dir() else Path(path.name)
-        image = source.images.of_stem(inside.with_suffix("").as_posix())
+        image = source.images.find_by_stem(inside.with_suffix("").as_posix())
         if image is None:
             strangers.append(inside)
         entries.append(_file(path, image or inside.with_suffix(".jpg").as_posix(), names))
     if len(strangers) == len(paths):
         found = f'found no image called as "{strangers[0]}"' if strangers else "found no .txt file"
-        raise bad(source.path, f"expected YOLO label files of the images, {found}")
-    return table_of(source, entries, relative=True)
+        raise format_error(source.path, f"expected YOLO label files of the images, {found}")
+    return table_from_entries(source, entries, relative=True)
 
 
 def class_names(source: Source) -> list[str]:
@@ -51,15 +51,19 @@ def _names(path: Path) -> list[str]:
     """A name per line, or `names:` of a YAML file, a list or numbered."""
     try:
         if path.suffix not in (".yaml", ".yml"):
-            return [line.strip() for line in regular(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+            return [
+                line.strip()
+                for line in require_regular_file(path).read_text(encoding="utf-8").splitlines()
+                if line.strip()
+            ]
         names = read_yaml(path)["names"]
         return [str(names[i]) for i in range(len(names))]
     except YamlError as error:
-        raise bad(path, str(error)) from None
+        raise format_error(path, str(error)) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise bad(path, f"expected class names, found: {error}") from None
+        raise format_error(path, f"expected class names, found: {error}") from None
     except (TypeError, KeyError) as error:
-        raise bad(path, f"expected `names:`, a list or numbered from 0, found: {error!r}") from None
+        raise format_error(path, f"expected `names:`, a list or numbered from 0, found: {error!r}") from None
 
 
 def _file(path: Path, image: str, names: list[str]) -> Entry:
@@ -69,7 +73,7 @@ def _file(path: Path, image: str, names: list[str]) -> Entry:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise bad(path, f"expected lines of numbers, found: {error}") from None
+        raise format_error(path, f"expected lines of numbers, found: {error}") from None
     for number, line in enumerate(lines, 1):
         words = line.split()
         if not words:
@@ -80,7 +84,7 @@ def _file(path: Path, image: str, names: list[str]) -> Entry:
         except ValueError:
             values = [-1.0]
         if not values[0].is_integer() or values[0] < 0:
-            raise bad(f"{path}: line {number}", f"{expected}, found {line.strip()[:80]!r}")
+            raise format_error(f"{path}: line {number}", f"{expected}, found {line.strip()[:80]!r}")
         if len(values) in (5, 6):
             _, x, y, width, height = values[:5]
             boxes.append([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
@@ -89,11 +93,11 @@ def _file(path: Path, image: str, names: list[str]) -> Entry:
             xs, ys = values[1::2], values[2::2]
             boxes.append([min(xs), min(ys), max(xs), max(ys)])
         else:
-            raise bad(f"{path}: line {number}", f"{expected}, found {len(values)} numbers")
+            raise format_error(f"{path}: line {number}", f"{expected}, found {len(values)} numbers")
         kind = int(values[0])
         if names and kind >= len(names):
-            raise bad(f"{path}: line {number}", f"expected one of {len(names)} classes, from 0, found {kind}")
+            raise format_error(f"{path}: line {number}", f"expected one of {len(names)} classes, from 0, found {kind}")
         labels.append(names[kind] if names else kind)
     if scores and len(scores) < len(boxes):
-        raise bad(path, "expected a score on every line or on none, found both")
+        raise format_error(path, "expected a score on every line or on none, found both")
     return Entry(image, np.array(boxes, np.float64).reshape(-1, 4), labels, scores or None)
