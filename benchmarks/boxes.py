@@ -1,9 +1,9 @@
-"""Reading a COCO-size instances file, 860,000 boxes with polygons on 118,000 images: ours against pycocotools.
+"""Time reading a COCO-size instances file, 860,000 boxes with polygons on 118,000 images, against pycocotools.
 
     python benchmarks/boxes.py [--runs 3] [--json benchmarks/results/boxes.json]
 
-Each reads it in a process of its own, in turn, from start to boxes and labels as arrays (pycocotools: `COCO(path)` and a pass
-over its annotations); the time is of the reading, imports excluded, the memory the peak of the process (Linux).
+Each reads it in a process of its own, alternating, until boxes and labels are arrays (pycocotools: `COCO(path)` and a pass
+over its annotations). The time excludes imports; the memory is the peak of the process (Linux).
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ print(seconds, next(int(line.split()[1]) for line in open("/proc/self/status") i
 
 
 def make(path: Path) -> None:
-    """Like instances_train2017.json: polygons of 20 corners, 80 categories, fields in its order."""
+    """Write a file like instances_train2017.json: polygons of 20 corners, 80 categories, fields in the same order."""
     rng = np.random.default_rng(0)
     with path.open("w") as file:
         file.write('{"images": [')

@@ -1,10 +1,10 @@
-"""Speed of RoI Align on the CPU against torchvision, onnxruntime and OpenVINO, in one process, alternating, medians.
+"""Time RoI Align on the CPU against torchvision, onnxruntime and OpenVINO, in one process, alternating; medians.
 
     python benchmarks/cpu.py [--runs 9] [--json benchmarks/results/cpu.json]
 
 Maps are those of an 800 x 1344 image at strides 4, 16 and 32; box sides are log-uniform from 32 to 512 pixels. Every call
-makes its own output but for the column `out=`. torchvision gets its best layout (NCHW); ours gets channels-last, what a
-backbone run in channels-last delivers, and NCHW. Peers that are not installed are left out.
+allocates its output, except in the column `out=`. torchvision gets its best layout (NCHW); ours gets channels-last, which a
+backbone in channels-last format returns, and NCHW. Peers that are not installed are left out.
 """
 
 from __future__ import annotations
@@ -112,13 +112,13 @@ def contenders(case: Case) -> dict[str, Callable[[], object]]:
 
 
 def measure(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Median milliseconds of each call; they take turns, in a rotating order: each finds every other's memory behind it."""
+    """Return median milliseconds of each call; they take turns in a rotating order, so that each follows every other."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for run in range(runs + 2):
         order = list(calls)
         for name in order[run % len(order) :] + order[: run % len(order)]:
             call = calls[name]
-            time.sleep(0.02)  # the worker threads of some peers spin on for a while
+            time.sleep(0.02)  # worker threads of some peers keep spinning for a while
             begin = time.perf_counter()
             call()
             if run >= 2:
@@ -127,14 +127,14 @@ def measure(calls: dict[str, Callable[[], object]], runs: int) -> dict[str, floa
 
 
 def floor_ms(case: Case, copy_gbs: float, fill_gbs: float) -> float:
-    """The fewest bytes: every map cell read once, the output written once into memory that is already there."""
+    """Return the fewest bytes: every map cell read once, the output written once to memory that exists."""
     read = case.channels * case.height * case.width * 4
     written = case.rois * case.channels * case.output**2 * 4
     return (read / copy_gbs + written / fill_gbs) / 1e6
 
 
 def bandwidths() -> tuple[float, float]:
-    """Read and write bandwidth of this machine in GB/s: the sum, and the fill, of 256 MB."""
+    """Measure read and write bandwidth of this machine in GB/s: summing and filling 256 MB."""
     buffer = torch.ones(64 << 20)
     times = measure({"read": buffer.sum, "write": lambda: buffer.fill_(1.0)}, 5)
     return buffer.nbytes / times["read"] / 1e6, buffer.nbytes / times["write"] / 1e6

@@ -1,8 +1,8 @@
-"""What it costs that done means done: runs with and without syncs of the disk, taking turns.
+"""Measure the cost of durability: runs with and without syncs to disk, alternating.
 
     python benchmarks/durability.py [--images 4] [--runs 5] [--json benchmarks/results/durability.json]
 
-The job is that of `benchmarks/pipeline.py`: the default backbone, float32, images of 640 x 480 scaled to 800, made here.
+The job is that of `benchmarks/pipeline.py`: default backbone, float32, images of 640 x 480 scaled to 800, made here.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def without_syncs(action: Callable[[], object]) -> None:
 
 
 def main() -> None:
-    """Print seconds per image, and write them down."""
+    """Print seconds per image, and write them to a file if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=4)
     parser.add_argument("--runs", type=int, default=5)

@@ -1,9 +1,9 @@
-"""What Ray costs: a run by one of its workers beside the same run without it, from the first file to the end.
+"""Measure the overhead of Ray: a run by one of its workers against the same run without Ray.
 
     python benchmarks/engines.py [--images 60] [--boxes 20] [--shards 16 64] [--runs 3] [--json benchmarks/results/engines.json]
 
-Both are the command as a user gives it, in alternation, timed from when the first output or shard is laid out until the
-command ends: starting Python, Ray and the backbone is left out, merging the shards and ending Ray is not.
+Both run the command line, alternating. The time starts when the first output or shard is laid out and ends with the command:
+it excludes the start of Python, Ray and the backbone, and includes merging the shards and ending Ray.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SAMPLES = Path(__file__).parent.parent / "sample_data" / "images"
 
 
 def make_data(folder: Path, images: int, boxes: int) -> None:
-    """Photos of 640 x 480 and random boxes."""
+    """Make images of 640 x 480 and random boxes."""
     rng = np.random.default_rng(0)
     samples = sorted(SAMPLES.glob("*.jpg"))
     (folder / "images").mkdir()
@@ -42,7 +42,7 @@ def make_data(folder: Path, images: int, boxes: int) -> None:
 
 
 def seconds(folder: Path, first: str, *options: str) -> float:
-    """From when the first file is there to the end of the command."""
+    """Return seconds from the first file to the end of the command."""
     for path in folder.glob("f*.h5*"):
         path.unlink()
     inputs = [folder / "images", folder / "boxes.json", "-o", folder / "f.h5", "--weights", "random", *options]
@@ -57,7 +57,7 @@ def seconds(folder: Path, first: str, *options: str) -> float:
 
 
 def main() -> None:
-    """Print what was found, and write it down."""
+    """Print the result, and write it to a file if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=60)
     parser.add_argument("--boxes", type=int, default=20)

@@ -1,12 +1,12 @@
-"""RoI Align on a CUDA device against torchvision's operator: checked first, then timed, in one process, alternating.
+"""Check and time RoI Align on a CUDA device against torchvision's operator, in one process, alternating.
 
     python benchmarks/gpu.py [--rounds 15] [--json benchmarks/results/gpu.json]
 
-The maps and boxes of benchmarks/cpu.py, and a five-level pyramid of eight 800 x 1333 images; random data; as many input
-sets in rotation as it takes to be larger than the L2 cache. Each contender's calls on all sets are captured in a CUDA
-graph, so that the device is timed and not Python (`eager` is one call from Python, for comparison); medians of the
-rounds. torchvision gets its best layout (NCHW) and, having no bfloat16, float16 in its place. The floor is every map and
-the output moved once at the bandwidth of a large copy.
+Uses the maps and boxes of benchmarks/cpu.py and a five-level pyramid of eight 800 x 1333 images, with random data and enough
+input sets in rotation to exceed the L2 cache. The calls on all sets are captured in a CUDA graph, so that the device is timed
+and not Python (`eager` is one call from Python, for comparison); medians of the rounds. torchvision gets its best layout
+(NCHW), and float16 where it has no bfloat16. The floor is moving every map and the output once at the bandwidth of a large
+copy.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Contenders = dict[str, Callable[[], torch.Tensor]]
 
 @dataclass(frozen=True)
 class Inputs:
-    """One set: maps per level (NCHW), rois [K, 5] and, with several levels, the level of each."""
+    """Hold one set: maps per level (NCHW), rois [K, 5] and, with several levels, the level of each."""
 
     maps: list[torch.Tensor]
     rois: torch.Tensor
@@ -87,7 +87,7 @@ def contenders(given: Inputs, output: int, ratio: int) -> Contenders:
 
 
 def check(given: Inputs, output: int, ratio: int, found: torch.Tensor) -> float:
-    """Largest error over the largest value, against the CPU kernel in float64 on a few dozen of the RoIs."""
+    """Return the largest error over the largest value, against the CPU kernel in float64 on a few dozen RoIs."""
     some = torch.arange(0, len(given.rois), max(len(given.rois) // 40, 1))
     maps = [m.cpu().double() for m in given.maps]
     levels = None if given.levels is None else given.levels.cpu()[some]
@@ -109,7 +109,7 @@ def capture(calls: list[Callable[[], torch.Tensor]]) -> torch.cuda.CUDAGraph:
 
 
 def measure(actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each action by events; they take turns, in a rotating order."""
+    """Return median milliseconds of each action by events; they take turns in a rotating order."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     names = list(actions)
     for turn in range(rounds + 3):
@@ -125,14 +125,14 @@ def measure(actions: dict[str, Callable[[], object]], rounds: int) -> dict[str, 
 
 
 def copy_gbs(device: torch.device) -> float:
-    """Bytes read and written per second by a copy of 2 GB, in GB/s."""
+    """Return the bytes that a copy of 2 GB reads and writes per second, in GB/s."""
     source = torch.randn(512 << 20, device=device)
     target = torch.empty_like(source)
     return 2 * source.nbytes / measure({"copy": lambda: target.copy_(source)}, 9)["copy"] / 1e6
 
 
 def compile_seconds(capability: int) -> dict[str, float]:
-    """First call and cached start of each type's kernel, in a cache of its own."""
+    """Return seconds to the first call and to a cached start of each type's kernel, in a cache of its own."""
     result = {}
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = folder

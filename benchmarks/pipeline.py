@@ -1,11 +1,11 @@
-"""A whole run, images on disk to features on disk, against the script that one would write with torchvision and h5py.
+"""Time a whole run, from images on disk to features on disk, against a script written with torchvision and h5py.
 
     python benchmarks/pipeline.py [--images 8] [--runs 3] [--json benchmarks/results/pipeline.json]
 
 The script (see `extraction/benchmark.py`) decodes with Pillow, runs torchvision's detector backbone image by image with its
-own transform and MultiScaleRoIAlign, and writes one group per image. Ours does the same images, boxes, weights and threads
-as one run. `backbone` is the floor: our model alone on inputs that are ready, all of each map computed. Building a model is
-timed for none. All run in one process, alternating; medians. Features are compared with the script's.
+own transform and MultiScaleRoIAlign, and writes one group per image. Ours extracts the same images and boxes with the same
+weights and threads in one run. `backbone` is the floor: our model alone on inputs that are ready, with whole maps. Building
+the models is not timed. All run in one process, alternating; medians. Features are compared with the script's.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CASES = [(1000, "float32"), (1000, "bfloat16"), (20, "float32"), (20, "bfloat16"
 
 
 def difference(ours: Path, theirs: Path) -> float:
-    """Largest difference of any feature over the largest value."""
+    """Return the largest difference of any feature over the largest value."""
     worst, scale = 0.0, 0.0
     with FeatureFile(ours) as found, h5py.File(theirs) as expected:
         for name in found.names:

@@ -1,9 +1,9 @@
-"""Random reads of images from a file of 20 GB class: ours against a group per image, alone and in DataLoader workers.
+"""Time random reads of images from files of about 20 GB against one group per image, alone and in DataLoader workers.
 
     python benchmarks/reader.py [--images 20000] [--reads 2000] [--json benchmarks/results/reader.json]
 
-Both files are laid out, not filled (sparse), so that the disk does not matter and the way to the bytes does: 20 boxes of
-256 x 7 x 7 float32 per image. The group-per-image reader is what one writes by hand: the file opened once per process, then
+Both files are laid out but not filled (sparse), so that the access path counts and not the disk: 20 boxes of 256 x 7 x 7
+float32 per image. The group-per-image reader is the usual one: it opens the file once per process, then reads
 `file[name]["features"][:]`.
 """
 
@@ -54,7 +54,7 @@ def make(folder: Path, images: int) -> tuple[Path, Path]:
 
 
 class Groups(Dataset[Any]):
-    """What one writes by hand."""
+    """Read a group per image, as one would by hand."""
 
     def __init__(self, path: Path, names: list[str]) -> None:
         self.path, self.names, self.file = path, names, None

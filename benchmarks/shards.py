@@ -1,10 +1,10 @@
-"""Merging shards beside `cp`; and a plan of 10 million images, from a Parquet file and a folder to shards.
+"""Time merging shards against `cp`, and planning 10 million images from a Parquet file and a folder to shards.
 
     python benchmarks/shards.py [--megabytes 1500 6000] [--runs 3] [--images 10000000] [--json benchmarks/results/shards.json]
 
-`cp` copies the shards as they are, once left to the page cache and once with its target synced, as a merge syncs. For the plan,
-files of so many names are made first, links to a few empty ones, in folders of 50,000, and a box file of 7 boxes an image
-that states sizes: for 10 million that alone takes some minutes, and so does removing them.
+`cp` copies the shards as they are, once without a sync and once with its target synced, as a merge does. For the plan, the
+images are links to a few empty files in folders of 50,000, and a box file with 7 boxes per image states their sizes; making
+and removing 10 million of them takes some minutes each.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from roialign_cli.store.writer import FeatureWriter
 from roialign_cli.types import BoxTable, Plan
 
 SHARDS, BOXES, SHAPE = 8, 100, (256, 7, 7)
-IN_FOLDER = 50_000  # links to one file, of which file systems allow some 65,000
+IN_FOLDER = 50_000  # links to one file; file systems allow about 65,000
 CORNERS, SIZES = ("x1", "y1", "x2", "y2"), ("image_width", "image_height")
 
 
 def plan_of(first: int, images: int, boxes: int) -> Plan:
-    """Images of 640 x 480 with so many boxes each."""
+    """Return a plan of images of 640 x 480 with a number of boxes each."""
     names = PackedNames.from_strings(f"{i:08}.jpg" for i in range(first, first + images))
     table = BoxTable(names, np.arange(images + 1) * boxes, np.full((images * boxes, 4), 7, np.float32))
     return Plan(table, np.tile(np.array([[480, 640]]), (images, 1)), {}, 0, 0, 0)
@@ -62,8 +62,8 @@ def make_shards(folder: Path, megabytes: int) -> list[Path]:
 
 
 def copying(folder: Path, paths: list[Path], runs: int) -> dict[str, float]:
-    """Gigabytes a second."""
-    import torch  # which the plan alone has no need of
+    """Return gigabytes per second."""
+    import torch  # planning does not need it
 
     from roialign_cli.extraction.benchmark import median_seconds
 
@@ -95,7 +95,7 @@ def image_name(i: int) -> str:
 
 
 def make_large(folder: Path, images: int) -> None:
-    """Names in `images`, and boxes.parquet, in the order of the images."""
+    """Make links in `images`, and boxes.parquet in the order of the images."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -118,7 +118,7 @@ def make_large(folder: Path, images: int) -> None:
 
 
 def large_plan(folder: Path) -> dict[str, float]:
-    """Seconds to read boxes and folder, and to cut into 64 shards and hash; gigabytes of memory at most."""
+    """Return seconds to read boxes and folder, and to divide into 64 shards and hash; and peak memory in gigabytes."""
     begun = time.perf_counter()
     plan = plan_run(folder / "images", folder / "boxes.parquet", folder / "f.h5", Settings())
     made = time.perf_counter()
@@ -134,7 +134,7 @@ def large_plan(folder: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print what was found, and write it down."""
+    """Print the result, and write it to a file if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--megabytes", type=int, nargs="+", default=[1500, 6000], help="less and more than memory takes in"

@@ -1,9 +1,9 @@
-"""How many shards for how many nodes: simulated runs of 10 million images on 100 nodes, of which some lag and some fail.
+"""Simulate runs of 10 million images on 100 nodes, some of which lag or fail, with different numbers of shards.
 
     python benchmarks/stragglers.py [--picture docs/pictures/stragglers.png] [--json benchmarks/results/stragglers.json]
 
-Sizes and counts of boxes are drawn as COCO's train2017 has them: longest side 640, 7.3 boxes an image on average. What is
-assumed of nodes: `roialign_cli/cluster/simulation.py`.
+Sizes and numbers of boxes follow COCO's train2017: longest side 640, 7.3 boxes per image on average. The assumptions about
+nodes are in `roialign_cli/cluster/simulation.py`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SHARDS = (100, 200, 400, 800, 1600, 3200, 6400)
 
 
 def work_of(images: int) -> np.ndarray:
-    """Estimated work of images as COCO's."""
+    """Return the estimated work of images like those of COCO."""
     rng = np.random.default_rng(0)
     short = np.where(rng.random(images) < 0.75, rng.integers(424, 482, images), rng.integers(300, 640, images))
     upright = rng.random(images) < 0.3
@@ -32,7 +32,7 @@ def work_of(images: int) -> np.ndarray:
 
 
 def main() -> None:
-    """Print and draw hours over what would be ideal."""
+    """Print and draw hours over the ideal time."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--json", type=Path)

@@ -1,26 +1,26 @@
 // RoI Align for CUDA: one launch pools any number of RoIs from all levels of a pyramid.
 //
-// Compiled at run time for the card it meets, once per element type, mode and width of a load:
+// It is compiled at run time for the device at hand, once per element type, mode and width of a load:
 //
-//     -DELEMENT=float|double|float16|bfloat16  -DWRITTEN=<the same choice, of the output>  -DMODE=AVG|MAX|EXACT  -DVECTOR=<channels per load, a power of two>
-//     -DLONG_LISTS=0|1  whether lists of weights may be longer than the shared memory set aside for them
+//     -DELEMENT=float|double|float16|bfloat16  -DWRITTEN=<the same choices, for the output>  -DMODE=AVG|MAX|EXACT  -DVECTOR=<channels per load, a power of two>
+//     -DLONG_LISTS=0|1  whether lists of weights may exceed the shared memory reserved for them
 //
-// Maps have any strides; channels-last is what it is made for, and needed for VECTOR > 1. A block owns one RoI, a chunk
-// of `lanes * VECTOR` channels and `rows` x `columns` of its bins. It first writes the weights of both axes to shared
-// memory: the mean over samples and the integral are separable, so per axis and bin one short list of (cell, weight) is
-// all there is to know. Then each group of `lanes` threads takes strips of bins: a thread sums its own channels down
-// each column of cells, keeps the last two columns in registers (neighbouring bins share no more than two), and so loads
-// a cell once per row of bins. The results go through a tile in shared memory, because [K, C, PH, PW] wants runs of bins
-// where threads hold runs of channels.
+// Maps may have any strides; the kernel is made for channels-last, which VECTOR > 1 requires. A block owns one RoI, a
+// chunk of `lanes * VECTOR` channels and `rows` x `columns` of its bins. It first writes the weights of both axes to
+// shared memory: the mean over samples and the integral are separable, so one short list of (cell, weight) per axis and
+// bin describes them. Then each group of `lanes` threads processes strips of bins: a thread sums its own channels down
+// each column of cells and keeps the last two columns in registers (neighbouring bins share at most two), so that it
+// loads a cell once per row of bins. The results pass through a tile in shared memory, because [K, C, PH, PW] needs runs
+// of bins where threads hold runs of channels.
 //
-// No atomics, and every sum has one order: the same call gives the same bits. The tests compile this file with a C++
-// compiler too; what only a device understands is kept together below.
+// There are no atomics, and every sum has one order, so the same call gives the same bits. The tests also compile this
+// file with a C++ compiler; everything that only a device understands is in one section below.
 
 typedef long long i64;
 
 constexpr int MAX_LEVELS = 16;
 
-// All fields are eight bytes wide; ops/cuda_call.py holds the same two records. Strides are in bytes.
+// All fields are eight bytes wide; launch.py defines the same two records. Strides are in bytes.
 struct Level {
     const char *address;
     i64 height, width, stride_n, stride_c, stride_y, stride_x;
@@ -30,7 +30,7 @@ struct Level {
 struct Call {
     Level level[MAX_LEVELS];
     const void *rois;       // [K, 5] float or double: image, x1, y1, x2, y2
-    const i64 *levels;      // [K], or null: all on level 0
+    const i64 *levels;      // [K], or null if all are on level 0
     void *out;              // [K, C, PH, PW]
     i64 rois_are_double, level_count, images, channels, ph, pw, ratio, aligned;
     i64 reduce;                                // a Reduce; if not NONE, a block holds all bins and out is [K, C]
@@ -104,22 +104,22 @@ struct alignas(sizeof(Element) * VECTOR) Vector {
 
 // --- one axis of one RoI, in map cells ----------------------------------------------------------------------------------
 //
-// In double precision, as the reference: in float the coordinates of a 300-cell map alone cost 1e-5. A block computes
-// a few dozen of them.
+// In double precision like the reference: in float the coordinates of a 300-cell map alone cost an error of 1e-5. A block
+// computes only a few dozen of them.
 
 struct Axis {
     double start, bin, grid;  // bins of length `bin` from `start`, `grid` samples in each
     i64 size, stride;         // cells of the map; bytes from one to the next
 };
 
-// Where a list is: `count` entries from `first`.
+// The position of a list: `count` entries from `first`.
 struct List {
     i64 first, count;
 };
 
 struct Entry {
     i64 offset;  // of the cell, in bytes
-    Sum weight;  // of the cell; in mode MAX the way from this cell to the next, 0 to 1
+    Sum weight;  // of the cell; in mode MAX the distance from this cell to the next, 0 to 1
 };
 
 __device__ inline Axis make_axis(double low, double high, double scale, i64 bins, i64 ratio, bool aligned) {
@@ -140,13 +140,13 @@ __device__ inline i64 cell_of(const Axis &axis, int p) {
     return (i64)floor(fmin(fmax(axis.start + p * axis.bin, -1.0), (double)axis.size));
 }
 
-// take(coordinate) for each sample of bin p that lies in [-1, size], clamped, in ascending order.
+// Calls take(coordinate) for each sample of bin p in [-1, size], clamped, in ascending order.
 template <class Take>
 __device__ inline void visit_samples(const Axis &axis, int p, Take take) {
     const double begin = axis.start + p * axis.bin;
     const double step = axis.grid > 0.0 ? axis.bin / axis.grid : 0.0;
     double i = 0.0, stop = axis.grid;
-    if (step > 0.0) {  // skip the samples outside without visiting them: a huge box has any number of those
+    if (step > 0.0) {  // skip samples outside of the map without visiting them: a huge box has too many
         i = fmax(i, floor((-1.0 - begin) / step) - 1.0);
         stop = fmin(stop, ceil((axis.size - begin) / step) + 1.0);
     }
@@ -156,8 +156,8 @@ __device__ inline void visit_samples(const Axis &axis, int p, Take take) {
     }
 }
 
-// take(middle, share) for each piece of bin p between neighbouring cells, where the interpolated surface is linear and
-// its integral therefore length times middle value. An empty bin is one sample.
+// Calls take(middle, share) for each piece of bin p between neighbouring cells, where the interpolated surface is linear
+// and its integral is length times middle value. An empty bin counts as one sample.
 template <class Take>
 __device__ inline void visit_pieces(const Axis &axis, int p, Take take) {
     const double begin = axis.start + p * axis.bin, end = axis.start + (p + 1) * axis.bin;
@@ -172,11 +172,11 @@ __device__ inline void visit_pieces(const Axis &axis, int p, Take take) {
     }
 }
 
-// take(entry) for each cell that bin p reads, in ascending order: samples and pieces that share one are merged.
+// Calls take(entry) for each cell that bin p reads, in ascending order; samples and pieces that share a cell are merged.
 template <class Take>
 __device__ inline void visit_weights(const Axis &axis, int p, Take take) {
     i64 cell = -2;
-    double here = 0.0, next = 0.0;  // weights of `cell` and of the one after it, not yet complete
+    double here = 0.0, next = 0.0;  // incomplete weights of `cell` and of the next cell
     auto add = [&](double at, double share) {
         const i64 floor_at = (i64)at;
         if (floor_at != cell) {
@@ -199,7 +199,7 @@ __device__ inline void visit_weights(const Axis &axis, int p, Take take) {
     if (next != 0.0) take(Entry{(cell + 1) * axis.stride, (Sum)next});
 }
 
-// take(entry) as the mode wants it: merged weights, or in mode MAX each sample's cell and its way to the next.
+// Calls take(entry) as the mode requires: merged weights, or in mode MAX each sample's cell and distance to the next.
 template <class Take>
 __device__ inline void visit(const Axis &axis, int p, Take take) {
     if constexpr (MODE == MAX) {
@@ -217,7 +217,7 @@ __device__ inline void add_weighted(Sum (&sum)[VECTOR], Sum weight, const Vector
     for (int c = 0; c < VECTOR; ++c) sum[c] += weight * widen(cell.of[c]);
 }
 
-// The weighted sum down one column of cells; four loads are under way at a time.
+// The weighted sum down one column of cells, with four loads in flight.
 __device__ inline void sum_column(const char *column, const Entry *y, int count, Sum (&sum)[VECTOR]) {
     constexpr int DEPTH = 4;
     for (int c = 0; c < VECTOR; ++c) sum[c] = 0;
@@ -232,7 +232,7 @@ __device__ inline void sum_column(const char *column, const Entry *y, int count,
     }
 }
 
-// The last two columns summed, by their offset.
+// The sums of the last two columns, by their offset.
 struct Columns {
     i64 offset[2];
     Sum sum[2][VECTOR];
@@ -243,7 +243,7 @@ __device__ inline void average_bin(const char *origin, const Entry *y, int y_cou
     for (int e = 0; e < x_count; ++e) {
         const i64 offset = x[e].offset;
         const Sum weight = x[e].weight;
-        if (offset == seen.offset[0]) {  // bins ascend: the older column is met first, if at all
+        if (offset == seen.offset[0]) {  // bins ascend, so the older column is found first, if at all
             for (int c = 0; c < VECTOR; ++c) result[c] += weight * seen.sum[0][c];
             continue;
         }
@@ -260,7 +260,7 @@ __device__ inline void average_bin(const char *origin, const Entry *y, int y_cou
 __device__ inline void raise_to_sample(const char *origin, Entry y, Entry x, i64 stride_y, i64 stride_x,
                                        Sum (&result)[VECTOR]) {
     const char *cell = origin + y.offset + x.offset;
-    const i64 down = y.weight > 0 ? stride_y : 0, right = x.weight > 0 ? stride_x : 0;  // there may be no next cell
+    const i64 down = y.weight > 0 ? stride_y : 0, right = x.weight > 0 ? stride_x : 0;  // the last cell has no next one
     const Vector corner[4] = {load(cell), load(cell + right), load(cell + down), load(cell + down + right)};
     const Sum weight[4] = {(1 - y.weight) * (1 - x.weight), (1 - y.weight) * x.weight, y.weight * (1 - x.weight),
                            y.weight * x.weight};
@@ -271,7 +271,7 @@ __device__ inline void raise_to_sample(const char *origin, Entry y, Entry x, i64
         if (sample[c] > result[c] || sample[c] != sample[c]) result[c] = sample[c];  // NaN wins
 }
 
-// A bin whose lists have not fitted, found again cell by cell. Rare, and slow.
+// A bin whose lists exceed shared memory: its cells are found again one by one. Rare and slow.
 __device__ inline void pool_without_lists(const char *origin, const Axis (&axis)[2], int p, int q,
                                           Sum (&result)[VECTOR]) {
     visit(axis[0], p, [&](Entry y) {
@@ -287,8 +287,8 @@ __device__ inline void pool_without_lists(const char *origin, const Axis (&axis)
 
 // --- one block ----------------------------------------------------------------------------------------------------------
 
-// A tile's place for bin `bin` of channel `channel`: an odd pitch, and one word of padding for every eight threads'
-// channels, so that neither writing (runs of channels) nor reading (runs of bins) makes threads meet in a bank.
+// The index in a tile of bin `bin` of channel `channel`: an odd pitch and one word of padding per channels of eight
+// threads, so that neither writes (runs of channels) nor reads (runs of bins) conflict in a bank.
 __device__ inline int tile_index(int channel, int bin, int pitch) {
     constexpr int PADDING = sizeof(Written) < 4 ? 4 / sizeof(Written) : 1;
     return channel * pitch + channel / (8 * VECTOR) * PADDING + bin;
@@ -303,7 +303,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) ENTRY(const __grid_constant
     const int lanes = call.lanes, rows = call.rows, columns = call.columns;
     const int threads = blockDim.x, thread = threadIdx.x;
 
-    // Which bins of which RoI, and which channels: RoIs vary fastest, so that one chunk of channels stays in the cache.
+    // The RoI, its bins and channels of this block: RoIs vary fastest, so that one chunk of channels stays in the cache.
     const int column_blocks = ((int)call.pw + columns - 1) / columns;
     const int first_row = (int)blockIdx.z / column_blocks * rows, first_column = (int)blockIdx.z % column_blocks * columns;
     const int first_channel = blockIdx.y * lanes * VECTOR;
@@ -317,7 +317,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) ENTRY(const __grid_constant
     List *const y_lists = reinterpret_cast<List *>(x_entries + call.x_capacity), *const x_lists = y_lists + rows;
     Written *const tile = reinterpret_cast<Written *>(x_lists + columns);
 
-    // A row without meaning pools to NaN: nothing is read at a place that only it names.
+    // An invalid row gives NaN, and nothing is read at an address that depends on it.
     double roi[5];
 #pragma unroll
     for (int i = 0; i < 5; ++i)
@@ -371,7 +371,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) ENTRY(const __grid_constant
                 for (int q = begin; q < end; ++q) {
                     const List x = x_lists[q];
                     Sum result[VECTOR] = {};
-                    if constexpr (MODE == MAX) {  // samples outside the map count as zeros, and no samples as one
+                    if constexpr (MODE == MAX) {  // samples outside of the map count as zeros, and so does a bin without samples
                         if (y.count > 0 && x.count > 0 && y.count == axis[0].grid && x.count == axis[1].grid)
                             for (int c = 0; c < VECTOR; ++c) result[c] = from_bits(0xff800000);
                     }
