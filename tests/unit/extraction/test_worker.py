@@ -1,0 +1,57 @@
+"""Batches that exceed memory: halved, computed again from the start, and stored with checksums that match."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torchvision
+from PIL import Image
+
+from roialign_cli import FeatureFile, extract
+from roialign_cli.store.check import check
+
+BACKBONE = """
+import torch
+
+class TwoLayers(torch.nn.Module):
+    def forward(self, images):
+        return {"fine": images[:, :, ::4, ::4], "coarse": images[:, :, ::8, ::8]}
+
+def make():
+    return TwoLayers()
+"""
+
+
+def test_memory_that_runs_out_between_two_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of the first layer are written by then; the checksums must count them once."""
+    (tmp_path / "two_layers_of_a_test.py").write_text(BACKBONE)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "im").mkdir()
+    for i in range(2):
+        pixels = np.random.default_rng(i).integers(0, 256, (64, 96, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "im" / f"{i}.png")
+    given: dict[str, Any] = {
+        "backbone": "two_layers_of_a_test:make", "grid": "2x2", "output_size": 2, "batch_size": 2, "kernel": "torchvision",
+    }  # fmt: skip
+    extract(tmp_path / "im", None, tmp_path / "whole.h5", **given)
+
+    calls, roi_align = [], torchvision.ops.roi_align
+
+    def roi_align_without_memory(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise MemoryError
+        return roi_align(*arguments)
+
+    monkeypatch.setattr(torchvision.ops, "roi_align", roi_align_without_memory)
+    with pytest.warns(RuntimeWarning, match="not enough memory for 2 images of 96 x 64 at a time, halved"):
+        summary = extract(tmp_path / "im", None, tmp_path / "halved.h5", **given)
+    assert (summary.done, summary.failed) == (2, 0)
+    assert len(calls) == 2 + 2 * 2
+    with FeatureFile(tmp_path / "halved.h5") as file, FeatureFile(tmp_path / "whole.h5") as whole:
+        assert check(file).problems == []
+        for layer in ("fine", "coarse"):
+            assert np.array_equal(file.features(layer), whole.features(layer))
