@@ -157,7 +157,7 @@ def is_utf8(text: str) -> bool:
 
 
 def sign(path: Path) -> None:
-    """Compute images/crc32 and images/table_crc32 as docs/reference/format.md has it; what cannot be computed stays as it was."""
+    """Compute images/crc32 and images/table_crc32 as docs/reference/format.md has it; what cannot be computed stays."""
     with suppress(Exception), h5py.File(path, "r+") as file:
         found = {name: file[name][()] for name in _contiguous(file)}
         layers = ["features"] if "features" in found else [f"features/{name}" for name in _names(file)]
