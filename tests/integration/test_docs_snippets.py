@@ -1,4 +1,4 @@
-"""The documentation is true: its Python examples run, its tables are complete, and its links lead somewhere."""
+"""The documentation is true: its examples run, its options exist, its tables are complete, its links lead somewhere."""
 
 from __future__ import annotations
 
@@ -10,28 +10,75 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
 
-from roialign_cli.config import Settings
+from roialign_cli import extract
+from roialign_cli.cli import app
+from roialign_cli.config import Settings, load
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-FENCE = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
 ERROR = re.compile(r"[A-Z]\w*Error")
+WORD = re.compile(r"[a-z]+(-[a-z]+)*")
 
 
-@pytest.mark.parametrize("page", ["tutorial.md", "reference/python.md"])
-def test_python_examples_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One page is one session, in a folder with sample_data."""
-    (tmp_path / "sample_data").symlink_to(ROOT / "sample_data")
-    monkeypatch.chdir(tmp_path)
+def fences(text: str, language: str) -> Iterator[re.Match[str]]:
+    """The blocks of code in a language; group 1 is the code."""
+    return re.finditer(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+
+
+def execute(page: str) -> None:
+    """Run the Python blocks of a page one after another, as one session."""
     text = (DOCS / page).read_text()
     names: dict[str, Any] = {"__name__": "docs"}
-    blocks = list(FENCE.finditer(text))
+    blocks = list(fences(text, "python"))
     assert blocks
     for block in blocks:
         lines_before = text[: block.start(1)].count("\n")
         exec(compile("\n" * lines_before + block[1], DOCS / page, "exec"), names)
+
+
+@pytest.fixture
+def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work in an empty folder with sample_data."""
+    (tmp_path / "sample_data").symlink_to(ROOT / "sample_data")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("samples")
+@pytest.mark.parametrize("page", ["tutorial.md", "reference/python.md"])
+def test_python_examples_run(page: str) -> None:
+    execute(page)
+
+
+@pytest.mark.usefixtures("samples")
+def test_a_feature_file_is_read_without_the_package() -> None:
+    extract("sample_data/images", "sample_data/boxes.json", "features.h5", config="quickstart")
+    execute("reference/format.md")
+
+
+@pytest.mark.parametrize("page", ["reference/configuration.md", "how-to/ablations.md"])
+def test_yaml_examples_are_valid(page: str, tmp_path: Path) -> None:
+    examples = [block[1] for block in fences((DOCS / page).read_text(), "yaml")]
+    assert examples
+    for example in examples:
+        (tmp_path / "example.yaml").write_text(example)
+        load(str(tmp_path / "example.yaml"), {}, others=frozenset({"vary"}))
+
+
+def test_commands_have_the_options_that_are_shown() -> None:
+    commands = get_command(app).commands
+    shown = [line for page in PAGES for block in fences(page.read_text(), "bash") for line in block[1].splitlines()]
+    lines = [line for line in shown if line.startswith("roialign ")]
+    assert lines
+    for line in lines:
+        _, name, *words = line.partition("  #")[0].split()
+        command = commands[name]
+        if getattr(command, "commands", None):
+            command = command.commands[words[0]]
+        known = {flag for option in command.params for flag in [*option.opts, *option.secondary_opts]}
+        assert {word for word in words if word.startswith("-")} <= known | {"--help"}, line
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
@@ -65,7 +112,7 @@ def _error_references() -> Iterator[str]:
             name = getattr(node.func, "id", getattr(node.func, "attr", ""))
             first = node.args[0]
             is_text = isinstance(first, ast.Constant) and isinstance(first.value, str)
-            if ERROR.fullmatch(name) and is_text and re.fullmatch(r"[a-z]+(-[a-z]+)*", first.value):
+            if ERROR.fullmatch(name) and is_text and WORD.fullmatch(first.value):
                 yield first.value
 
 
