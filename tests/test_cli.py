@@ -232,7 +232,7 @@ def test_the_reference_is_current() -> None:
 @pytest.mark.slow
 def test_the_tutorial_runs_as_it_stands(tmp_path: Path, roialign: Run) -> None:
     text = (ROOT / "docs" / "tutorial.md").read_text()
-    commands = [line.split()[1:] for line in text.splitlines() if line.startswith("    roialign ")]
+    commands = [line.split()[1:] for line in text.splitlines() if line.startswith("roialign ")]
     on_samples = [words for words in commands if "images/" not in words]
     assert len(on_samples) == 6
     (tmp_path / "sample_data").symlink_to(ROOT / "sample_data")
