@@ -25,7 +25,7 @@ import numpy as np
 from roialign_cli.arrays import PackedNames
 from roialign_cli.config import Settings
 from roialign_cli.extraction.plan import plan_run
-from roialign_cli.extraction.shards import estimate_work, split
+from roialign_cli.extraction.shards import estimate_work, split_plan
 from roialign_cli.store.layout import Layout, create_file
 from roialign_cli.store.merge import merge
 from roialign_cli.store.reader import FeatureFile
@@ -122,7 +122,7 @@ def large_plan(folder: Path) -> dict[str, float]:
     begun = time.perf_counter()
     plan = plan_run(folder / "images", folder / "boxes.parquet", folder / "f.h5", Settings())
     made = time.perf_counter()
-    whole = split(plan, 64, (800, 1333))
+    whole = split_plan(plan, 64, (800, 1333))
     done = time.perf_counter()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     work = estimate_work(plan.sizes, np.diff(plan.table.offset), (800, 1333))

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import LAUNCHES, layouts, make_rois, relative_error
+from helpers.requests import make_request
 from shim_kernel import Shim
 
-from roialign_cli.ops import request
 from roialign_cli.ops.cuda import launch
 from roialign_cli.ops.dispatch import KERNELS
 from roialign_cli.ops.request import Request
@@ -46,7 +46,7 @@ def make(
 ) -> Request:
     several = maps if isinstance(maps, list) else [maps]
     given = {"levels": None, "scales": [0.5] * len(several), "sampling_ratio": 0, "aligned": True, "mode": "avg"}
-    return request.make(several, rois, output_size=size, **{**given, **settings})
+    return make_request(several, rois, output_size=size, **{**given, **settings})
 
 
 def check(shim: Shim, calls: list[Request]) -> None:
@@ -102,7 +102,7 @@ def test_reduced_before_it_is_stored(shim: Shim, reduce: str) -> None:
     assert all(map(launch.can_reduce, calls))
     for call, found in zip(calls, shim.run(calls), strict=True):
         assert found[4].isnan().all()
-        sane = request.make(
+        sane = make_request(
             call.maps, rois[[0, 1, 2, 3, 5]], None, call.output_size, call.scales, 2, True, call.mode, reduce
         )
         assert relative_error(found[[0, 1, 2, 3, 5]], KERNELS["reference"](sane, None)) < 1e-5

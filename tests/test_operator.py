@@ -9,9 +9,10 @@ import pytest
 import torch
 import torchvision
 from conftest import layouts, make_rois, relative_error
+from helpers.requests import make_request
 
 from roialign_cli import roi_align
-from roialign_cli.ops import reference, request
+from roialign_cli.ops import reference
 from roialign_cli.ops.cpu import run as cpu
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 1e-3, torch.bfloat16: 8e-3}
@@ -113,7 +114,7 @@ def test_the_maximum_of_a_constant_is_the_constant(ratio: int) -> None:
 def test_the_packed_window_holds_every_cell_that_is_read() -> None:
     """A box whose one sample lies on the edge of what counts, at -1: it reads cell 0, and cell 1 with weight zero."""
     edge = torch.tensor([[0, -0.5, -0.5, -0.5, -0.5]])
-    call = request.make([torch.ones(1, 4, 6, 7)], edge, None, (1, 1), [1.0], 1, True, "max")
+    call = make_request([torch.ones(1, 4, 6, 7)], edge, None, (1, 1), [1.0], 1, True, "max")
     top, left, height, width = cpu._window(call, np.array([0]), 0)
     assert (top, left) == (0, 0)
     assert min(height, width) >= 2

@@ -9,13 +9,13 @@ import time
 import pytest
 import torch
 from conftest import relative_error
+from helpers.requests import make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from roialign_cli import roi_align
 from roialign_cli.errors import KernelError, OperatorInputError
-from roialign_cli.ops import request
 from roialign_cli.ops.cuda import launch
 from roialign_cli.ops.cuda import run as cuda
 from roialign_cli.ops.dispatch import choose_kernel
@@ -239,9 +239,9 @@ def test_without_a_device_the_reason_is_told_once() -> None:
 
 def test_the_cuda_kernel_says_how_many_levels_it_takes() -> None:
     maps = [torch.ones(1, 4, 2, 2)] * 17
-    call = request.make(maps, torch.tensor([GOOD]), torch.tensor([16]), (2, 2), [1.0] * 17, 0, True, "avg")
+    call = make_request(maps, torch.tensor([GOOD]), torch.tensor([16]), (2, 2), [1.0] * 17, 0, True, "avg")
     with pytest.raises(KernelError, match="at most 16 levels, found 17"):
-        launch.plan(call, torch.empty(call.shape), 1)
+        launch.plan_launch(call, torch.empty(call.shape), 1)
 
 
 def test_maps_of_another_layout_are_copied_only_if_that_pays() -> None:
@@ -249,7 +249,7 @@ def test_maps_of_another_layout_are_copied_only_if_that_pays() -> None:
     few, many = torch.zeros(4, 5), torch.zeros(40, 5)
 
     def should_repack(maps: torch.Tensor, rois: torch.Tensor) -> bool:
-        return cuda.should_repack(maps, request.make([maps], rois, None, (7, 7), [1.0], 2, True, "avg"))
+        return cuda.should_repack(maps, make_request([maps], rois, None, (7, 7), [1.0], 2, True, "avg"))
 
     assert should_repack(maps, many)
     assert not should_repack(maps, few)

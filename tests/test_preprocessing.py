@@ -11,7 +11,8 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.functional import resize
 
 from roialign_cli.backbones.base import Preprocessing
-from roialign_cli.regions.preprocessing import prepare, resized
+from roialign_cli.regions.preprocessing import prepare
+from roialign_cli.regions.resize import resized
 
 
 @given(height=st.integers(1, 300), width=st.integers(1, 300), short=st.integers(20, 90), extra=st.integers(0, 90))

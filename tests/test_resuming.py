@@ -208,10 +208,10 @@ def test_other_versions_are_a_warning_and_an_error_if_strict(begun: Path) -> Non
         versions = json.loads(file.attrs["versions"]) | {"torch": "1.0"}
         file.attrs["versions"] = json.dumps(versions)
         file.attrs["kernel"] = "torchvision on cpu"
-    with pytest.raises(OutputError, match=r"found: it was begun with other versions: torch 1\.0 there") as error:
+    with pytest.raises(OutputError, match=r"found: the run started with other versions: torch was 1\.0") as error:
         run(begun, strict=True)
     assert error.value.reference == "output-strict"
-    with pytest.warns(RuntimeWarning, match=r"torch 1\.0 there, .*; kernel torchvision on cpu there, cpu on cpu here"):
+    with pytest.warns(RuntimeWarning, match=r"torch was 1\.0, is .*; kernel was torchvision on cpu, is cpu on cpu"):
         assert run(begun).finished
     with warnings.catch_warnings():
         warnings.simplefilter("error")

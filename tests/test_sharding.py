@@ -18,7 +18,7 @@ from roialign_cli import FeatureFile, extract
 from roialign_cli.cluster.simulation import Nodes, makespans, simulate
 from roialign_cli.errors import ConfigError, OutputError
 from roialign_cli.extraction.shards import BOX_PIXELS, IMAGE_PIXELS, Shard, estimate_work, parse_shard, shard_boundaries
-from roialign_cli.regions.preprocessing import resized
+from roialign_cli.regions.resize import resized
 from roialign_cli.store.check import check
 from roialign_cli.store.merge import merge
 

@@ -25,12 +25,12 @@ from roialign_cli.backbones.base import Layer
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
 from roialign_cli.extraction.batches import load_batches, make_batches
-from roialign_cli.extraction.plan import make_plan, row_range
+from roialign_cli.extraction.plan import make_plan
 from roialign_cli.extraction.provenance import provenance
 from roialign_cli.inputs.boxes import read_boxes
 from roialign_cli.inputs.images import ImageError
 from roialign_cli.ops.dispatch import choose_kernel
-from roialign_cli.regions.pooling import pool, roi_pool_rows
+from roialign_cli.regions.pooling import pool, pool_rounded
 from roialign_cli.regions.values import ValueReport
 from roialign_cli.regions.views import LayerView, make_layer_views
 from roialign_cli.system import allocator
@@ -113,7 +113,7 @@ def ablate(
     done, finished, told = 0, True, time.monotonic()
     with allocator.retain_freed_memory(), Features.open(plan, backbone, variants, made_by, save) as features:
         for image, version, views in _views(folder, plan, settings, backbone, device, failures, features):
-            rows = np.arange(*row_range(plan.table.offset, image))
+            rows = np.arange(*plan.table.offset[image : image + 2].tolist())
             with torch.inference_mode():
                 for index, view in enumerate(views):
                     _time(view, variants, found.milliseconds, index, max(1, -(-REPEATS // with_boxes)))
@@ -157,8 +157,8 @@ def _views(
     features: Features,
 ) -> Iterator[tuple[int, FileVersion, list[LayerView]]]:
     """Image by image, one pass each; those that fail join the failures, or end the run with --on-error stop."""
-    backbone.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    one_by_one = make_batches(plan, 1, 0)
+    backbone.to(device)
+    one_by_one = make_batches(plan, 1)
     for batch, (decoded,) in load_batches(folder, plan, one_by_one, settings):
         (image,) = batch.images
         if isinstance(decoded, ImageError):
@@ -168,7 +168,7 @@ def _views(
             features.failed(image, decoded.message)
             continue
         plan.sizes[image] = decoded.pixels.shape[:2]
-        first, stop = row_range(plan.table.offset, image)
+        first, stop = plan.table.offset[image : image + 2].tolist()
         yield (
             image,
             decoded.version,
@@ -221,7 +221,7 @@ def _exact(
 def _pool(view: LayerView, variant: Variant, rois: Tensor) -> Tensor:
     """Float32 features [K, C, PH, PW] by a variant."""
     if variant.op == "roi_pool":
-        return roi_pool_rows(view.maps, view.layer, rois, view.levels, variant.settings.output_size)
+        return pool_rounded(view.maps, view.layer, rois, view.levels, variant.settings.output_size)
     return pool(view.maps, view.layer, rois, view.levels, variant.settings, torch.float32, None)
 
 
@@ -239,7 +239,7 @@ def _time(
                 _pool(view, variants[v], view.rois)  # what is compiled or loaded at the first call
             begin = time.perf_counter()
             _pool(many, variants[v], many.rois)
-            if view.level(0)[0].is_cuda:
+            if view.map_of(0)[0].is_cuda:
                 torch.cuda.synchronize()
             milliseconds[v][index].append((time.perf_counter() - begin) * 1e6 / count)
 

@@ -8,14 +8,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from roialign_cli.ablation.grid import Variant
 from roialign_cli.backbones import Backbone
+from roialign_cli.extraction.job import make_layout
+from roialign_cli.extraction.outcomes import known_outcomes
 from roialign_cli.regions.values import ValueReport, all_finite, clip_to_float16
-from roialign_cli.store.layout import Layout, check_space, create_file
+from roialign_cli.store.layout import check_space, create_file
 from roialign_cli.store.schema import features_path
 from roialign_cli.store.writer import FeatureWriter, open_writer
 from roialign_cli.types import NO_VERSION, FileVersion, Plan
@@ -48,21 +49,16 @@ class Features:
                 assert path_of is not None
                 path, settings = path_of(variant), variant.settings
                 identity = settings.identity() | ({} if variant.op == "roi_align" else {"op": variant.op})
-                layout = Layout(
-                    layers={layer.name: (layer.channels, *settings.output_size) for layer in backbone.layers},
-                    dtype=settings.dtype,
-                    levels=any(len(layer.strides) > 1 for layer in backbone.layers),
-                    attributes={**provenance, "config": json.dumps(identity)},
-                )
+                layout = make_layout(backbone, settings, {**provenance, "config": json.dumps(identity)})
                 check_space(path, layout.feature_bytes(plan.rows))
                 create_file(path, plan, layout)
                 writers.append(stack.enter_context(open_writer(path)))
             features = cls(plan, len(backbone.layers), writers, getattr(torch, variants[0].settings.dtype))
-            for image, problem in plan.problems.items():
-                features.failed(image, problem)
-            for image in np.flatnonzero(np.diff(plan.table.offset) == 0).tolist():
-                if image not in plan.problems:
+            for image, problem in known_outcomes(plan):
+                if problem is None:
                     features.done(image, NO_VERSION)
+                else:
+                    features.failed(image, problem)
             yield features
 
     def rows(self, image: int, variant: int, layer: str, first: int, pooled: Tensor, levels: Tensor | None) -> None:
@@ -71,7 +67,7 @@ class Features:
             return
         stored = pooled.to(self._dtype).cpu()
         if not all_finite(stored):
-            self.flaws += ValueReport.of(*clip_to_float16(stored, lambda: pooled))
+            self.flaws += ValueReport.from_masks(*clip_to_float16(stored, lambda: pooled))
         writer = self._writers[variant]
         if levels is not None:
             writer.rows("levels", first, levels.to(torch.uint8).numpy())

@@ -30,9 +30,11 @@ class Backbone:
     head: nn.Module | None = None  # region features [K, C, PH, PW] to vectors [K, head_channels]
     head_channels: int = 0
 
-    def row_shape(self, layer: Layer, bins: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of what is stored of a box on a layer."""
-        return (self.head_channels,) if self.head is not None else (layer.channels, *bins)
+    def to(self, device: torch.device) -> None:
+        """Move the model, in channels-last format, and the head to a device."""
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.head is not None:
+            self.head.to(device)
 
     def __call__(self, images: Tensor, precision: str = "float32", reads: Reads | None = None) -> Maps:
         """The maps of every layer, levels finest first; of each no more than is read, if `reads` says what is.

@@ -116,8 +116,6 @@ def _tell_image(features: FeatureFile, name: str, *, as_json: bool) -> None:
     )
     table.title = f"{name}: {width} x {height} pixels"
     for i, box in enumerate(regions.boxes.tolist()):
-        cells = [str(column[i]) for column in there.values()] + [
-            f"{norms[layer][i]:.4g}" for layer in layers
-        ]
+        cells = [str(column[i]) for column in there.values()] + [f"{norms[layer][i]:.4g}" for layer in layers]
         table.add_row(str(i), ", ".join(f"{value:g}" for value in box), *cells)
     stdout.print(table, highlight=False, markup=False)

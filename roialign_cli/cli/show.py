@@ -105,7 +105,6 @@ def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str
     except ImageError as error:
         raise error.of(str(image)) from None
     import numpy as np
-    import torch
 
     from roialign_cli.backbones import load_backbone
     from roialign_cli.figures.overlay import draw_overlay, make_grid
@@ -114,7 +113,7 @@ def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str
 
     device = find_device(settings.device)
     loaded = load_backbone(settings)
-    loaded.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loaded.to(device)
     of_image = table.boxes[first:stop]
     if table.relative_boxes is not None:
         height, width = pixels.shape[:2]
@@ -124,7 +123,7 @@ def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str
     figure = draw_overlay(pixels, of_image, labels, view, box, settings, colour)
     grid = make_grid(view, box, settings)
     return figure, {
-        "box": box, "layer": view.layer.name, "stride": view.level(box)[1], "samples": f"{grid.y.grid} x {grid.x.grid}",
+        "box": box, "layer": view.layer.name, "stride": view.map_of(box)[1], "samples": f"{grid.y.grid} x {grid.x.grid}",
     }  # fmt: skip
 
 

@@ -28,7 +28,7 @@ from roialign_cli.cluster.connection import (
 )
 from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError, OutputError, RoialignError
-from roialign_cli.extraction.shards import Shard, shard_plan, split
+from roialign_cli.extraction.shards import Shard, shard_plan, split_plan
 from roialign_cli.store.merge import merge
 from roialign_cli.store.output import locked
 from roialign_cli.store.parts import Part
@@ -128,7 +128,7 @@ def fill_shards(
 
 def _parts(plan: Plan, shards: Sequence[Shard], resize: tuple[int, int | None] | None) -> Iterator[Any]:
     """What a worker is told of each shard, made when it is wanted."""
-    whole = split(plan, len(shards), resize)
+    whole = split_plan(plan, len(shards), resize)
     return ((shard, *shard_plan(whole, shard.number)) for shard in shards)
 
 

@@ -1,4 +1,4 @@
-"""Decode ahead of the computation: images of the next batches, on threads, a bounded number at a time."""
+"""Group the images of a plan into batches of one size, and decode the next batches on threads."""
 
 from __future__ import annotations
 
@@ -10,22 +10,60 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from roialign_cli.config import Settings
-from roialign_cli.extraction.plan import Size
 from roialign_cli.inputs.images import DecodedImage, ImageError, decode_image, too_slow
+from roialign_cli.regions.resize import Resize, resized
 from roialign_cli.system.file_threads import FileTask, FileThreads
 from roialign_cli.types import Plan
 
-PREFETCH_BATCHES = 2  # batches decoded while one is computed
+BATCH_PIXELS = 2 << 20  # of network input per batch, if no batch size is set
+MAX_BATCH_IMAGES = 8  # if no batch size is set
+PREFETCH_BATCHES = 2  # batches that are decoded while one is computed
 
+Size = tuple[int, int]
 Decoded = DecodedImage | ImageError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images of one (height, width), by their index in the plan, in ascending order."""
+
+    images: tuple[int, ...]
+    size: Size
+
+
+def make_batches(plan: Plan, batch_size: int, cost: Callable[[Size], int] = math.prod) -> Iterator[Batch]:
+    """Yield batches of equal-sized images that have boxes; sizes come in the order of their first image.
+
+    The batches depend on the plan alone and not on what an earlier run has done, so that a resumed run repeats the same
+    computation. With batch_size 0 a batch holds as many images as fit BATCH_PIXELS, where an image of a size costs
+    cost(size) pixels, from 1 to MAX_BATCH_IMAGES.
+    """
+    usable = np.diff(plan.table.offset) > 0
+    usable[list(plan.problems)] = False
+    images = np.flatnonzero(usable)
+    heights, widths = plan.sizes[images].T
+    _, firsts, kinds = np.unique(heights << 32 | widths, return_index=True, return_inverse=True)
+    groups = np.split(images[np.argsort(kinds, kind="stable")], np.cumsum(np.bincount(kinds))[:-1])
+    for kind in np.argsort(firsts).tolist():
+        height, width = plan.sizes[groups[kind][0]].tolist()
+        step = batch_size or max(1, min(MAX_BATCH_IMAGES, BATCH_PIXELS // cost((height, width))))
+        for begin in range(0, len(groups[kind]), step):
+            yield Batch(tuple(groups[kind][begin : begin + step].tolist()), (height, width))
+
+
+def pending_batches(plan: Plan, batch_size: int, resize: Resize, done: npt.NDArray[np.bool_]) -> Iterator[Batch]:
+    """Yield the batches of a plan with at least one image that is not done; they are computed whole."""
+    planned = make_batches(plan, batch_size, lambda size: math.prod(resized(size, resize)))
+    return (batch for batch in planned if not done[list(batch.images)].all())
 
 
 def load_batches(
     folder: Path, plan: Plan, batches: Iterable[Batch], settings: Settings
 ) -> Iterator[tuple[Batch, list[Decoded]]]:
-    """Yield each batch with its images, or why one cannot be had; workers 0: one per core."""
+    """Yield each batch with its decoded images; an image that cannot be decoded is given as its error."""
     threads = FileThreads(decode_image, settings.workers or os.cpu_count() or 1, settings.image_timeout)
 
     def result(task: FileTask[DecodedImage]) -> Decoded:
@@ -48,30 +86,3 @@ def load_batches(
             yield ready, [result(task) for task in tasks]
     finally:
         threads.close()
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images of one size, by their place in the plan, in ascending order."""
-
-    images: tuple[int, ...]
-    size: Size
-
-
-def make_batches(plan: Plan, batch_size: int, pixels: int, cost: Callable[[Size], int] = math.prod) -> Iterator[Batch]:
-    """Batches of equal-sized images that have boxes, in order of size's first image.
-
-    The batches depend on the plan alone, not on what a former run has done, so that a resumed run repeats the very
-    computation. batch_size 0: as many as `pixels` allows, from 1 to 8, where an image of a size costs cost(size).
-    """
-    usable = np.diff(plan.table.offset) > 0
-    usable[list(plan.problems)] = False
-    images = np.flatnonzero(usable)
-    heights, widths = plan.sizes[images].T
-    _, firsts, kinds = np.unique(heights << 32 | widths, return_index=True, return_inverse=True)
-    groups = np.split(images[np.argsort(kinds, kind="stable")], np.cumsum(np.bincount(kinds))[:-1])
-    for kind in np.argsort(firsts).tolist():
-        height, width = plan.sizes[groups[kind][0]].tolist()
-        step = batch_size or max(1, min(8, pixels // cost((height, width))))
-        for begin in range(0, len(groups[kind]), step):
-            yield Batch(tuple(groups[kind][begin : begin + step].tolist()), (height, width))

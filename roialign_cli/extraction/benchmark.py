@@ -1,6 +1,6 @@
-"""How fast this machine is: the operator, the stages of a run and the whole of it, beside what one would write by hand.
+"""Measure the speed of this machine: the operator, each stage of a run, the whole run, and a script written by hand.
 
-Everything alternates in one process, on data made here; medians. `benchmarks/pipeline.py` uses the same parts.
+All measurements alternate in one process, on data made here, and medians count. `benchmarks/pipeline.py` uses this, too.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from torch import Tensor
 
 from roialign_cli.config import Settings
 from roialign_cli.extraction.job import Job, prepare_job
-from roialign_cli.extraction.plan import plan_run, row_range
+from roialign_cli.extraction.plan import plan_run
 from roialign_cli.extraction.run import run_job
 from roialign_cli.inputs.images import decode
 from roialign_cli.ops import roi_align
 from roialign_cli.regions.pooling import pool
-from roialign_cli.regions.preprocessing import prepare, resized
-from roialign_cli.regions.rois import roi_levels, scale_boxes
+from roialign_cli.regions.preprocessing import prepare
+from roialign_cli.regions.resize import DETECTION_RESIZE, Resize, resized
+from roialign_cli.regions.rois import batch_rois, roi_levels
 from roialign_cli.system import allocator
 
 Action = Callable[[], object]
@@ -42,9 +43,10 @@ STAGES = ("decode", "resize", "backbone", "RoI Align", "write")
 
 @dataclass(frozen=True)
 class PipelineSpeed:
-    """Seconds per image: each stage alone, the whole run, and the script of torchvision and h5py (None: not this model).
+    """Hold seconds per image: each stage alone, the whole run, and the script of torchvision and h5py.
 
-    In a run decoding and writing overlap with the rest, so that the whole should come near the backbone alone.
+    `script` is None for models other than the one that the script uses. In a run, decoding and writing overlap with the
+    rest, so the whole should take little longer than the backbone alone.
     """
 
     stages: dict[str, float]
@@ -53,7 +55,7 @@ class PipelineSpeed:
 
 
 def median_seconds(actions: Mapping[str, Action], runs: int, device: torch.device) -> dict[str, float]:
-    """Median of each action, which take turns after one round that does not count."""
+    """Return the median seconds of each action; they take turns, and the first round does not count."""
     times: dict[str, list[float]] = {name: [] for name in actions}
     for run in range(runs + 1):
         for name, action in actions.items():
@@ -67,8 +69,8 @@ def median_seconds(actions: Mapping[str, Action], runs: int, device: torch.devic
 
 
 def operator_speed(device: torch.device, runs: int) -> list[dict[str, Any]]:
-    """Milliseconds of our operator and torchvision's on maps of an 800 x 1344 image, boxes of 32 to 512 pixels."""
-    from torchvision.ops import roi_align as theirs
+    """Return milliseconds of our operator and torchvision's on maps of an 800 x 1344 image, boxes of 32 to 512 pixels."""
+    from torchvision.ops import roi_align as torchvision_roi_align
 
     results = []
     for channels, height, width, stride, count, output, ratio in OPERATOR_CASES:
@@ -79,7 +81,7 @@ def operator_speed(device: torch.device, runs: int) -> list[dict[str, Any]]:
         rois = torch.cat([torch.zeros(count, 1), corner, corner + sides], 1).to(device)
         last, scale = features.contiguous(memory_format=torch.channels_last), 1 / stride
         actions = {
-            "torchvision": partial(theirs, features, rois, output, scale, ratio, True),
+            "torchvision": partial(torchvision_roi_align, features, rois, output, scale, ratio, True),
             "ours": partial(roi_align, last, rois, output, spatial_scale=scale, sampling_ratio=ratio),
         }
         seconds = median_seconds(actions, runs, device)
@@ -89,7 +91,7 @@ def operator_speed(device: torch.device, runs: int) -> list[dict[str, Any]]:
 
 
 def make_data(folder: Path, images: int, boxes: int) -> tuple[Path, Path]:
-    """JPEGs of DATA_SIZE with detail on every scale, and boxes of 16 to 480 pixels, log-uniform: (folder, box file)."""
+    """Make JPEGs with detail on every scale, and boxes with sides log-uniform in 16..480 pixels; return folder and box file."""
     rng = np.random.default_rng(0)
     table = {}
     (folder / "images").mkdir()
@@ -107,17 +109,17 @@ def make_data(folder: Path, images: int, boxes: int) -> tuple[Path, Path]:
 
 
 def make_job(images: Path, boxes: Path, output: Path, settings: Settings) -> Job:
-    """A job whose output may be there already."""
+    """Return a job over an image folder and a box file; its output may exist."""
     return prepare_job(plan_run(images, boxes, output, settings), images, output, settings)
 
 
 def torchvision_script(images: Path, boxes: Path, output: Path, model: Any, device: torch.device) -> None:
-    """What one writes by hand with torchvision's detector: image by image, a group of the file for each."""
+    """Do the same work as one would by hand with torchvision's detector: image by image, one HDF5 group for each."""
     from torchvision.models.detection.transform import GeneralizedRCNNTransform
     from torchvision.ops import MultiScaleRoIAlign
     from torchvision.transforms.functional import to_tensor
 
-    transform = GeneralizedRCNNTransform(800, 1333, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+    transform = GeneralizedRCNNTransform(*DETECTION_RESIZE, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     pool = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 0)
     with h5py.File(output, "w") as file, torch.inference_mode():
         for name, rows in json.loads(boxes.read_text()).items():
@@ -131,21 +133,20 @@ def torchvision_script(images: Path, boxes: Path, output: Path, model: Any, devi
 
 
 def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
-    """Each stage of a job alone, over all of its images (of one size), on inputs that are ready."""
+    """Return each stage of a job as an action over all images, which have one size, on inputs that are ready."""
     settings, backbone, plan = job.settings, job.backbone, job.plan
     paths = [job.folder / name for name in plan.table.names]
     pixels = [decode(path) for path in paths]
-    backbone.model.to(job.devices[0], memory_format=torch.channels_last)  # type: ignore[call-overload]
+    backbone.to(job.devices[0])
 
     def resize() -> Tensor:
         with torch.inference_mode():
             return torch.cat([prepare([image], backbone.preprocessing, job.devices[0]) for image in pixels])
 
     inputs = resize()
-    first, stop = row_range(plan.table.offset, 0)
     size = (pixels[0].shape[0], pixels[0].shape[1])
-    boxes = scale_boxes(plan.table.boxes[first:stop], size, resized(size, backbone.preprocessing.resize))
-    rois = torch.cat([boxes.new_zeros(len(boxes), 1), boxes], dim=1)
+    boxes = plan.table.boxes[: plan.table.offset[1]]
+    rois = batch_rois([boxes], size, resized(size, backbone.preprocessing.resize))
     with torch.inference_mode():
         maps = backbone(inputs[:1], settings.precision)
     levels = [roi_levels(rois, layer, settings) for layer in backbone.layers]
@@ -154,8 +155,8 @@ def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
         with torch.inference_mode():
             for _ in pixels:
                 pooled = [
-                    pool(of_layer, layer, rois, of_rows, settings, torch.float32, None)
-                    for of_layer, layer, of_rows in zip(maps, backbone.layers, levels, strict=True)
+                    pool(layer_maps, layer, rois, layer_levels, settings)
+                    for layer_maps, layer, layer_levels in zip(maps, backbone.layers, levels, strict=True)
                 ]
         return pooled
 
@@ -179,8 +180,8 @@ def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
     )
 
 
-def run_speed(settings: Settings, images: int, boxes: int) -> tuple[tuple[int, int | None] | None, float]:
-    """How the backbone has images resized, and seconds per image of a whole run over data made for it."""
+def run_speed(settings: Settings, images: int, boxes: int) -> tuple[Resize, float]:
+    """Return the resize of the backbone, and the seconds per image of a whole run over data made for it."""
     with tempfile.TemporaryDirectory() as name, allocator.retain_freed_memory():
         data, table = make_data(Path(name), images, boxes)
         job = make_job(data, table, Path(name) / "ours.h5", settings)
@@ -189,7 +190,7 @@ def run_speed(settings: Settings, images: int, boxes: int) -> tuple[tuple[int, i
 
 
 def pipeline_speed(settings: Settings, images: int, boxes: int, runs: int) -> PipelineSpeed:
-    """Of a run over data made for it. Model and file are set up before; that is not counted."""
+    """Measure a run over data made for it; loading the model and laying out the file do not count."""
     with tempfile.TemporaryDirectory() as name, allocator.retain_freed_memory():
         folder = Path(name)
         data, table = make_data(folder, images, boxes)

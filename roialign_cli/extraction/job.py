@@ -1,4 +1,4 @@
-"""Everything that a run needs, checked before the first image."""
+"""Prepare a job: everything that a run needs, checked before the first image."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.config import Settings
 from roialign_cli.extraction.provenance import provenance
-from roialign_cli.extraction.shards import Shard, shard_plan, split
+from roialign_cli.extraction.shards import Shard, shard_plan, split_plan
 from roialign_cli.ops.dispatch import choose_kernel
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.system.devices import find_devices
@@ -22,7 +22,7 @@ from roialign_cli.types import Plan
 
 @dataclass(frozen=True)
 class Job:
-    """Everything a run needs, checked: nothing has been written yet. One process for each of `devices`."""
+    """Hold everything that a run needs; nothing has been written yet. One process works for each of `devices`."""
 
     folder: Path
     output: Path
@@ -35,16 +35,17 @@ class Job:
 
 
 def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings, shard: Shard | None = None) -> Job:
-    """Load the backbone and check everything that is left to check before the first image.
+    """Load the backbone and return the job of a plan, or of one shard of it, which has a file of its own beside `output`.
 
-    Of a shard, the job has its part of the plan, and a file of its own beside `output`.
+    Raises RoialignError for anything that can be wrong before the first image.
     """
+    # Before the backbone is loaded, which takes long: a kernel or device that is not available.
     choose_kernel(settings.kernel, find_devices(settings.device, settings.processes)[0], settings.mode)
     backbone = load_backbone(settings)
     if shard is None:
         return make_job(plan, folder, output, settings, backbone)
-    part, about = shard_plan(split(plan, shard.count, backbone.preprocessing.resize), shard.number)
-    return make_job(part, folder, shard.path(output), settings, backbone, about)
+    part, attributes = shard_plan(split_plan(plan, shard.count, backbone.preprocessing.resize), shard.number)
+    return make_job(part, folder, shard.path(output), settings, backbone, attributes)
 
 
 def make_job(
@@ -53,17 +54,26 @@ def make_job(
     output: Path,
     settings: Settings,
     backbone: Backbone,
-    about: Mapping[str, Any] = MappingProxyType({}),
+    attributes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Job:
-    """The same with a backbone that the settings made; `about` are more attributes for the file."""
+    """Return the job of a plan with a loaded backbone; `attributes` are added to those of the file."""
     devices = find_devices(settings.device, settings.processes)
     kernel = choose_kernel(settings.kernel, devices[0], settings.mode)
-    bins = settings.output_size if settings.reduce == "none" else ()
-    layout = Layout(
-        layers={layer.name: backbone.row_shape(layer, bins) for layer in backbone.layers},
-        dtype=settings.dtype,
-        levels=any(len(layer.strides) > 1 for layer in backbone.layers),
-        attributes={**provenance(settings, plan, backbone), "kernel": f"{kernel} on {devices[0].type}", **about},
-    )
+    made_by = {**provenance(settings, plan, backbone), "kernel": f"{kernel} on {devices[0].type}", **attributes}
+    layout = make_layout(backbone, settings, made_by)
     free = check_space(output, 0 if output.exists() else layout.feature_bytes(plan.rows))
     return Job(folder, output, settings, plan, backbone, layout, devices, free)
+
+
+def make_layout(backbone: Backbone, settings: Settings, attributes: Mapping[str, Any]) -> Layout:
+    """Return the layout of a feature file: the shape of a row on each layer, its type, and whether levels are stored."""
+    bins = settings.output_size if settings.reduce == "none" else ()
+    with_head = settings.head != "none"
+    return Layout(
+        layers={
+            layer.name: (backbone.head_channels,) if with_head else (layer.channels, *bins) for layer in backbone.layers
+        },
+        dtype=settings.dtype,
+        levels=any(len(layer.strides) > 1 for layer in backbone.layers),
+        attributes=dict(attributes),
+    )

@@ -1,4 +1,4 @@
-"""Boxes and an image folder -> plan: which images, which rows, how big."""
+"""Make the plan of a run from boxes and an image folder: which images, which rows, how big. Needs no torch."""
 
 from __future__ import annotations
 
@@ -20,14 +20,13 @@ from roialign_cli.system import allocator
 from roialign_cli.system.file_threads import FileThreads
 from roialign_cli.types import BoxTable, Plan
 
-PREFETCH_HEADERS = 1024  # headers read while one is waited for
-IMAGES_AT_ONCE = 1 << 16  # whose boxes are looked at together
-
-Size = tuple[int, int]
+PREFETCH_HEADERS = 1024  # image headers that are read ahead
+IMAGES_PER_BLOCK = 1 << 16  # images whose boxes are fitted at a time
+MAX_SUGGESTED_NAMES = 10_000  # images among which a similar name is searched
 
 
 def plan_run(folder: Path, boxes: Path | None, output: Path, settings: Settings) -> Plan:
-    """Everything that can be checked without the backbone; needs no torch, so that mistakes are told at once."""
+    """Read boxes and check everything that can be checked without the backbone, so that mistakes are reported at once."""
     check_space(output, 0)
     allocator.restore_mmap_threshold()
     table = read_boxes(boxes, folder, settings)
@@ -37,25 +36,25 @@ def plan_run(folder: Path, boxes: Path | None, output: Path, settings: Settings)
 
 
 def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str, image_timeout: float = 0.0) -> Plan:
-    """Look every image up, learn its size from the box file or its header, check the boxes against it.
+    """Look up every image, read its size from the box file or its header, and check its boxes against it.
 
-    A size that the box file states is taken for true until the image is decoded; where boxes are clipped or relative, it
-    matters, so headers are read.
+    A size that the box file states is believed until the image is decoded. Where boxes are clipped or relative they depend
+    on the size, so headers are read.
 
-    Images that are missing or unreadable become `problems`; with on_error `stop` the first is raised. A box file none
-    of whose images is there is an error in any case.
+    Images that are missing or unreadable become `problems`; with on_error `stop` the first one is raised. If no image of
+    the box file exists, InputError is raised in any case.
     """
-    listed = ImageListing(folder)
-    there = listed.has(table.names)
-    used = int(there.sum())
-    for i in np.flatnonzero(~there).tolist():  # an image by another suffix, or on a file system that knows no case
-        there[i] = (folder / table.names[i]).is_file()
-    missing = np.flatnonzero(~there).tolist()
+    listing = ImageListing(folder)
+    exists = listing.has(table.names)
+    used = int(exists.sum())
+    for i in np.flatnonzero(~exists).tolist():  # an unusual suffix, or a file system that ignores case
+        exists[i] = (folder / table.names[i]).is_file()
+    missing = np.flatnonzero(~exists).tolist()
     if missing and (on_error == "stop" or len(missing) == len(table.names)):
         raise _missing(folder, table.names[missing[0]], len(missing), len(table.names))
 
     boxes_depend_on_size = clip or table.relative_boxes is not None
-    if table.sizes is not None and not boxes_depend_on_size:  # stated by the box file: no need to open every image
+    if table.sizes is not None and not boxes_depend_on_size:  # no need to open every image
         problems = dict.fromkeys(missing, NOT_THERE)
         sizes = table.sizes
         if missing:
@@ -68,7 +67,7 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str, image
         table=replace(table, boxes=boxes, relative_boxes=None, sizes=None),
         sizes=sizes,
         problems=problems,
-        unused_images=len(listed) - used,
+        unused_images=len(listing) - used,
         outside_boxes=outside,
         empty_boxes=empty,
         boxes_depend_on_size=boxes_depend_on_size,
@@ -77,16 +76,16 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str, image
 
 
 def _fit_boxes(table: BoxTable, sizes: Integers, *, clip: bool) -> tuple[Floats, int, int]:
-    """Boxes [N, 4] in pixels, clipped if so wished; how many reach outside their image, and how many are empty.
+    """Return boxes [N, 4] in pixels, clipped with `clip`; how many reach outside their image, and how many are empty.
 
-    Some images at a time, as what is needed on the way is larger than the boxes themselves.
+    Images are processed in blocks, since intermediate results are larger than the boxes themselves.
     """
     boxes = table.boxes if table.relative_boxes is None and not clip else table.boxes.copy()
     outside = empty = 0
-    for first in range(0, len(sizes), IMAGES_AT_ONCE):
-        offset = table.offset[first : first + IMAGES_AT_ONCE + 1]
+    for first in range(0, len(sizes), IMAGES_PER_BLOCK):
+        offset = table.offset[first : first + IMAGES_PER_BLOCK + 1]
         rows = slice(int(offset[0]), int(offset[-1]))
-        known = np.repeat(sizes[first : first + IMAGES_AT_ONCE, ::-1], np.diff(offset), axis=0)  # (width, height)
+        known = np.repeat(sizes[first : first + IMAGES_PER_BLOCK, ::-1], np.diff(offset), axis=0)  # (width, height)
         if table.relative_boxes is not None:
             boxes[rows] = table.relative_boxes[rows] * np.concatenate([known, known], axis=1)
         some = boxes[rows]
@@ -100,8 +99,7 @@ def _fit_boxes(table: BoxTable, sizes: Integers, *, clip: bool) -> tuple[Floats,
 
 
 def _read_sizes(folder: Path, names: PackedNames, on_error: str, timeout: float) -> tuple[Integers, dict[int, str]]:
-    """(height, width) of every image [M, 2] from its header, zeros for those that have a problem; and the problems."""
-
+    """Return (height, width) of every image [M, 2] from its header, zeros for images with a problem; and the problems."""
     threads = FileThreads(read_size, min(32, 4 * (os.cpu_count() or 1)), timeout)
     sizes, problems = np.zeros((len(names), 2), np.int64), {}
     try:
@@ -119,17 +117,13 @@ def _read_sizes(folder: Path, names: PackedNames, on_error: str, timeout: float)
 
 
 def _missing(folder: Path, name: str, missing: int, total: int) -> InputError:
+    """Return the error of a missing image, with the nearest name as a hint."""
     listed = list_images(folder)
     if not listed:
         return InputError("images-empty", f"{folder}: expected images, found none")
-    close = difflib.get_close_matches(name, sorted(listed)[:10000], n=1, cutoff=0.6)
+    close = difflib.get_close_matches(name, sorted(listed)[:MAX_SUGGESTED_NAMES], n=1, cutoff=0.6)
     same = [other for other in listed if Path(other).name == Path(name).name]
     nearest = (same or close or [""])[0]
     hint = f'the nearest name there is "{nearest}"' if nearest else f"{len(listed)} images are there"
     count = f"{missing} of {total} images of the box file are not there, the first is"
     return InputError("image-missing", f'{folder}: {count} "{name}"', hint)
-
-
-def row_range(offset: Integers, image: int) -> tuple[int, int]:
-    """First and one past last row of an image."""
-    return int(offset[image]), int(offset[image + 1])

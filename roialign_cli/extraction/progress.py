@@ -1,4 +1,4 @@
-"""Which images of a run are done or failed, as progress."""
+"""Track which images of a run are finished, and report the progress."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from roialign_cli.types import Progress
 
 
 class ProgressTracker:
-    """Which images are settled, done or failed; told as progress."""
+    """Track which images [M] are finished, that is done or failed, and report each step to a callback."""
 
     def __init__(self, job: Job, done: npt.NDArray[np.bool_], on_progress: Callable[[Progress], None]) -> None:
-        self.settled = done.copy()
+        self.finished = done.copy()
         self._job = job
         self._on_progress = on_progress
-        self._counts = np.diff(job.plan.table.offset)
-        self._images, self._boxes = int(done.sum()), int(self._counts[done].sum())
+        self._box_counts = np.diff(job.plan.table.offset)
+        self._images, self._boxes = int(done.sum()), int(self._box_counts[done].sum())
 
-    def settle(self, image: int) -> None:
-        """An image is done or failed; saying so twice changes nothing."""
-        if self.settled[image]:
+    def mark_finished(self, image: int) -> None:
+        """Count an image as finished; an image that is finished already changes nothing."""
+        if self.finished[image]:
             return
-        self.settled[image] = True
+        self.finished[image] = True
         self._images += 1
-        self._boxes += int(self._counts[image])
+        self._boxes += int(self._box_counts[image])
         plan, stored = self._job.plan, self._job.layout.feature_bytes(self._boxes)
         self._on_progress(Progress(self._images, plan.images, self._boxes, plan.rows, stored))

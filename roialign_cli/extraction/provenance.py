@@ -1,4 +1,4 @@
-"""The attributes that say what made a feature file."""
+"""State what made a feature file: settings, weights, boxes, versions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from roialign_cli.version import __version__
 
 
 def provenance(settings: Settings, plan: Plan, backbone: Backbone) -> dict[str, Any]:
-    """The attributes that say what made the file."""
+    """Return the attributes of a file that state what made it."""
     return {
         "created_by": f"roialign {__version__}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

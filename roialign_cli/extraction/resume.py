@@ -1,6 +1,6 @@
-"""Going on with a file: what of it still holds, and what has to be computed again.
+"""Resume a run: find out what of its file still holds, and what must be computed again.
 
-Done images are kept only if their file is the one that was read, and if their rows still match their checksums.
+A done image is kept only if its file is the one that was read, and if its rows still match their checksums.
 """
 
 from __future__ import annotations
@@ -28,98 +28,102 @@ from roialign_cli.types import NO_VERSION, FileVersion, Plan
 
 # Attributes that decide how values are rounded, not what they mean.
 ROUNDING_ATTRIBUTES = ("created_by", "versions", "kernel")
-PLAN_TABLES = ("boxes", "labels", "scores", "ids", "images/name", "images/size")  # tables that a plan has
-IMAGES_AT_ONCE = 256  # looked at by one thread
-NAMED = 3  # images in a warning
+PLAN_TABLES = ("boxes", "labels", "scores", "ids", "images/name", "images/size")  # tables that come from the plan
+IMAGES_PER_TASK = 256  # images that one thread checks
+MAX_NAMED_IMAGES = 3  # images that a warning names
 
 Images = npt.NDArray[np.int64]
 
 
 def revalidate(output: Path, folder: Path, plan: Plan, layout: Layout, *, strict: bool) -> npt.NDArray[np.bool_]:
-    """Mark everything in a file as pending that has to be computed, and return which images [M] are done.
+    """Mark all images of a file that must be computed as pending, and return which images [M] are done.
 
-    Reads every done row once if an image is left to compute. Warns of images that are computed again, and of rows that other
-    versions or another kernel made; `strict` raises OutputError instead.
+    Every done row is read once if any image is left to compute. Warns about images that are computed again, and about rows
+    that other versions or another kernel made; with `strict` raises OutputError instead.
     """
     with FeatureFile(output) as file:
         status = file.status
         done = np.flatnonzero(status == DONE)
         changed = _changed(file, folder, done)
         damaged = np.empty(0, np.int64)
-        left = status != DONE
-        left[list(plan.problems)] = False
-        if len(changed) or left.any():  # of a finished file `verify` does it
+        pending = status != DONE
+        pending[list(plan.problems)] = False
+        if len(changed) or pending.any():  # `verify` checks a finished file
             damaged = _damaged(file, np.setdiff1d(done, changed))
             _warn_of_versions(output, file.attributes, layout.attributes, strict=strict)
     _warn_of_images(output, plan, changed, "changed since they were read", strict=strict)
     _warn_of_images(output, plan, damaged, "do not match their checksums", strict=strict)
-    again = np.union1d(changed, damaged)
+    stale = np.union1d(changed, damaged)
     keep: npt.NDArray[np.bool_] = status == DONE
-    keep[again] = False
+    keep[stale] = False
     _reopen(output, plan, layout, np.flatnonzero(~keep & (status != PENDING)))
     return keep
 
 
 def _changed(file: FeatureFile, folder: Path, done: Images) -> Images:
-    """Return the images whose file holds something else than what was read."""
+    """Return the images whose file no longer holds what was read."""
     if not all(name in file.extents for name in IMAGE_VERSION_TABLES):
         return np.empty(0, np.int64)
     sizes, times, digests = (file.dataset(name) for name in IMAGE_VERSION_TABLES)
 
-    def look(image: int) -> bool:
+    def is_changed(image: int) -> bool:
         version = FileVersion(int(sizes[image]), int(times[image]), digests[image].tobytes())
         return has_changed(folder / file.names[image], version)
 
-    return _where(look, done)
+    return _select(is_changed, done)
 
 
 def _damaged(file: FeatureFile, done: Images) -> Images:
     """Return the images that do not match their checksums."""
-    return _where(lambda image: not (tables_match(file, image, DONE) and features_match(file, image)), done)
+    return _select(lambda image: not (tables_match(file, image, DONE) and features_match(file, image)), done)
 
 
-def _where(look: Callable[[int], bool], images: Images) -> Images:
-    """Return the images for which `look` is true; on threads, as it waits for files or runs without the GIL."""
+def _select(check: Callable[[int], bool], images: Images) -> Images:
+    """Return the images for which `check` is true; runs on threads, since a check waits for files or releases the GIL."""
 
-    def look_at(some: Images) -> list[int]:
-        return [image for image in some.tolist() if look(image)]
+    def select(block: Images) -> list[int]:
+        return [image for image in block.tolist() if check(image)]
 
-    parts = np.split(images, range(IMAGES_AT_ONCE, len(images), IMAGES_AT_ONCE))
+    blocks = np.split(images, range(IMAGES_PER_TASK, len(images), IMAGES_PER_TASK))
     with ThreadPoolExecutor(min(32, 4 * (os.cpu_count() or 1))) as threads:
-        return np.array([image for found in threads.map(look_at, parts) for image in found], np.int64)
+        return np.array([image for found in threads.map(select, blocks) for image in found], np.int64)
 
 
 def _warn_of_versions(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], *, strict: bool) -> None:
+    """Warn if the file was made by other versions or another kernel, from its attributes and those of this run."""
     differences = []
     for name in ROUNDING_ATTRIBUTES:
         old, new = theirs.get(name), ours.get(name)
         if name == "versions" and old is not None and new is not None:
             before, now = json.loads(old), json.loads(new)
-            differences += [
-                f"{key} {before.get(key)} there, {now[key]} here" for key in now if before.get(key) != now[key]
-            ]
+            differences += [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
         elif old != new and old is not None and new is not None:
-            differences.append(f"{name.replace('_', ' ')} {old} there, {new} here")
+            differences.append(f"{name.replace('_', ' ')} was {old}, is {new}")
     if differences:
-        _warn(path, f"it was begun with other versions: {'; '.join(differences)}; rows may differ by rounding", strict)
+        _warn(
+            path, f"the run started with other versions: {'; '.join(differences)}; rows may differ by rounding", strict
+        )
 
 
 def _warn_of_images(path: Path, plan: Plan, images: Images, what: str, *, strict: bool) -> None:
+    """Warn that images are computed again, naming the first ones."""
     if len(images):
-        names = ", ".join(f'"{plan.table.names[image]}"' for image in images[:NAMED].tolist())
-        more = f" and {len(images) - NAMED} more" if len(images) > NAMED else ""
+        names = ", ".join(f'"{plan.table.names[image]}"' for image in images[:MAX_NAMED_IMAGES].tolist())
+        more = f" and {len(images) - MAX_NAMED_IMAGES} more" if len(images) > MAX_NAMED_IMAGES else ""
         _warn(path, f"{len(images)} done images {what} and are computed again: {names}{more}", strict)
 
 
 def _warn(path: Path, text: str, strict: bool) -> None:
     if strict:
-        hint = "without --strict the run goes on; --overwrite begins anew"
-        raise OutputError("output-strict", f"{path}: expected to go on with it as it was begun, found: {text}", hint)
+        hint = "without --strict the run resumes; --overwrite starts again"
+        raise OutputError(
+            "output-strict", f"{path}: expected nothing to have changed since the run started, found: {text}", hint
+        )
     warnings.warn(f"{path}: {text}", RuntimeWarning, stacklevel=4)
 
 
 def _reopen(output: Path, plan: Plan, layout: Layout, images: Images) -> None:
-    """Mark images as pending, and write their lines of the tables anew, which may be what is damaged."""
+    """Mark images as pending, and write their lines of the tables again, which may be the damaged part."""
     if not len(images):
         return
     tables = {name: values for name, (_, values) in initial_tables(plan, layout).items() if name in PLAN_TABLES}

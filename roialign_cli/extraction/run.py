@@ -1,4 +1,4 @@
-"""extract(): read and check everything, lay the file out whole, fill it, say what came of it."""
+"""Run an extraction: check everything, lay the file out whole, compute what is missing, summarise."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from roialign_cli import config
+from roialign_cli.config import load as load_settings
+from roialign_cli.errors import ConfigError
+from roialign_cli.extraction.batches import pending_batches
 from roialign_cli.extraction.job import Job, prepare_job
+from roialign_cli.extraction.outcomes import record_known_outcomes
 from roialign_cli.extraction.plan import plan_run
 from roialign_cli.extraction.processes import fill_in_processes
 from roialign_cli.extraction.progress import ProgressTracker
 from roialign_cli.extraction.resume import revalidate
 from roialign_cli.extraction.shards import parse_shard
-from roialign_cli.extraction.worker import BatchWorker, batches_left, record_known_outcomes
+from roialign_cli.extraction.worker import BatchWorker
 from roialign_cli.inputs.images import limit_pixels
 from roialign_cli.regions.values import ValueReport
 from roialign_cli.store.output import locked, open_output
@@ -29,32 +32,40 @@ def extract(
     boxes: str | Path | None,
     output: str | Path,
     *,
-    shard: str | None = None,
+    config: str | Path | None = None,
     config_name: str | None = None,
+    shard: str | None = None,
     overwrite: bool = False,
     strict: bool = False,
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     **settings: Any,
 ) -> Summary:
-    """Extract the region features of every box into a feature file; the same call goes on where a former one ended.
+    """Extract the region features of every box into a feature file; the same call resumes an interrupted run.
 
     Args:
         images: folder of images.
         boxes: box file or folder of annotations; None with `grid`.
         output: the feature file to make.
-        shard: `I/N`, to do one of N parts into a file of its own, `auto` or `auto/N`; see `sharding.parse_shard`.
-        config_name: a named configuration or the path of a YAML file.
+        config: a named configuration or the path of a YAML file.
+        config_name: an older name of `config`.
+        shard: `I/N` extracts part I of N into a file of its own; also `auto` or `auto/N`, see `shards.parse_shard`.
         overwrite: replace an existing output.
-        strict: refuse to go on with a file of other versions, or whose images have changed, instead of warning.
-        on_progress: called after each batch.
-        should_stop: asked before each batch; True ends the run early, resumable.
-        **settings: fields of `Settings`, in any form the command line takes.
+        strict: raise instead of warning if other versions began the file, or if its images have changed.
+        on_progress: called after each image.
+        should_stop: called before each batch; True ends the run early, and it can be resumed.
+        **settings: fields of `config.Settings`, in any form that the command line accepts.
+
+    Returns:
+        The summary that the command line prints.
 
     Raises:
         RoialignError: see the subclasses in `errors`; what is marked done in the file stays valid.
     """
-    chosen = config.load(config_name, settings)
+    if config is not None and config_name is not None:
+        raise ConfigError("usage", "extract: expected config or config_name, found both")
+    named = config_name if config is None else str(config)
+    chosen = load_settings(named, settings)
     part = parse_shard(shard) if shard else None
     with limit_pixels(chosen.max_pixels):
         plan = plan_run(Path(images), None if boxes is None else Path(boxes), Path(output), chosen)
@@ -71,32 +82,34 @@ def run_job(
     should_stop: Callable[[], bool] = lambda: False,
     patience: float = 0.0,
 ) -> Summary:
-    """Fill the output of a job, or what is missing of it; where another run has it, wait for so many seconds."""
+    """Compute what is missing of a job's output; wait up to `patience` seconds for another run that holds it."""
     started = time.monotonic()
     with locked(job.output, patience), allocator.retain_freed_memory():
         status = open_output(job.output, job.plan, job.layout, overwrite=overwrite)
         done = status == DONE
         if (status != PENDING).any():
             done = revalidate(job.output, job.folder, job.plan, job.layout, strict=strict)
-        finished_before, flaws = bool(done.all()), ValueReport()
+        finished_before, report = bool(done.all()), ValueReport()
         if not finished_before:
-            tally = ProgressTracker(job, done, on_progress)
-            record_known_outcomes(job, tally)
-            flaws = _fill(job, tally, should_stop)
-    return _summarise(job, flaws, finished_before, time.monotonic() - started)
+            tracker = ProgressTracker(job, done, on_progress)
+            record_known_outcomes(job, tracker)
+            report = _compute(job, tracker, should_stop)
+    return _summarise(job, report, finished_before, time.monotonic() - started)
 
 
-def _fill(job: Job, tally: ProgressTracker, should_stop: Callable[[], bool]) -> ValueReport:
-    """Fill what is not settled, in this process or in several."""
+def _compute(job: Job, tracker: ProgressTracker, should_stop: Callable[[], bool]) -> ValueReport:
+    """Compute the images that are not finished, in this process or in several."""
     if len(job.devices) > 1:
-        return fill_in_processes(job, tally, should_stop)
-    done = tally.settled.copy()
-    filling = BatchWorker(job, job.devices[0], done, tally.settle)
-    filling.fill(batches_left(job, done), should_stop)
-    return filling.flaws
+        return fill_in_processes(job, tracker, should_stop)
+    done = tracker.finished.copy()
+    worker = BatchWorker(job, job.devices[0], done, tracker.mark_finished)
+    resize = job.backbone.preprocessing.resize
+    worker.run(pending_batches(job.plan, job.settings.batch_size, resize, done), should_stop)
+    return worker.report
 
 
-def _summarise(job: Job, flaws: ValueReport, finished_before: bool, seconds: float) -> Summary:
+def _summarise(job: Job, report: ValueReport, finished_before: bool, seconds: float) -> Summary:
+    """Return the summary of a run from the statuses in its file."""
     plan = job.plan
     with FeatureFile(job.output) as file:
         status, failures = file.status, file.errors
@@ -106,8 +119,8 @@ def _summarise(job: Job, flaws: ValueReport, finished_before: bool, seconds: flo
         output=str(job.output),
         done=done,
         failed=failed,
-        nonfinite_values=flaws.not_finite,
-        saturated_values=flaws.saturated,
+        nonfinite_values=report.not_finite,
+        saturated_values=report.saturated,
         bytes=job.layout.feature_bytes(plan.rows),
         seconds=round(seconds, 3),
         already_finished=finished_before,

@@ -1,4 +1,4 @@
-"""One run as several: the plan cut into ranges of images of equal estimated work, each a feature file of its own."""
+"""Divide a run into shards: ranges of images of equal estimated work, each with a feature file of its own."""
 
 from __future__ import annotations
 
@@ -14,31 +14,34 @@ import numpy.typing as npt
 
 from roialign_cli.arrays import Integers
 from roialign_cli.errors import ConfigError
+from roialign_cli.regions.resize import Resize, resize_scale
 from roialign_cli.store.identity import plan_sha256
 from roialign_cli.types import Plan
 
-BOX_PIXELS = (
-    50  # what a box costs, in pixels of network input (ResNet-50 with a pyramid on a CPU; measured, benchmarks/)
-)
-IMAGE_PIXELS = 2000  # what an image costs besides
-BLOCK = 1 << 17  # images
+# Costs in pixels of network input, measured with ResNet-50 and a pyramid on a CPU (benchmarks/shards.py).
+BOX_PIXELS = 50  # of a box
+IMAGE_PIXELS = 2000  # of an image, beside its pixels and boxes
+IMAGES_PER_BLOCK = 1 << 17  # whose work is estimated at a time
 AUTO = "expected I/N, auto under a SLURM array, or auto/N under an indexed Kubernetes job"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """Part `number` of `count`, counted from 1."""
+    """Identify part `number` of `count`, counted from 1."""
 
     number: int
     count: int
 
     def path(self, output: Path) -> Path:
-        """features.h5 -> features-0003-of-0016.h5."""
+        """Return the file of this shard: features.h5 -> features-0003-of-0016.h5."""
         return output.with_name(f"{output.stem}-{self.number:04}-of-{self.count:04}{output.suffix}")
 
 
 def parse_shard(text: str, environment: Mapping[str, str] = os.environ) -> Shard:
-    """`3/16`; `auto` from SLURM's array variables; `auto/16` from Kubernetes' JOB_COMPLETION_INDEX. ConfigError otherwise."""
+    """Parse `3/16`, `auto` (SLURM's array variables) or `auto/16` (Kubernetes' JOB_COMPLETION_INDEX).
+
+    Raises ConfigError if the text has another form, or a variable is missing.
+    """
     kind, _, total = text.partition("/")
     if kind == "auto":
         number, count = _auto(total, environment)
@@ -63,38 +66,33 @@ def _auto(total: str, environment: Mapping[str, str]) -> tuple[int, int]:
         raise ConfigError("config-value", f"shard: {AUTO}, found 'auto/{total}'")
     if "SLURM_ARRAY_TASK_ID" in environment:
         steps = number("SLURM_ARRAY_TASK_ID") - number("SLURM_ARRAY_TASK_MIN")
-        place = steps // max(1, number("SLURM_ARRAY_TASK_STEP", "1")) + 1
-        return place, int(total) if total else number("SLURM_ARRAY_TASK_COUNT")
+        position = steps // max(1, number("SLURM_ARRAY_TASK_STEP", "1")) + 1
+        return position, int(total) if total else number("SLURM_ARRAY_TASK_COUNT")
     if not total:
         raise ConfigError("config-value", f"shard: {AUTO}; found neither SLURM_ARRAY_TASK_ID nor N")
     return number("JOB_COMPLETION_INDEX") + 1, int(total)
 
 
-def estimate_work(sizes: Integers, boxes: Integers, resize: tuple[int, int | None] | None) -> npt.NDArray[np.float64]:
-    """Work of images [M] of (height, width) [M, 2] with so many boxes [M], in pixels of network input; of none, nearly none.
+def estimate_work(sizes: Integers, boxes: Integers, resize: Resize) -> npt.NDArray[np.float64]:
+    """Return the work of images [M] in pixels of network input; an image without boxes or size costs almost nothing.
 
-    The resize is that of `preprocessing.resized`, here for many at once.
+    sizes [M, 2] are (height, width), boxes [M] the number of boxes of each image.
     """
-    if len(sizes) > BLOCK:  # what is needed on the way is larger than the result
-        found = np.empty(len(sizes))
-        for i in range(0, len(sizes), BLOCK):
-            found[i : i + BLOCK] = estimate_work(sizes[i : i + BLOCK], boxes[i : i + BLOCK], resize)
-        return found
+    if len(sizes) > IMAGES_PER_BLOCK:  # intermediate results are larger than the result
+        work = np.empty(len(sizes))
+        for i in range(0, len(sizes), IMAGES_PER_BLOCK):
+            block = slice(i, i + IMAGES_PER_BLOCK)
+            work[block] = estimate_work(sizes[block], boxes[block], resize)
+        return work
     height, width = sizes[:, 0].astype(np.float64), sizes[:, 1].astype(np.float64)
-    scale = np.ones(len(sizes))
-    if resize is not None:
-        short, longest = resize
-        with np.errstate(divide="ignore"):
-            scale = short / np.minimum(height, width)
-            if longest is not None:
-                scale = np.minimum(scale, longest / np.maximum(height, width))
-        scale = np.where(np.isfinite(scale), scale, 0.0)
+    scale = resize_scale(height, width, resize)
+    scale = np.where(np.isfinite(scale), scale, 0.0)
     computed = height * width * scale**2 + BOX_PIXELS * boxes + IMAGE_PIXELS
     return np.where((boxes > 0) & (height > 0), computed, 1.0)
 
 
 def shard_boundaries(work: npt.NDArray[np.float64], count: int) -> Integers:
-    """[count + 1] ascending: shard i is images cuts[i]:cuts[i + 1], of equal work as nearly as images allow."""
+    """Return [count + 1] ascending image indexes: shard i is images b[i]:b[i + 1], of work as equal as images allow."""
     ends = np.zeros(len(work) + 1)
     np.cumsum(work, out=ends[1:])
     wanted = ends[-1] * np.arange(1, count) / count
@@ -105,15 +103,15 @@ def shard_boundaries(work: npt.NDArray[np.float64], count: int) -> Integers:
 
 @dataclass(frozen=True)
 class PlanSplit:
-    """A plan and where it is cut: part i, from 1, is its images ends[i - 1]:ends[i]. `sha256` is of the whole plan."""
+    """Hold a plan and its boundaries: part i, from 1, is images ends[i - 1]:ends[i]. `sha256` is that of the whole plan."""
 
     plan: Plan
     ends: Integers
     sha256: str
 
 
-def split(plan: Plan, count: int, resize: tuple[int, int | None] | None) -> PlanSplit:
-    """Cut a plan into parts of equal estimated work. ConfigError: there are fewer images than parts."""
+def split_plan(plan: Plan, count: int, resize: Resize) -> PlanSplit:
+    """Divide a plan into parts of equal estimated work. Raises ConfigError if there are fewer images than parts."""
     if count > max(1, plan.images):
         raise ConfigError("config-value", f"shard: expected at most {plan.images}, one per image, found {count}")
     work = estimate_work(plan.sizes, np.diff(plan.table.offset), resize)
@@ -121,19 +119,19 @@ def split(plan: Plan, count: int, resize: tuple[int, int | None] | None) -> Plan
 
 
 def shard_plan(whole: PlanSplit, number: int) -> tuple[Plan, dict[str, Any]]:
-    """Part `number` of a plan, from 1, as a plan, and the attributes by which its file is known."""
+    """Return part `number`, from 1, as a plan of its own, and the attributes that identify its file."""
     plan, table = whole.plan, whole.plan.table
     first, stop = whole.ends[number - 1 : number + 1].tolist()
     low, high = int(table.offset[first]), int(table.offset[stop])
-    rows = {
+    columns = {
         name: values[low:high]
-        for name in ("boxes", "labels", "scores", "ids", "crowd", "shares")
+        for name in ("boxes", "labels", "scores", "ids", "crowd", "relative_boxes")
         if (values := getattr(table, name)) is not None
     }
-    part = replace(table, names=table.names[first:stop], offset=table.offset[first : stop + 1] - low, **rows)
+    part = replace(table, names=table.names[first:stop], offset=table.offset[first : stop + 1] - low, **columns)
     problems = {image - first: problem for image, problem in plan.problems.items() if first <= image < stop}
-    about: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "shard": number, "shards": len(whole.ends) - 1, "plan_sha256": whole.sha256,
         "plan_images": plan.images, "plan_boxes": plan.rows,
     }  # fmt: skip
-    return replace(plan, table=part, sizes=plan.sizes[first:stop].copy(), problems=problems), about
+    return replace(plan, table=part, sizes=plan.sizes[first:stop].copy(), problems=problems), attributes

@@ -54,7 +54,7 @@ class Grid:
 
 def make_grid(view: LayerView, box: int, settings: Settings) -> Grid:
     """Where RoI Align of a box samples its map."""
-    features, stride = view.level(box)
+    features, stride = view.map_of(box)
     _, x1, y1, x2, y2 = view.rois[box].tolist()
     ratio, aligned = settings.sampling_ratio, settings.aligned
     height, width = settings.output_size
@@ -80,7 +80,7 @@ def draw_overlay(
     colour: str,
 ) -> Figure:
     """The picture of one box [4] among the boxes [K, 4] of an image [H, W, 3]; `colour` is pca or mean."""
-    grid, (features, stride) = make_grid(view, box, settings), view.level(box)
+    grid, (features, stride) = make_grid(view, box, settings), view.map_of(box)
     with torch.inference_mode():
         levels = None if view.levels is None else view.levels[box : box + 1]
         pooled = pool(view.maps, view.layer, view.rois[box : box + 1], levels, settings, torch.float32, None)[0].cpu()

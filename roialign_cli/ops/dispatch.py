@@ -1,4 +1,4 @@
-"""Which kernel serves a call of RoI Align."""
+"""Choose the kernel that serves a call of RoI Align."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ KERNELS: dict[str, Kernel] = {
 
 
 def choose_kernel(kernel: str, device: torch.device, mode: str, dtype: torch.dtype = torch.float32) -> str:
-    """The name of the kernel that serves tensors of a device and type in a mode: `auto` takes the fastest there is.
+    """Return the name of the kernel for tensors of a device and type in a mode; `auto` means the fastest available.
 
-    Where `auto` cannot have the CUDA kernel, it warns of the reason, once, and takes torchvision's operator.
-    Raises KernelError if there is none.
+    Where the CUDA kernel is not available, `auto` warns once with the reason and takes torchvision's operator.
+    Raises KernelError if no kernel can serve the call.
     """
     if kernel != "auto" and kernel not in KERNELS:
         names = ", ".join(["auto", *KERNELS])
@@ -38,12 +38,12 @@ def choose_kernel(kernel: str, device: torch.device, mode: str, dtype: torch.dty
     if kernel == "auto" and device.type == "cpu":
         return "cpu"
     if kernel == "cuda" or (kernel == "auto" and device.type == "cuda"):
-        unavailable_reason = cuda.unavailable_reason(device, dtype, mode)
-        if unavailable_reason is None:
+        reason = cuda.unavailable_reason(device, dtype, mode)
+        if reason is None:
             return "cuda"
         if kernel == "cuda" or mode != "avg":
-            raise unavailable_reason
-        _warn(f"kernel torchvision serves {device}: {unavailable_reason.message}")
+            raise reason
+        _warn(f"kernel torchvision serves {device}: {reason.message}")
     if kernel == "auto":
         kernel = "torchvision"
     if kernel == "torchvision" and mode != "avg":
@@ -54,5 +54,5 @@ def choose_kernel(kernel: str, device: torch.device, mode: str, dtype: torch.dty
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Warn once per process, whoever asks first."""
+    """Warn once per process."""
     warnings.warn(message, RuntimeWarning, stacklevel=4)

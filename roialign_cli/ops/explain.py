@@ -1,4 +1,4 @@
-"""The arithmetic of RoI Align on one RoI, step by step, in the words and with the numbers of the reference."""
+"""Explain the arithmetic of RoI Align on one RoI, step by step, with the numbers of the reference."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from roialign_cli.ops import roi_align
 from roialign_cli.ops.reference import Axis, Map, axis, interpolate
 
 EXAMPLE = "0.8,0,2.4,4.5"  # with 2 x 2 bins, unit scale, not aligned
-MAX_SAMPLES = 200_000  # worked out one by one, some seconds
-LARGEST = 256  # cells per side of a map that is made for an explanation
+MAX_SAMPLES = 200_000  # each is computed by itself; this many take some seconds
+MAX_MAP_CELLS = 256  # per side of the map that an explanation makes up
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """One bilinear lookup at (x, y) in map cells: up to four cells (x, y), their weights and values, and the sum.
+    """Hold one bilinear lookup at (x, y) in map cells: up to four cells (x, y), their weights and values, and the sum.
 
-    `clamped` is the point that was looked up, or None where the sample is so far outside that it counts as zero.
+    `clamped` is the point that was looked up, or None if the sample is so far outside that it counts as zero.
     """
 
     x: float
@@ -35,9 +35,9 @@ class Lookup:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One RoI (x1, y1, x2, y2) in image pixels on a map [H, W] whose cell (x, y) holds 10 y + x.
+    """Hold every step for one RoI (x1, y1, x2, y2) in image pixels on a map [H, W] whose cell (x, y) holds 10 y + x.
 
-    `lookup` is the first sample of the first bin, None if bins have no samples; pooled [PH, PW].
+    `lookup` is the first sample of the first bin, None if bins have no samples. pooled is [PH, PW].
     """
 
     roi: tuple[float, float, float, float]
@@ -52,12 +52,12 @@ class Explanation:
     pooled: Map
 
     def samples(self, p: int, q: int) -> list[tuple[float, float]]:
-        """Samples (x, y) of the bin in row p and column q, in map cells."""
+        """Return the samples (x, y) of the bin in row p and column q, in map cells."""
         return [(x, y) for y in self.y.samples(p) for x in self.x.samples(q)]
 
 
 def parse_roi(text: str) -> tuple[float, float, float, float]:
-    """`x1,y1,x2,y2` as numbers, or ConfigError."""
+    """Parse `x1,y1,x2,y2`; raise ConfigError if these are not four finite numbers in order."""
     try:
         x1, y1, x2, y2 = (float(part) for part in text.replace(" ", ",").split(",") if part)
     except ValueError:
@@ -74,12 +74,12 @@ def explain(
     sampling_ratio: int,
     aligned: bool,
 ) -> Explanation:
-    """Every step for one RoI on a made-up map just large enough; ConfigError if that would be absurdly large."""
+    """Return every step for one RoI on a made-up map just large enough; raise ConfigError if the map would be too large."""
     sides = [max(2, math.ceil(high * spatial_scale) + 2) for high in (roi[3], roi[2])]
-    if max(sides) > LARGEST:
+    if max(sides) > MAX_MAP_CELLS:
         found = f"one of {sides[0]} x {sides[1]}"
         raise ConfigError(
-            "roi", f"roi: expected a map of at most {LARGEST} cells a side, found {found}", "a smaller scale"
+            "roi", f"roi: expected a map of at most {MAX_MAP_CELLS} cells a side, found {found}", "a smaller scale"
         )
     features = np.add.outer(10.0 * np.arange(sides[0]), np.arange(float(sides[1]))).astype(np.float64)
     y = axis(roi[1], roi[3], spatial_scale, output_size[0], sampling_ratio, aligned)
@@ -100,18 +100,18 @@ def explain(
 
 
 def bilinear_lookup(features: Map, x: float, y: float) -> Lookup:
-    """The cells of a map [H, W] around a point and their weights; those of weight zero, too, inside the map."""
+    """Return the cells of a map [H, W] around a point and their weights, including cells of weight zero inside the map."""
     height, width = features.shape
     value = float(interpolate(features[None], y, x)[0])
     if y < -1 or y > height or x < -1 or x > width:
         return Lookup(x, y, None, (), (), (), value)
-    inside = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
-    left, top = (int(coordinate) for coordinate in inside)
-    fx, fy = inside[0] - left, inside[1] - top
-    shares = {
+    clamped = min(max(x, 0.0), width - 1.0), min(max(y, 0.0), height - 1.0)
+    left, top = (int(coordinate) for coordinate in clamped)
+    fx, fy = clamped[0] - left, clamped[1] - top
+    weights = {
         (left, top): (1 - fx) * (1 - fy), (left + 1, top): fx * (1 - fy),
         (left, top + 1): (1 - fx) * fy, (left + 1, top + 1): fx * fy,
     }  # fmt: skip
-    cells = tuple(cell for cell in shares if cell[0] < width and cell[1] < height)
+    cells = tuple(cell for cell in weights if cell[0] < width and cell[1] < height)
     values = tuple(float(features[row, column]) for column, row in cells)
-    return Lookup(x, y, inside, cells, tuple(shares[cell] for cell in cells), values, value)
+    return Lookup(x, y, clamped, cells, tuple(weights[cell] for cell in cells), values, value)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from roialign_cli.ops import request
+from roialign_cli.ops import checks
 from roialign_cli.ops.dispatch import KERNELS, choose_kernel
-from roialign_cli.ops.request import Form, Mode, Reduce, Request
+from roialign_cli.ops.request import MODES, REDUCTIONS, SCHEMA, Mode, Reduce, Request
 
 
 def roi_align(
@@ -41,98 +41,76 @@ def roi_align(
         spatial_scale: map cells per image pixel (1 / stride), one number or one per level.
         sampling_ratio: samples per bin and axis; 0 is adaptive, ceil(RoI size / output size).
         aligned: shift by half a cell so that pixel centres meet cell centres (detectron2's `aligned`).
-        mode: `avg`; `max` over interpolated samples; `exact`, the integral mean: avg with infinitely many samples.
+        mode: `avg`; `max` over interpolated samples; `exact`, the integral mean, the limit of infinitely many samples.
         levels: [K] integers, the map each RoI is pooled from; needed with several maps.
         reduce: `mean` or `max` over the bins of each RoI, which are then never stored.
         dtype: type of the result, the features' own by default; sums are rounded once.
         kernel: `auto`, `cpu`, `cuda`, `torchvision` or `reference`.
-        validate: check every row of `rois` and `levels`, for which CUDA tensors are waited for, once. False spares the
-            wait where the bundled CUDA kernel runs: there a row without meaning gives NaN. Others check always.
+        validate: check every row of `rois` and `levels`, which waits once for CUDA tensors. With False the bundled CUDA
+            kernel does not wait, and an invalid row gives NaN; other kernels always check.
         out: a contiguous tensor of the result's shape and type to write into.
 
     Returns:
         [K, C, PH, PW], or [K, C] with `reduce`; sums are float32 (float64 for float64).
 
     Raises:
-        OperatorInputError: an argument without meaning; names the row.
+        OperatorInputError: an argument is not valid; the message names the argument and the row.
         KernelError: the kernel cannot run on this device or in this mode.
     """
-    form = request.check_form(features, rois, output_size, spatial_scale, sampling_ratio, mode, levels, reduce, dtype)
-    arguments = (
-        form.maps, form.rois, levels, form.output_size, form.scales, form.sampling_ratio, bool(aligned), mode,
-        reduce, dtype,
-    )  # fmt: skip
+    maps = checks.check_maps(features)
+    table = checks.check_rois(rois, maps[0])
+    request = Request(
+        maps=maps,
+        rois=table,
+        mode=checks.check_choice("mode", mode, MODES),
+        reduce=checks.check_choice("reduce", reduce, REDUCTIONS),
+        dtype=checks.check_dtype(dtype) or maps[0].dtype,
+        levels=checks.check_levels(levels, len(maps), table.shape[0]),
+        output_size=checks.check_output_size(output_size),
+        scales=checks.check_scales(spatial_scale, len(maps)),
+        sampling_ratio=checks.check_sampling_ratio(sampling_ratio),
+        aligned=bool(aligned),
+    )
     if out is not None:
-        _check_out(out, form, levels)
-    # Plain tensors, eagerly, go straight: torch's dispatcher takes longer than a small call does.
-    compiling = torch.compiler.is_compiling()
-    if not compiling and (out is not None or (all(type(m) is Tensor for m in form.maps) and not _fake(form, levels))):
-        return _pool(request.make(*arguments), kernel, validate, out)
-    pooled: Tensor = _registered(*arguments, kernel, validate)
-    return pooled if out is None else _checked(out, pooled).copy_(pooled)
+        checks.check_out(out, request)
+    # Plain tensors skip torch's dispatcher, which takes longer than a small call does.
+    plain = out is not None or (all(type(m) is Tensor for m in maps) and not checks.has_stand_in(request))
+    if plain and not torch.compiler.is_compiling():
+        return _pool(request.prepared(), kernel, validate, out)
+    pooled: Tensor = _registered(*request.arguments(), kernel, validate)
+    if out is None:
+        return pooled
+    checks.check_out_shape(out, pooled.shape, pooled.dtype, maps[0].device)
+    return out.copy_(pooled)
 
 
-def _fake(form: Form, levels: Tensor | None) -> bool:
-    """Whether some tensor has no memory that a kernel could read."""
-    return any(map(request.stands_in, [*form.maps, form.rois, *([] if levels is None else [levels])]))
-
-
-def _check_out(out: Tensor, form: Form, levels: Tensor | None) -> None:
-    """What is written to must be memory; its shape and type are checked once they are known."""
-    if not isinstance(out, Tensor):
-        raise request.input_error("out", f"expected a tensor, found {type(out).__name__}")
-    request.check_memory("out", out)
-    if torch.compiler.is_compiling():
-        return
-    if out.is_neg():
-        raise request.input_error(
-            "out", "expected a plain tensor, found a lazily negated view", "resolve_neg() makes one"
-        )
-    if request.stands_in(out) or _fake(form, levels):
-        raise request.input_error("out", "expected none with fake tensors or other stand-ins, found one")
-
-
-def _checked(out: Tensor, expected: Tensor | Request) -> Tensor:
-    """`out`, if it can hold the result as it is."""
-    first = expected if isinstance(expected, Tensor) else expected.maps[0]
-    shape, dtype, device = expected.shape, expected.dtype, first.device
-    if not (out.shape == shape and out.dtype == dtype and out.device == device and out.is_contiguous()):
-        found = f"{list(out.shape)} {out.dtype} on {out.device}, strides {out.stride()}"
-        raise request.input_error("out", f"expected contiguous {list(shape)} {dtype} on {device}, found {found}")
-    return out
-
-
-def _pool(call: Request, kernel: str, validate: bool, out: Tensor | None) -> Tensor:
+def _pool(request: Request, kernel: str, validate: bool, out: Tensor | None) -> Tensor:
+    """Run the kernel that serves a prepared request."""
+    device = request.maps[0].device
     if out is not None:
-        _checked(out, call)
-    name = choose_kernel(kernel, call.maps[0].device, call.mode, call.maps[0].dtype)
+        checks.check_out_shape(out, request.shape, request.dtype, device)
+    name = choose_kernel(kernel, device, request.mode, request.maps[0].dtype)
     if validate or name != "cuda":
-        request.check_values(call)
-    result = KERNELS[name](call, out)
-    return result if result.dtype == call.dtype else result.to(call.dtype)
+        checks.check_values(request)
+    result = KERNELS[name](request, out)
+    return result if result.dtype == request.dtype else result.to(request.dtype)
 
 
-@torch.library.custom_op("roialign::roi_align", mutates_args=())
-def _registered(
-    maps: Sequence[Tensor],
-    rois: Tensor,
-    levels: Tensor | None,
-    output_size: Sequence[int],
-    scales: Sequence[float],
-    sampling_ratio: int,
-    aligned: bool,
-    mode: str,
-    reduce: str,
-    dtype: torch.dtype | None,
-    kernel: str,
-    validate: bool,
-) -> Tensor:
-    call = request.make(maps, rois, levels, output_size, scales, sampling_ratio, aligned, mode, reduce, dtype)
-    return _pool(call, kernel, validate, None)
+@torch.library.custom_op("roialign::roi_align", mutates_args=(), schema=SCHEMA)
+def _registered(*arguments: Any) -> Tensor:
+    *fields, kernel, validate = arguments
+    return _pool(_request(*fields).prepared(), kernel, validate, None)
 
 
 @_registered.register_fake
-def _shape_only(*arguments: Any) -> Tensor:
-    *described, _kernel, _validate = arguments
-    call = request.make(*described)
-    return call.maps[0].new_empty(call.shape, dtype=call.dtype)
+def _registered_shape(*arguments: Any) -> Tensor:
+    *fields, _kernel, _validate = arguments
+    request = _request(*fields)
+    return request.maps[0].new_empty(request.shape, dtype=request.dtype)
+
+
+def _request(*arguments: Any) -> Request:
+    """Return the request of the registered operator's arguments, the last of which, the type of the result, may be None."""
+    maps, *fields, dtype = arguments
+    filled: tuple[Any, ...] = (maps, *fields, dtype or maps[0].dtype)
+    return Request(*filled)

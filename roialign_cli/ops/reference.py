@@ -1,4 +1,4 @@
-"""The definition of RoI Align as plain float64 loops: slow, obvious, the oracle of the tests and of `doctor`.
+"""Define RoI Align as plain float64 loops: slow and obvious, the reference of the tests and of `doctor`.
 
 Sources: Mask R-CNN (arXiv:1703.06870, section 3), `aligned` as in detectron2's ROIAlign, the boundary rule of the
 original Caffe2 operator, which torchvision and ONNX RoiAlign share.
@@ -31,13 +31,14 @@ class Axis:
     grid: int
 
     def edges(self, p: int) -> tuple[float, float]:
-        """Where bin p begins and ends."""
+        """Return the start and the end of bin p."""
         return self.start + p * self.bin, self.start + (p + 1) * self.bin
 
     def samples(self, p: int, size: int | None = None) -> list[float]:
-        """Coordinates of the samples of bin p; of a map of `size` cells, without most of those outside, where 0 counts.
+        """Return the coordinates of the samples of bin p.
 
-        A huge box has any number of those.
+        With `size`, the number of map cells, most samples outside of the map are left out: they count as 0, and a huge box
+        has an unbounded number of them.
         """
         first, stop = 0, self.grid
         begin, step = self.start + p * self.bin, self.bin / self.grid if self.grid else 0.0
@@ -48,7 +49,7 @@ class Axis:
 
 
 def axis(low: float, high: float, scale: float, bins: int, sampling_ratio: int, aligned: bool) -> Axis:
-    """Map the extent low..high (image pixels) of a RoI to map cells and cut it into bins."""
+    """Return an axis of a RoI: its extent low..high in image pixels, mapped to map cells and divided into bins."""
     offset = 0.5 if aligned else 0.0
     start = low * scale - offset
     size = high * scale - offset - start
@@ -58,7 +59,7 @@ def axis(low: float, high: float, scale: float, bins: int, sampling_ratio: int, 
 
 
 def interpolate(features: Map, y: float, x: float) -> Map:
-    """The map [C, H, W] at one point, [C]: bilinear, clamped at the border, zero beyond one cell outside."""
+    """Return the map [C, H, W] at one point, [C]: bilinear, clamped at the border, zero more than one cell outside."""
     height, width = features.shape[1:]
     if y < -1 or y > height or x < -1 or x > width:
         return np.zeros(features.shape[0])
@@ -72,7 +73,7 @@ def interpolate(features: Map, y: float, x: float) -> Map:
 
 
 def integrate(features: Map, y: tuple[float, float], x: tuple[float, float]) -> Map:
-    """The mean over a rectangle of what `interpolate` gives, [C], in closed form; an empty side is one sample.
+    """Return the mean of `interpolate` over a rectangle, [C], in closed form; an empty side counts as one sample.
 
     Between neighbouring cell centres the surface is bilinear, so each piece is its area times its value at its centre.
     """
@@ -84,7 +85,7 @@ def integrate(features: Map, y: tuple[float, float], x: tuple[float, float]) -> 
 
 
 def _pieces(low: float, high: float, size: int) -> Iterator[tuple[float, float]]:
-    """Middle and share of the whole of each piece of low..high inside the map between integers."""
+    """Yield the middle of each piece of low..high between integers inside the map, and its share of the whole."""
     if high <= low:
         yield low, 1.0
         return
@@ -95,7 +96,7 @@ def _pieces(low: float, high: float, size: int) -> Iterator[tuple[float, float]]
 
 
 def run(request: Request, out: Tensor | None = None) -> Tensor:
-    """The pooled features of a request, in float64 on the CPU."""
+    """Return the pooled features of a request, computed in float64 on the CPU."""
     maps = [m.detach().to("cpu", torch.float64).numpy() for m in request.maps]
     ph, pw = request.output_size
     result = np.zeros(request.bins_shape)
@@ -113,7 +114,7 @@ def run(request: Request, out: Tensor | None = None) -> Tensor:
                 ys, xs = y_axis.samples(p, features.shape[1]), x_axis.samples(q, features.shape[2])
                 samples = [interpolate(features, y, x) for y in ys for x in xs]
                 if len(samples) < y_axis.grid * x_axis.grid:
-                    samples.append(np.zeros(features.shape[0]))  # for all those left out
+                    samples.append(np.zeros(features.shape[0]))  # stands for all samples that were left out
                 if samples and request.mode == "max":
                     result[k, :, p, q] = np.max(samples, 0)
                 elif samples:

@@ -1,4 +1,4 @@
-"""What `doctor` finds out: the environment, and how far each kernel is from the float64 reference."""
+"""Check this installation for `doctor`: the environment, and the error of each kernel against the float64 reference."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2, t
 
 @dataclass(frozen=True)
 class KernelCheck:
-    """One kernel in one mode and type against the reference: the largest error over the largest value."""
+    """Hold the error of one kernel in one mode and type against the reference: largest error over largest value."""
 
     kernel: str
     mode: Mode
@@ -37,13 +37,13 @@ class KernelCheck:
 
 
 def environment() -> dict[str, str]:
-    """Versions, processor, devices, and which kernel `auto` means."""
+    """Return versions, processor, devices, and the kernel that `auto` means."""
     started = time.perf_counter()
     roi_align(torch.zeros(1, 1, 1, 1), torch.zeros(1, 5), 1, kernel="cpu")
     first_call = time.perf_counter() - started
-    cuda_facts = _cuda_facts()  # first, or what it times has been compiled already
+    cuda_facts = _cuda_facts()  # first: afterwards the code that it times would be compiled already
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the line `cuda kernel` gives the reason
+        warnings.simplefilter("ignore")  # the line `cuda kernel` states the reason
         auto = choose_kernel("auto", _device(), "avg")
     return {
         "roialign": __version__,
@@ -68,7 +68,7 @@ def _device() -> torch.device:
 
 
 def _cuda_facts() -> dict[str, str]:
-    """The device, its driver and how our kernel came to it; one line where there is none."""
+    """Return the CUDA device, its driver and how our kernel was built for it; one line if there is no device."""
     if torch.version.cuda is None:
         return {"cuda": "none: torch is built without it"}
     if not torch.cuda.is_available():
@@ -92,7 +92,7 @@ def _cuda_facts() -> dict[str, str]:
 
 
 def check_kernels() -> list[KernelCheck]:
-    """Every kernel, mode and type that runs here, on boxes inside, across and outside a non-square map."""
+    """Check every kernel, mode and type that runs here on boxes inside, across and outside a non-square map."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(2, 35, 13, 21, generator=generator, dtype=torch.float64)
     corner = torch.rand(24, 2, generator=generator, dtype=torch.float64) * 60 - 15

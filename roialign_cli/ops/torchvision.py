@@ -1,8 +1,8 @@
-"""torchvision's own operator behind our arguments: a cross-check, and the fallback on devices without a kernel."""
+"""Run torchvision's own operator: a cross-check, and the fallback on devices that no other kernel serves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,13 +11,17 @@ from torch import Tensor
 from roialign_cli.errors import KernelError
 from roialign_cli.ops.request import Request, finish
 
-MAX_SAMPLES = 1 << 26  # of a RoI: 32 bytes each in torchvision's table of them, which crashes the process beyond 2**31
+# Samples of one RoI. torchvision's table takes 32 bytes for each, and more than 2**31 bytes crash the process.
+MAX_SAMPLES = 1 << 26
 
 
 def run(request: Request, out: Tensor | None) -> Tensor:
-    """The pooled features of a request; averages only. Half types go through float32: its own half sums overflow."""
+    """Return the pooled features of a request, mode avg only.
+
+    Half types are computed in float32, since torchvision sums them in their own type, which overflows.
+    """
     _check_samples(request)
-    from torchvision.ops import roi_align  # a second to import, and seldom used
+    from torchvision.ops import roi_align  # takes a second to import and is seldom used
 
     size, ratio, aligned = request.output_size, request.sampling_ratio, request.aligned
     pooled = _level_by_level(request, lambda m, rois, scale: roi_align(m, rois, size, scale, ratio, aligned))
@@ -25,7 +29,7 @@ def run(request: Request, out: Tensor | None) -> Tensor:
 
 
 def _check_samples(request: Request) -> None:
-    """KernelError if a RoI has more samples than torchvision can take."""
+    """Raise KernelError if a RoI has more samples than torchvision supports."""
     rois, levels = request.table
     scales = np.array(request.scales)[levels, None]
     bins = np.array(request.output_size)
@@ -38,14 +42,27 @@ def _check_samples(request: Request) -> None:
         raise KernelError("kernel-samples", f"kernel torchvision: rois row {row}: {found}", "use kernel auto")
 
 
-def roi_pool(request: Request) -> Tensor:
-    """RoI Pool (Fast R-CNN, arXiv:1504.08083, section 2.1) of the same RoIs: rounded to cells, the maximum of each bin."""
-    from torchvision.ops import roi_pool as theirs
+def roi_pool(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor | None,
+    output_size: tuple[int, int],
+    scales: Sequence[float],
+) -> Tensor:
+    """Return RoI Pool of RoIs [K, 5], [K, C, PH, PW]: edges rounded to cells, then the maximum of each bin.
 
-    return _level_by_level(request, lambda m, rois, scale: theirs(m, rois, request.output_size, scale))
+    Source: Fast R-CNN, arXiv:1504.08083, section 2.1.
+    """
+    from torchvision.ops import roi_pool as torchvision_roi_pool
+
+    request = Request(
+        features, rois, levels, output_size, scales, 0, False, "max", "none", features[0].dtype
+    ).prepared()
+    return _level_by_level(request, lambda m, rois, scale: torchvision_roi_pool(m, rois, output_size, scale))
 
 
 def _level_by_level(request: Request, pool: Callable[[Tensor, Tensor, float], Tensor]) -> Tensor:
+    """Return the rows of all levels, each pooled by `pool(map, rois, scale)` in float32 or float64."""
     features = request.maps[0]
     exact = features.dtype if features.dtype == torch.float64 else torch.float32
     result = features.new_empty(request.bins_shape, dtype=exact)

@@ -1,4 +1,4 @@
-"""Boxes of a batch -> rows of region features: scaling, level assignment, RoI Align, reduction."""
+"""Pool RoIs from the maps of one layer: RoI Align as the settings say, and RoI Pool as a baseline."""
 
 from __future__ import annotations
 
@@ -7,29 +7,29 @@ from torch import Tensor
 
 from roialign_cli.backbones.base import Layer, Levels
 from roialign_cli.config import Settings
-from roialign_cli.ops import request, roi_align
+from roialign_cli.ops import roi_align
 from roialign_cli.ops.torchvision import roi_pool
 
 
 def cells_read(
     rois: Tensor, levels: Tensor | None, layer: Layer, size: tuple[int, int], settings: Settings
 ) -> dict[int, Tensor]:
-    """Per level that RoIs [K, 5] are on: the rectangles of cells [k, 5] that they read, at most.
+    """Return, for each level that RoIs [K, 5] are on, the rectangles of map cells [k, 5] int64 that they can read.
 
-    Each as image, first row, first column, last row, last column; `size` is the network input's (height, width).
+    A rectangle is (image, first row, first column, last row, last column). `size` is the network input's (height, width).
     """
-    found = {}
+    rectangles = {}
     for level, stride in enumerate(layer.strides):
-        on = rois if levels is None else rois[levels == level]
-        if len(on) == 0:
+        on_level = rois if levels is None else rois[levels == level]
+        if len(on_level) == 0:
             continue
-        cells = on.new_tensor([-(-side // stride) for side in size]).repeat(2)
-        low = on[:, [2, 1]] / stride - (0.5 if settings.aligned else 0.0)
-        high = torch.maximum(on[:, [4, 3]] / stride, low + 1)  # a RoI is at least one cell, not aligned
-        edges = torch.cat([low.floor(), high.floor() + 1], dim=1)  # interpolation reads the next cell, too
+        cells = on_level.new_tensor([-(-side // stride) for side in size]).repeat(2)
+        low = on_level[:, [2, 1]] / stride - (0.5 if settings.aligned else 0.0)
+        high = torch.maximum(on_level[:, [4, 3]] / stride, low + 1)  # an unaligned RoI covers at least one cell
+        edges = torch.cat([low.floor(), high.floor() + 1], dim=1)  # interpolation also reads the next cell
         edges = torch.minimum(edges.clamp_min(0), cells - 1)
-        found[level] = torch.cat([on[:, :1], edges], dim=1).to(torch.int64)
-    return found
+        rectangles[level] = torch.cat([on_level[:, :1], edges], dim=1).to(torch.int64)
+    return rectangles
 
 
 def pool(
@@ -38,14 +38,21 @@ def pool(
     rois: Tensor,
     levels: Tensor | None,
     settings: Settings,
-    dtype: torch.dtype,
-    out: Tensor | None,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
 ) -> Tensor:
-    """Region features of one layer [K, C, PH, PW], or [K, C] with --reduce, of type `dtype`; in `out` if given.
+    """Return region features of one layer [K, C, PH, PW], or [K, C] with --reduce, of type `dtype`.
 
-    Maps that are None must not be the level of any RoI. rois [K, 5] in pixels of the network input.
+    Args:
+        maps: one map [N, C, H, W] per level; None for levels that no RoI is on.
+        layer: the layer that the maps belong to.
+        rois: [K, 5] in pixels of the network input.
+        levels: [K] level of each RoI; None where the layer has one map.
+        settings: output size, sampling, reduction and kernel.
+        dtype: type of the result.
+        out: a contiguous tensor to write into.
     """
-    features, scales, levels = _given(maps, layer, levels)
+    features, scales, levels = _present_maps(maps, layer, levels)
     return roi_align(
         features,
         rois,
@@ -58,25 +65,22 @@ def pool(
         reduce=settings.reduce,
         dtype=dtype,
         kernel=settings.kernel,
-        validate=False,  # the boxes were checked when they were read
+        validate=False,  # boxes are checked when the box file is read
         out=out,
     )
 
 
-def roi_pool_rows(
+def pool_rounded(
     maps: Levels, layer: Layer, rois: Tensor, levels: Tensor | None, output_size: tuple[int, int]
 ) -> Tensor:
-    """The same by RoI Pool, float32: the baseline whose rounding RoI Align was made to remove."""
-    features, scales, levels = _given(maps, layer, levels)
-    call = request.make(
-        features, rois, levels, output_size, scales, sampling_ratio=0, aligned=False, mode="max", reduce="none", dtype=None
-    )  # fmt: skip
-    return roi_pool(call)
+    """Return float32 features [K, C, PH, PW] by RoI Pool, the baseline whose rounding RoI Align was made to remove."""
+    features, scales, levels = _present_maps(maps, layer, levels)
+    return roi_pool(features, rois, levels, output_size, scales)
 
 
-def _given(maps: Levels, layer: Layer, levels: Tensor | None) -> tuple[list[Tensor], list[float], Tensor | None]:
-    """The maps that are there, their scales, and which of them each RoI is on."""
-    there = [(i, features) for i, features in enumerate(maps) if features is not None]
+def _present_maps(maps: Levels, layer: Layer, levels: Tensor | None) -> tuple[list[Tensor], list[float], Tensor | None]:
+    """Return the maps that exist, their scales, and which of these maps each RoI is on."""
+    present = [(i, features) for i, features in enumerate(maps) if features is not None]
     if levels is not None:
-        levels = torch.searchsorted(torch.tensor([i for i, _ in there]), levels)
-    return [features for _, features in there], [1 / layer.strides[i] for i, _ in there], levels
+        levels = torch.searchsorted(torch.tensor([i for i, _ in present]), levels)
+    return [features for _, features in present], [1 / layer.strides[i] for i, _ in present], levels

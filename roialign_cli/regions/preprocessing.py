@@ -1,4 +1,4 @@
-"""Decoded images -> network input, on the device: [0, 1], resized, normalised, padded, channels-last."""
+"""Turn decoded images into network input on the device: [0, 1], resized, normalised, padded, channels-last."""
 
 from __future__ import annotations
 
@@ -9,24 +9,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from roialign_cli.backbones.base import Preprocessing
-
-
-def resized(size: tuple[int, int], resize: tuple[int, int | None] | None) -> tuple[int, int]:
-    """(height, width) after a resize to SHORT[,MAX]: torchvision's GeneralizedRCNNTransform, to the pixel.
-
-    The scale brings the short side to SHORT unless the long side would exceed MAX; sides are rounded down, as there.
-    """
-    if resize is None:
-        return size
-    short, longest = resize
-    scale = short / min(size)
-    if longest is not None:
-        scale = min(scale, longest / max(size))
-    return max(int(size[0] * scale), 1), max(int(size[1] * scale), 1)
+from roialign_cli.regions.resize import resized
 
 
 def prepare(images: list[npt.NDArray[np.uint8]], preprocessing: Preprocessing, device: torch.device) -> Tensor:
-    """Equal-sized images [H, W, 3] as one input [n, 3, H', W'], float32, channels-last."""
+    """Return equal-sized RGB images [H, W, 3] as one float32 input [N, 3, H', W'], channels-last."""
     batch = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
     pixels = batch.to(torch.float32, memory_format=torch.channels_last).div_(255)
     size = (pixels.shape[2], pixels.shape[3])

@@ -1,4 +1,4 @@
-"""Stored values that are no numbers, and values beyond float16's range: found, cut to it, counted."""
+"""Find and count stored values that are not finite, and clip values beyond the range of float16."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FLOAT16_MAX = 65504.0
 
 @dataclass(frozen=True)
 class ValueReport:
-    """How many values are NaN or infinite, and how many were finite but beyond float16's range and have been cut to it."""
+    """How many values are NaN or infinite, and how many were finite but beyond float16's range and are clipped to it."""
 
     not_finite: int = 0
     saturated: int = 0
@@ -26,26 +26,28 @@ class ValueReport:
         return self != ValueReport()
 
     def __str__(self) -> str:
-        told = {"not finite": self.not_finite, "beyond the range of float16 and cut to it": self.saturated}
-        return ", ".join(f"{count} value{'s' * (count > 1)} {what}" for what, count in told.items() if count)
+        counts = {"not finite": self.not_finite, "beyond the range of float16 and cut to it": self.saturated}
+        return ", ".join(f"{count} value{'s' * (count > 1)} {what}" for what, count in counts.items() if count)
 
     @classmethod
-    def of(cls, not_finite: Tensor, saturated: Tensor) -> Self:
-        """Counted from masks."""
+    def from_masks(cls, not_finite: Tensor, saturated: Tensor) -> Self:
+        """Count the values that two boolean masks select."""
         return cls(int(not_finite.sum()), int(saturated.sum()))
 
 
 def all_finite(rows: Tensor) -> bool:
-    """Whether every value is a finite number; one pass at the speed of memory."""
+    """Return whether every value is a finite number; reads the rows once."""
     return rows.numel() == 0 or all(bool(bound.isfinite()) for bound in rows.aminmax())
 
 
-def clip_to_float16(rows: Tensor, exact: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
-    """Cut what float16 could not hold, in place: masks of the values that are not finite, and of those cut.
+def clip_to_float16(rows: Tensor, compute_float32: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+    """Clip values that float16 cannot hold, in place; return masks of the values not finite, and of those clipped.
 
-    `exact` gives the rows in float32, by which an overflow is told from an infinity of the model's own.
+    `compute_float32` returns the same rows in float32, which tell an overflow of float16 from an infinity of the model.
     """
     strange = ~rows.isfinite()
-    saturated = strange & exact().to(rows.device).isfinite() if rows.dtype == torch.float16 else strange & False
+    saturated = (
+        strange & compute_float32().to(rows.device).isfinite() if rows.dtype == torch.float16 else strange & False
+    )
     rows[saturated] = rows[saturated].clamp(-FLOAT16_MAX, FLOAT16_MAX)
     return strange & ~saturated, saturated

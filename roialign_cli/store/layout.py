@@ -131,11 +131,11 @@ def _allocate(
     path: Path, plan: Plan, layout: Layout, tables: Mapping[str, tuple[np.dtype[Any], npt.NDArray[Any]]]
 ) -> None:
     """Every dataset contiguous, its place fixed at once: nothing of HDF5's own changes in the file afterwards."""
-    properties = h5py.h5p.create_file(h5py.h5p.DATASET_CREATE)
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    links = h5py.h5p.create_file(h5py.h5p.LINK_CREATE)
+    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     links.set_create_intermediate_group(True)
     links.set_char_encoding(h5py.h5t.CSET_UTF8)
     wanted = {
@@ -151,7 +151,7 @@ def _allocate(
         file.attrs.update({**attributes, ATTRIBUTES: attributes_crc32(attributes)})
         for name, (shape, dtype) in wanted.items():
             kind, space = h5py.h5t.py_create(dtype, logical=True), h5py.h5s.create_simple(shape)
-            h5py.h5d.create_file(file.id, name.encode(), kind, space, dcpl=properties, lcpl=links)
+            h5py.h5d.create(file.id, name.encode(), kind, space, dcpl=properties, lcpl=links)
 
 
 def _reserve(descriptor: int, size: int, path: Path) -> None:

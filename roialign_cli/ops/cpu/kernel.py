@@ -1,17 +1,19 @@
-"""The compiled CPU kernel: per-axis weights, banded accumulation over channels, tiled transpose (Numba, `nogil`).
+"""The compiled CPU kernel: per-axis weights, banded sums over channels, tiled transpose (Numba, `nogil`).
 
-Everything Numba compiles lives in this one file because Numba's disk cache notices changes to the file of the cached
-function only, not to the files of the functions it calls.
+Everything that Numba compiles is in this one file: Numba's disk cache notices changes to the file of the cached function,
+but not to the files of the functions that it calls. docs/explanation/kernels.md derives the weights.
 
 Maps are read channels-last through a table of addresses, so one compiled function serves any number of levels:
 
     maps[level] = (address, height, width, stride_n, stride_y, stride_x)        strides in bytes, channels contiguous
 
-`stored`, `written` and `unit` are empty arrays that carry element types: of the maps and the output (float32, float64,
-uint16 for bfloat16 bits, int16 for float16 bits), and of the weights and sums (float32 or float64). Addresses are plain
-pointers on purpose: Numba's array indexing wraps negative indices, which keeps LLVM from vectorising the loops over
-channels (16 times slower, measured).
+ElementTypes holds empty arrays that carry element types: `stored` that of the maps and `written` that of the output
+(float32, float64, uint16 for bfloat16 bits, int16 for float16 bits), `unit` that of the weights and sums (float32 or
+float64). Addresses are raw pointers on purpose: Numba's array indexing wraps negative indices, which keeps LLVM from
+vectorising the loops over channels (16 times slower, measured).
 """
+
+from collections import namedtuple
 
 import numpy as np
 from llvmlite import ir
@@ -22,7 +24,7 @@ AVG, MAX, EXACT = 0, 1, 2
 NONE, MEAN, LARGEST = 0, 1, 2
 LANES = 16
 LINE = 64  # bytes of a cache line
-BLOCK = 256  # channels at a time: long enough runs, and the tile of a 14x14 output stays in the second-level cache
+BLOCK = 256  # channels at a time: the runs are long enough, and the tile of a 14x14 output fits the second-level cache
 
 _OPTIONS = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy", "boundscheck": False}
 
@@ -35,12 +37,12 @@ def _jit(function):
         return njit(**_OPTIONS)(function)
 
 
-# --- what Numba cannot say: pointers, narrow floats, register transposes ----------------------------------------------
+# --- what Numba does not offer: pointers, narrow floats, transposes in registers ----------------------------------------------
 
 
 @intrinsic
 def _pointer(typing, address, witness):
-    """An integer address as a C pointer to the witness array's element type."""
+    """Cast an integer address to a C pointer to the element type of the witness array."""
 
     def codegen(context, builder, signature, arguments):
         return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
@@ -50,7 +52,7 @@ def _pointer(typing, address, witness):
 
 @intrinsic
 def _widen(typing, value, unit):
-    """A stored element in the type of the sums."""
+    """Convert a stored element to the type of the sums."""
 
     def codegen(context, builder, signature, arguments):
         element = arguments[0]
@@ -66,7 +68,7 @@ def _widen(typing, value, unit):
 
 @intrinsic
 def _narrow(typing, value, written):
-    """A sum as an element of the output, rounded to nearest even; NaN stays NaN."""
+    """Convert a sum to an element of the output, rounded to nearest even; NaN stays NaN."""
 
     def codegen(context, builder, signature, arguments):
         element = arguments[0]
@@ -100,8 +102,8 @@ def _transpose(typing, source, source_stride, target, target_stride):
         width = context.get_abi_sizeof(element)
 
         def row(pointer, stride, i):
-            place = builder.gep(pointer, [builder.mul(stride, ir.Constant(stride.type, i))])
-            return builder.bitcast(place, vector.as_pointer())
+            address = builder.gep(pointer, [builder.mul(stride, ir.Constant(stride.type, i))])
+            return builder.bitcast(address, vector.as_pointer())
 
         rows = [builder.load(row(source_pointer, stride_in, i), align=width) for i in range(LANES)]
         distance = 1
@@ -123,7 +125,7 @@ def _transpose(typing, source, source_stride, target, target_stride):
 
 @intrinsic
 def _stream_line(typing, target, source):
-    """Copy one cache line past the caches (target aligned to it), which spares reading what is about to be overwritten."""
+    """Copy one cache line past the caches to an aligned target, so that the line is not read before it is overwritten."""
 
     def codegen(context, builder, signature, arguments):
         line = ir.VectorType(ir.IntType(32), LINE // 4).as_pointer()
@@ -137,7 +139,7 @@ def _stream_line(typing, target, source):
 
 @intrinsic
 def _fence(typing):
-    """Order streamed lines before whatever tells another thread that they are there."""
+    """Order streamed lines before any later write that signals them to another thread."""
 
     def codegen(context, builder, signature, arguments):
         builder.fence("seq_cst")
@@ -151,9 +153,9 @@ def _fence(typing):
 
 @_jit
 def _sample_axis(start, bin_size, grid, bins, size, ptr, at):
-    """Clamped coordinates at[ptr[p]:ptr[p+1]] of the samples of bin p that lie in [-1, size], ascending.
+    """Write the clamped coordinates at[ptr[p]:ptr[p+1]] of the samples of bin p that lie in [-1, size], ascending.
 
-    `grid`, the number of samples per bin, is a float: adaptive grids of huge boxes exceed any integer type.
+    `grid`, the number of samples per bin, is a float because adaptive grids of huge boxes exceed any integer type.
     """
     count = 0
     for p in range(bins):
@@ -161,7 +163,7 @@ def _sample_axis(start, bin_size, grid, bins, size, ptr, at):
         begin = start + p * bin_size
         step = bin_size / grid if grid > 0.0 else 0.0
         i, stop = 0.0, grid
-        if step > 0.0:  # skip the samples outside without visiting them: a huge box has any number of those
+        if step > 0.0:  # skip samples outside of the map without visiting them: a huge box has too many
             i = max(i, np.floor((-1.0 - begin) / step) - 1.0)
             stop = min(stop, np.ceil((size - begin) / step) + 1.0)
         for _ in range(int(max(stop - i, 0.0))):
@@ -175,7 +177,7 @@ def _sample_axis(start, bin_size, grid, bins, size, ptr, at):
 
 @_jit
 def _add(count, first, index, weight, at, last, share):
-    """Add `share` of the clamped coordinate `at` to its two cells; samples ascend, so only the last two can match."""
+    """Add `share` of the clamped coordinate `at` to its two cells; samples ascend, so only the last two entries can match."""
     low = int(at)
     fraction = at - low
     for side in range(2):
@@ -196,7 +198,7 @@ def _add(count, first, index, weight, at, last, share):
 
 @_jit
 def _average_axis(grid, bins, size, sample_ptr, at, ptr, index, weight):
-    """Weights of the mean over samples: bin p reads cells index[ptr[p]:ptr[p+1]]; samples sharing a cell are merged."""
+    """Write the weights of the mean over samples: bin p reads cells index[ptr[p]:ptr[p+1]]; shared cells are merged."""
     count = 0
     for p in range(bins):
         ptr[p] = count
@@ -207,9 +209,10 @@ def _average_axis(grid, bins, size, sample_ptr, at, ptr, index, weight):
 
 @_jit
 def _exact_axis(start, bin_size, bins, size, ptr, index, weight):
-    """Weights of the integral mean over each bin, the limit of infinitely many samples; an empty bin is one sample.
+    """Write the weights of the integral mean over each bin, the limit of infinitely many samples.
 
-    Between neighbouring cells the interpolated surface is linear, so each piece is its length times its middle.
+    Between neighbouring cells the interpolated surface is linear, so a piece contributes its length times the value at its
+    middle. An empty bin counts as one sample.
     """
     count = 0
     for p in range(bins):
@@ -228,7 +231,7 @@ def _exact_axis(start, bin_size, bins, size, ptr, index, weight):
 
 @_jit
 def _rows_to_offsets(count, weight64, index, stride, weight, offset):
-    """Weights in the type of the sums, cell numbers as byte offsets."""
+    """Convert weights to the type of the sums, and cell numbers to byte offsets."""
     for e in range(count):
         weight[e] = weight64[e]
         offset[e] = index[e] * stride
@@ -236,7 +239,7 @@ def _rows_to_offsets(count, weight64, index, stride, weight, offset):
 
 @_jit
 def _index_unique_columns(count, weight64, index, weight, column, columns):
-    """The distinct cells of the column weights, in `columns`, and each weight's place among them, in `column`."""
+    """Write the distinct cells of the column weights to `columns`, and the index of each weight's cell to `column`."""
     distinct = 0
     for e in range(count):
         weight[e] = weight64[e]
@@ -244,7 +247,7 @@ def _index_unique_columns(count, weight64, index, weight, column, columns):
         while place >= 0 and columns[place] > index[e]:
             place -= 1
         if place < 0 or columns[place] != index[e]:
-            place = distinct  # bins ascend: a cell not yet there lies beyond all that are
+            place = distinct  # bins ascend: a new cell lies beyond all known ones
             columns[place] = index[e]
             distinct += 1
         column[e] = place
@@ -256,7 +259,7 @@ def _index_unique_columns(count, weight64, index, weight, column, columns):
 
 @_jit
 def _combine(out, source, stored, offset, weight, first, stop, n):
-    """out[c] = sum over e of weight[e] * source[offset[e] bytes][c], c < n, four terms a pass to spare loads of out."""
+    """out[c] = sum over e of weight[e] * source[offset[e] bytes][c] for c < n; four terms per pass save loads of out."""
     o = _pointer(out, weight)
     if first == stop:
         for c in range(n):
@@ -272,7 +275,7 @@ def _combine(out, source, stored, offset, weight, first, stop, n):
             w2, s2 = weight[e + 2], _pointer(source + offset[e + 2], stored)
         if left > 3:
             w3, s3 = weight[e + 3], _pointer(source + offset[e + 3], stored)
-        if e > first:  # continue the sum: one more term, of weight one
+        if e > first:  # continuing the sum needs one more term, of weight one
             left = 4 if left == 4 else min(left, 2)
         if left == 4 and e > first:
             for c in range(n):
@@ -304,7 +307,7 @@ def _combine(out, source, stored, offset, weight, first, stop, n):
 
 @_jit
 def _max_into(out, value, unit, n):
-    """out[c] = max(out[c], value[c]), NaN wins."""
+    """out[c] = max(out[c], value[c]); NaN wins."""
     o, v = _pointer(out, unit), _pointer(value, unit)
     for c in range(n):
         o[c] = v[c] if (v[c] > o[c]) | (v[c] != v[c]) else o[c]
@@ -312,7 +315,7 @@ def _max_into(out, value, unit, n):
 
 @_jit
 def _reduce(tile, bins, n, reduce, unit):
-    """The first row of a tile [bins, n] becomes the mean or the maximum over its rows."""
+    """Replace the first row of a tile [bins, n] by the mean or the maximum over its rows."""
     o = _pointer(tile, unit)
     for s in range(1, bins):
         row = tile + s * n * unit.itemsize
@@ -329,7 +332,7 @@ def _reduce(tile, bins, n, reduce, unit):
 
 @_jit
 def _store(out, tile, bins, n, narrow, staging, written, unit):
-    """Write a tile [bins, n] of sums as elements [n, bins] of the output; overlapping squares replace remainders."""
+    """Write a tile [bins, n] of sums as elements [n, bins] of the output; overlapping squares cover the remainders."""
     width = written.itemsize
     source = tile
     if narrow.size:
@@ -357,7 +360,7 @@ def _store(out, tile, bins, n, narrow, staging, written, unit):
 
 @_jit
 def _stream(target, source, count, written):
-    """Copy elements past the caches: whole lines streamed, the ends before and after them stored."""
+    """Copy elements past the caches: stream whole lines, store the ends before and after them."""
     width = written.itemsize
     head = min((-target % LINE) // width, count)
     o, q = _pointer(target, written), _pointer(source, written)
@@ -371,96 +374,114 @@ def _stream(target, source, count, written):
         o[i] = q[i]
 
 
-@_jit
-def pool(
-    out, channels, first, stop, order, rois, levels, maps, scales, ph, pw, ratio, aligned, mode, reduce, stream,
-    stored, written, unit,
-):  # fmt: skip
-    """Pool the RoIs `order` over channels first..stop of their maps into out [K, channels, ph, pw] (its address).
+# --- one RoI: axes, channels, output ----------------------------------------------------------------------------------
 
-    With `reduce`, into out [K, channels]. The maps' channel 0 is output channel `first`. rois [K, 5] float64, levels [K]
-    int64, scales [levels] float64. `stream` writes past the caches: right for outputs too large to be still there when
-    they are read.
-    """
-    bins, n_max = ph * pw, min(BLOCK, stop - first)
-    side, most_bins = max(maps[:, 1].max(), maps[:, 2].max()), max(ph, pw)
-    samples = 2 * side + (max(ratio, 1) + 3) * most_bins + 8
+# Plain tuples of arrays and numbers, which Numba passes by value.
+Geometry = namedtuple("Geometry", ["ph", "pw", "ratio", "aligned", "mode", "reduce"])
+ElementTypes = namedtuple("ElementTypes", ["stored", "written", "unit"])
+# The lists of one axis. Bin p has the samples at[sample_ptr[p]:sample_ptr[p + 1]], clamped coordinates in map cells, and the
+# weights weight[ptr[p]:ptr[p + 1]]. `cell` says what a weight applies to: along y the byte offset of a map row, along x the
+# index of a map column in Workspace.columns.
+Axis = namedtuple("Axis", ["sample_ptr", "at", "ptr", "cell", "weight"])
+# Scratch memory of a thread. row [columns, n] holds one row of bins before it is combined along x, tile [bins, n] the bins;
+# narrow is the tile in the type of the output, staging what is streamed past the caches. Unused ones are empty.
+Workspace = namedtuple(
+    "Workspace", ["y", "x", "columns", "x_offset", "index", "weight64", "row", "tile", "narrow", "staging"]
+)
+
+
+@_jit
+def _make_axis(bins, samples, cells, unit):
+    """Allocate the lists of one axis."""
+    sample_ptr, ptr = np.empty(bins + 1, np.int64), np.empty(bins + 1, np.int64)
+    return Axis(sample_ptr, np.empty(samples), ptr, np.empty(cells, np.int64), np.empty(cells, unit.dtype))
+
+
+@_jit
+def _make_workspace(maps, geometry, channels, stream, elements):
+    """Allocate scratch memory for RoIs on any of the maps, `channels` at a time."""
+    bins, side = geometry.ph * geometry.pw, max(maps[:, 1].max(), maps[:, 2].max())
+    most_bins = max(geometry.ph, geometry.pw)
+    samples = 2 * side + (max(geometry.ratio, 1) + 3) * most_bins + 8
     cells = side + 3 * most_bins + 4
-    y_sample, x_sample = np.empty(ph + 1, np.int64), np.empty(pw + 1, np.int64)
-    y_at, x_at = np.empty(samples), np.empty(samples)
-    y_ptr, x_ptr = np.empty(ph + 1, np.int64), np.empty(pw + 1, np.int64)
-    index, weight64 = np.empty(cells, np.int64), np.empty(cells)
-    y_offset, y_weight = np.empty(cells, np.int64), np.empty(cells, unit.dtype)
-    x_column, x_weight = np.empty(cells, np.int64), np.empty(cells, unit.dtype)
-    columns, x_offset = np.empty(cells, np.int64), np.empty(cells, np.int64)
-    row, tile = np.empty(cells * n_max, unit.dtype), np.empty(bins * n_max, unit.dtype)
-    narrow = np.empty(bins * n_max if written.itemsize != unit.itemsize else 0, written.dtype)
-    staging = np.empty(LANES * bins if stream else 0, written.dtype)
-    # The mean over bins of a product of weights is the product of their means: one bin, whose lists are all lists.
-    merge = reduce == MEAN and mode != MAX
-    bins_out = bins if reduce == NONE else 1
-    row_at, tile_at, width = row.ctypes.data, tile.ctypes.data, unit.itemsize
-    for k in order:
-        level = levels[k]
-        height_cells, width_cells, sy, sx = maps[level, 1], maps[level, 2], maps[level, 4], maps[level, 5]
-        source = maps[level, 0] + int(rois[k, 0]) * maps[level, 3]
-        offset = 0.5 if aligned else 0.0
-        x, y = rois[k, 1] * scales[level] - offset, rois[k, 2] * scales[level] - offset
-        roi_w, roi_h = rois[k, 3] * scales[level] - offset - x, rois[k, 4] * scales[level] - offset - y
-        if not aligned:
-            roi_w, roi_h = max(roi_w, 1.0), max(roi_h, 1.0)
-        bin_w, bin_h = roi_w / pw, roi_h / ph
-        grid_x, grid_y = (float(ratio), float(ratio)) if ratio > 0 else (np.ceil(bin_w), np.ceil(bin_h))
-        distinct = 0
-        if mode == EXACT:
-            _exact_axis(y, bin_h, ph, height_cells, y_ptr, index, weight64)
-            _rows_to_offsets(y_ptr[ph], weight64, index, sy, y_weight, y_offset)
-            _exact_axis(x, bin_w, pw, width_cells, x_ptr, index, weight64)
-            distinct = _index_unique_columns(x_ptr[pw], weight64, index, x_weight, x_column, columns)
-        else:
-            _sample_axis(y, bin_h, grid_y, ph, height_cells, y_sample, y_at)
-            _sample_axis(x, bin_w, grid_x, pw, width_cells, x_sample, x_at)
-        if mode == AVG:
-            _average_axis(grid_y, ph, height_cells, y_sample, y_at, y_ptr, index, weight64)
-            _rows_to_offsets(y_ptr[ph], weight64, index, sy, y_weight, y_offset)
-            _average_axis(grid_x, pw, width_cells, x_sample, x_at, x_ptr, index, weight64)
-            distinct = _index_unique_columns(x_ptr[pw], weight64, index, x_weight, x_column, columns)
-        rows, cols = ph, pw
-        if merge:
-            rows, cols = 1, 1
-            y_ptr[1], x_ptr[1] = y_ptr[ph], x_ptr[pw]
-            for e in range(y_ptr[1]):
-                y_weight[e] /= ph * pw
-        for c in range(first, stop, BLOCK):
-            n = min(BLOCK, stop - c)
-            block = source + (c - first) * stored.itemsize
-            if mode == MAX:
-                _pool_max(
-                    tile_at, row_at, block, stored, unit, maps[level], y_sample, y_at, grid_y, x_sample, x_at, grid_x, n
-                )
-            else:
-                for e in range(x_ptr[cols]):
-                    x_offset[e] = x_column[e] * n * width
-                for p in range(rows):
-                    for j in range(distinct):
-                        cell = block + columns[j] * sx
-                        _combine(row_at + j * n * width, cell, stored, y_offset, y_weight, y_ptr[p], y_ptr[p + 1], n)
-                    for q in range(cols):
-                        target = tile_at + (p * cols + q) * n * width
-                        _combine(target, row_at, unit, x_offset, x_weight, x_ptr[q], x_ptr[q + 1], n)
-            if reduce != NONE:
-                _reduce(tile_at, rows * cols, n, reduce, unit)
-            place = out + (k * channels + c) * bins_out * written.itemsize
-            _store(place, tile_at, bins_out, n, narrow, staging, written, unit)
-    _fence()
-    return row.size + tile.size  # their last use: Numba frees an array after that, and an address is no use
+    narrows = elements.written.itemsize != elements.unit.itemsize
+    return Workspace(
+        _make_axis(geometry.ph, samples, cells, elements.unit),
+        _make_axis(geometry.pw, samples, cells, elements.unit),
+        np.empty(cells, np.int64),
+        np.empty(cells, np.int64),
+        np.empty(cells, np.int64),
+        np.empty(cells),
+        np.empty(cells * channels, elements.unit.dtype),
+        np.empty(bins * channels, elements.unit.dtype),
+        np.empty(bins * channels if narrows else 0, elements.written.dtype),
+        np.empty(LANES * bins if stream else 0, elements.written.dtype),
+    )
 
 
 @_jit
-def _pool_max(tile, value, source, stored, unit, level, y_ptr, y_at, grid_y, x_ptr, x_at, grid_x, n):
-    """tile[p, q] = maximum over the interpolated samples of bin (p, q); samples outside the map are zeros."""
+def _prepare_axes(work, roi, scale, level, geometry):
+    """Fill the lists of both axes for one RoI; return its grid (y, x) and the number of distinct map columns it reads."""
+    ph, pw, mode = geometry.ph, geometry.pw, geometry.mode
+    height, width, stride_y = level[1], level[2], level[4]
+    offset = 0.5 if geometry.aligned else 0.0
+    x, y = roi[1] * scale - offset, roi[2] * scale - offset
+    roi_w, roi_h = roi[3] * scale - offset - x, roi[4] * scale - offset - y
+    if not geometry.aligned:
+        roi_w, roi_h = max(roi_w, 1.0), max(roi_h, 1.0)
+    bin_w, bin_h = roi_w / pw, roi_h / ph
+    grid_x = float(geometry.ratio) if geometry.ratio > 0 else np.ceil(bin_w)
+    grid_y = float(geometry.ratio) if geometry.ratio > 0 else np.ceil(bin_h)
+    if mode != EXACT:
+        _sample_axis(y, bin_h, grid_y, ph, height, work.y.sample_ptr, work.y.at)
+        _sample_axis(x, bin_w, grid_x, pw, width, work.x.sample_ptr, work.x.at)
+    if mode == MAX:
+        return grid_y, grid_x, 0
+    if mode == EXACT:
+        _exact_axis(y, bin_h, ph, height, work.y.ptr, work.index, work.weight64)
+    else:
+        _average_axis(grid_y, ph, height, work.y.sample_ptr, work.y.at, work.y.ptr, work.index, work.weight64)
+    _rows_to_offsets(work.y.ptr[ph], work.weight64, work.index, stride_y, work.y.weight, work.y.cell)
+    if mode == EXACT:
+        _exact_axis(x, bin_w, pw, width, work.x.ptr, work.index, work.weight64)
+    else:
+        _average_axis(grid_x, pw, width, work.x.sample_ptr, work.x.at, work.x.ptr, work.index, work.weight64)
+    columns = _index_unique_columns(work.x.ptr[pw], work.weight64, work.index, work.x.weight, work.x.cell, work.columns)
+    if geometry.reduce == MEAN:
+        # The mean over bins of a product of weights is the product of their means: one bin, whose list is all lists.
+        work.y.ptr[1], work.x.ptr[1] = work.y.ptr[ph], work.x.ptr[pw]
+        for e in range(work.y.ptr[1]):
+            work.y.weight[e] /= ph * pw
+    return grid_y, grid_x, columns
+
+
+@_jit
+def _pool_average(work, source, stride_x, rows, cols, columns, n, elements):
+    """tile[p, q] = sum over y and x of wy[p, y] * wx[q, x] * map[y, x], for n channels of a map at `source`."""
+    # Locals, since every access to an array in a tuple counts a reference, atomically.
+    stored, unit = elements.stored, elements.unit
+    y_ptr, y_offset, y_weight = work.y.ptr, work.y.cell, work.y.weight
+    x_ptr, x_index, x_weight, x_offset = work.x.ptr, work.x.cell, work.x.weight, work.x_offset
+    map_columns = work.columns
+    row_at, tile_at, width = work.row.ctypes.data, work.tile.ctypes.data, unit.itemsize
+    for e in range(x_ptr[cols]):
+        x_offset[e] = x_index[e] * n * width
+    for p in range(rows):
+        for j in range(columns):
+            cell = source + map_columns[j] * stride_x
+            _combine(row_at + j * n * width, cell, stored, y_offset, y_weight, y_ptr[p], y_ptr[p + 1], n)
+        for q in range(cols):
+            target = tile_at + (p * cols + q) * n * width
+            _combine(target, row_at, unit, x_offset, x_weight, x_ptr[q], x_ptr[q + 1], n)
+
+
+@_jit
+def _pool_max(work, source, level, grid_y, grid_x, n, elements):
+    """tile[p, q] = maximum over the interpolated samples of bin (p, q); samples outside of the map are zeros."""
+    value, tile, stored, unit = work.row.ctypes.data, work.tile.ctypes.data, elements.stored, elements.unit
     offset, weight = np.empty(4, np.int64), np.empty(4, unit.dtype)
     height, width, sy, sx = level[1], level[2], level[4], level[5]
+    y_ptr, y_at, x_ptr, x_at = work.y.sample_ptr, work.y.at, work.x.sample_ptr, work.x.at
     pw = x_ptr.size - 1
     for p in range(y_ptr.size - 1):
         for q in range(pw):
@@ -484,8 +505,46 @@ def _pool_max(tile, value, source, stored, unit, level, y_ptr, y_at, grid_y, x_p
 
 
 @_jit
+def pool(out, channels, first, stop, order, table, maps, shape, stream, types_of):
+    """Pool the RoIs `order` over channels first..stop of their maps into out [K, channels, ph, pw] (its address).
+
+    With `reduce`, out is [K, channels]. Channel 0 of the maps is output channel `first`. `stream` writes past the caches,
+    which is right for an output too large to be in them when it is read. `table` is (rois [K, 5] float64, levels [K] int64,
+    scales [levels] float64), `shape` the fields of Geometry and `types_of` those of ElementTypes: Numba takes plain tuples
+    from Python much faster than named ones.
+    """
+    rois, levels, scales = table
+    geometry = Geometry(shape[0], shape[1], shape[2], shape[3], shape[4], shape[5])
+    elements = ElementTypes(types_of[0], types_of[1], types_of[2])
+    work = _make_workspace(maps, geometry, min(BLOCK, stop - first), stream, elements)
+    stored, written, unit, narrow, staging = elements.stored, elements.written, elements.unit, work.narrow, work.staging
+    mode, reduce, rows, cols = geometry.mode, geometry.reduce, geometry.ph, geometry.pw
+    if reduce == MEAN and mode != MAX:
+        rows, cols = 1, 1
+    bins = geometry.ph * geometry.pw if reduce == NONE else 1
+    tile = work.tile.ctypes.data
+    for k in order:
+        level = maps[levels[k]]
+        source = level[0] + int(rois[k, 0]) * level[3]
+        grid_y, grid_x, columns = _prepare_axes(work, rois[k], scales[levels[k]], level, geometry)
+        for c in range(first, stop, BLOCK):
+            n = min(BLOCK, stop - c)
+            block = source + (c - first) * stored.itemsize
+            if mode == MAX:
+                _pool_max(work, block, level, grid_y, grid_x, n, elements)
+            else:
+                _pool_average(work, block, level[5], rows, cols, columns, n, elements)
+            if reduce != NONE:
+                _reduce(tile, rows * cols, n, reduce, unit)
+            place = out + (k * channels + c) * bins * written.itemsize
+            _store(place, tile, bins, n, narrow, staging, written, unit)
+    _fence()
+    return work.row.size + work.tile.size  # the last use: Numba frees an array after it, and addresses do not count
+
+
+@_jit
 def pack(target, source, stride_c, stride_y, stride_x, top, bottom, left, width, n, stored):
-    """Rows top..bottom of a map of any strides (bytes) as [rows, width, n] stored elements, channels last."""
+    """Copy rows top..bottom of a map of any strides (bytes) to [rows, width, n] stored elements, channels last."""
     size = stored.itemsize
     for y in range(top, bottom):
         for c_start in range(0, n, LANES):
@@ -505,5 +564,5 @@ def pack(target, source, stride_c, stride_y, stride_x, top, bottom, left, width,
 
 
 def cache_folder() -> str:
-    """Where Numba keeps the machine code, or that it keeps none."""
+    """Return the folder in which Numba keeps the machine code, or say that it keeps none."""
     return str(pool.stats.cache_path or "memory only, no cache folder is writable")

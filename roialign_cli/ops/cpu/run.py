@@ -1,4 +1,4 @@
-"""RoI Align on the CPU: hands ranges of RoIs, sorted by place, to the compiled kernel on several threads."""
+"""Run the compiled CPU kernel: sort RoIs by position and divide them over threads."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from roialign_cli.ops.cpu import kernel as kernels
+from roialign_cli.ops.cpu import kernel
 from roialign_cli.ops.cpu.threads import run_all
 from roialign_cli.ops.request import Request
 
 Indices = npt.NDArray[np.int64]
 
-MODES = {"avg": kernels.AVG, "max": kernels.MAX, "exact": kernels.EXACT}
-REDUCTIONS = {"none": kernels.NONE, "mean": kernels.MEAN, "max": kernels.LARGEST}
-# How the kernel sees each type: NumPy has no bfloat16, and float16 bits are told apart from it by sign.
+MODES = {"avg": kernel.AVG, "max": kernel.MAX, "exact": kernel.EXACT}
+REDUCTIONS = {"none": kernel.NONE, "mean": kernel.MEAN, "max": kernel.LARGEST}
+# The type that carries each element type: NumPy has no bfloat16, so its bits are unsigned and those of float16 signed.
 STORED: dict[torch.dtype, np.dtype[Any]] = {
     torch.float32: np.dtype(np.float32),
     torch.float64: np.dtype(np.float64),
     torch.bfloat16: np.dtype(np.uint16),
     torch.float16: np.dtype(np.int16),
 }
-SLAB_BYTES = 32 << 20  # channels-last copies of other layouts are made in slabs of channels no larger than this
+SLAB_BYTES = 32 << 20  # maps of other layouts are copied channels-last in slabs of at most this size
 STREAM_BYTES = 8 << 20  # outputs above this are written past the caches
-PAGE = 4096  # the smallest page of memory there is
-SMALL = 1 << 15  # output elements below which threads cost more than they bring
+PAGE_BYTES = 4096  # the smallest page of memory
+SINGLE_THREAD_ELEMENTS = 1 << 15  # below this many output elements, threads cost more than they save
 
 
 def run(request: Request, out: Tensor | None) -> Tensor:
-    """The pooled features of a request on CPU tensors, in `out` where one is given."""
+    """Return the pooled features of a request on CPU tensors, in `out` if given."""
     if out is None:
         out = _empty(request)
     if out.numel() == 0:
         return out
     rois, levels = request.table
-    order = np.lexsort((rois[:, 1], rois[:, 2], rois[:, 0], levels))  # neighbours share cache lines
+    order = np.lexsort((rois[:, 1], rois[:, 2], rois[:, 0], levels))  # neighbouring RoIs share cache lines
     if all(m.stride(1) == 1 or m.shape[1] == 1 for m in request.maps):
         maps = np.array([_describe(m) for m in request.maps], np.int64)
         _pool(request, out, order, maps, 0, request.shape[1])
@@ -50,56 +50,54 @@ def run(request: Request, out: Tensor | None) -> Tensor:
 
 
 def _empty(request: Request) -> Tensor:
-    """A new output, in memory that is already there when the threads write to it.
+    """Return a new output whose pages exist before the threads write to them.
 
-    NumPy asks the system for huge pages where torch does not; and threads that meet new pages together wait for each
-    other in the kernel (241 MB: 24 ms touched by one thread, 47 by two, measured), so one thread goes ahead.
+    NumPy asks the system for huge pages and torch does not. Threads that touch new pages at once wait for each other in the
+    system (241 MB: 24 ms touched by one thread, 47 ms by two, measured), so one thread touches them first.
     """
     written = STORED[request.dtype]
     size = math.prod(request.shape) * written.itemsize
-    buffer = np.empty(size + kernels.LINE, np.uint8)
+    buffer = np.empty(size + kernel.LINE, np.uint8)
     if size > STREAM_BYTES:
-        buffer[::PAGE] = 0
-    start = -buffer.ctypes.data % kernels.LINE
+        buffer[::PAGE_BYTES] = 0
+    start = -buffer.ctypes.data % kernel.LINE
     return torch.from_numpy(buffer[start : start + size].view(written).reshape(request.shape)).view(request.dtype)
 
 
 def _describe(features: Tensor) -> list[int]:
+    """Return the record of a map: address, height, width, and its strides along n, y and x in bytes."""
     size = features.element_size()
     n, _, y, x = (stride * size for stride in features.stride())
     return [features.data_ptr(), *features.shape[2:], n, y, x]
 
 
 def _pool(request: Request, out: Tensor, order: Indices, maps: Indices, first: int, stop: int) -> None:
-    """Pool the RoIs `order` over the channels first..stop that `maps` describes, split over the threads."""
+    """Pool the RoIs `order` over channels first..stop of the maps, divided over the threads."""
     dtype = request.maps[0].dtype
-    stored, written = np.empty(0, STORED[dtype]), np.empty(0, STORED[out.dtype])
-    unit = np.empty(0, np.float64 if dtype == torch.float64 else np.float32)
-    ph, pw = request.output_size
-    rois, levels = request.table
-    scales = np.array(request.scales)
-    pieces = 1 if len(order) * (stop - first) * ph * pw < SMALL else 8 * torch.get_num_threads()
+    unit = np.float64 if dtype == torch.float64 else np.float32
+    elements = np.empty(0, STORED[dtype]), np.empty(0, STORED[out.dtype]), np.empty(0, unit)
+    height, width = request.output_size
+    mode, reduce = MODES[request.mode], REDUCTIONS[request.reduce]
+    geometry = (height, width, request.sampling_ratio, request.aligned, mode, reduce)
+    table = (*request.table, np.array(request.scales))
+    pieces = 1 if len(order) * (stop - first) * height * width < SINGLE_THREAD_ELEMENTS else 8 * torch.get_num_threads()
     stream = out.nbytes > STREAM_BYTES
     cuts = [first, stop]
-    if len(order) < pieces:  # few RoIs: split their channels too
+    if len(order) < pieces:  # few RoIs: divide their channels too
         step = -(-(stop - first) * len(order) // pieces // 64 + 1) * 64
         cuts = [*range(first, stop, max(step, 64)), stop]
 
     def pool(part: Indices, begin: int, end: int) -> None:
         shifted = maps.copy()
-        shifted[:, 0] += (begin - first) * stored.itemsize
-        kernels.pool(
-            out.data_ptr(), request.shape[1], begin, end, part, rois, levels, shifted, scales,
-            ph, pw, request.sampling_ratio, request.aligned, MODES[request.mode], REDUCTIONS[request.reduce], stream,
-            stored, written, unit,
-        )  # fmt: skip
+        shifted[:, 0] += (begin - first) * elements[0].itemsize
+        kernel.pool(out.data_ptr(), request.shape[1], begin, end, part, table, shifted, geometry, stream, elements)
 
     parts = np.array_split(order, min(pieces, len(order)))
     run_all([partial(pool, part, begin, end) for part in parts for begin, end in pairwise(cuts)])
 
 
 def _pool_by_slabs(request: Request, out: Tensor, order: Indices) -> None:
-    """The same for any strides: per image and level, the window under its RoIs is copied channels-last, once."""
+    """Pool maps of any strides: for each image and level, copy the window under its RoIs channels-last, once."""
     channels = request.shape[1]
     rois, levels = request.table
     groups = np.stack([levels[order], rois[order, 0].astype(np.int64)])
@@ -111,9 +109,9 @@ def _pool_by_slabs(request: Request, out: Tensor, order: Indices) -> None:
         top, left, height, width = _window(request, group, level)
         stored = STORED[features.dtype]
         line = width * stored.itemsize
-        fit = max(SLAB_BYTES // (height * line) // kernels.LANES, 1) * kernels.LANES
+        fit = max(SLAB_BYTES // (height * line) // kernel.LANES, 1) * kernel.LANES
         slabs = -(-channels // fit)
-        per_slab = -(-channels // slabs // kernels.LANES) * kernels.LANES
+        per_slab = -(-channels // slabs // kernel.LANES) * kernel.LANES
         slab = np.empty(height * width * min(per_slab, channels), stored)
         maps = np.zeros((len(request.maps), 6), np.int64)
         for first in range(0, channels, per_slab):
@@ -126,22 +124,24 @@ def _pool_by_slabs(request: Request, out: Tensor, order: Indices) -> None:
 
 
 def _window(request: Request, group: Indices, level: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the cells that the group's RoIs can touch, at least two a side where there are two.
+    """Return top, left, height and width of the cells that the RoIs of a group can read.
 
-    A sample clamped to the first cell reads the second as well, if only with weight zero.
+    At least two cells per side, where the map has two: a sample clamped to the first cell also reads the second, with
+    weight zero.
     """
     height, width = request.maps[level].shape[2:]
     scale = request.scales[level]
     offset = 0.5 if request.aligned else 0.0
     rois, _ = request.table
     low = np.floor(rois[group, 1:3].min(axis=0) * scale - offset)
-    high = np.ceil(rois[group, 3:5].max(axis=0) * scale - offset) + 2  # a RoI is at least one cell, not aligned
+    high = np.ceil(rois[group, 3:5].max(axis=0) * scale - offset) + 2  # an unaligned RoI covers at least one cell
     left, top = np.clip(low, 0, [width - 1, height - 1]).astype(int)
     right, bottom = np.minimum(np.maximum(high, [left + 2, top + 2]), [width, height]).astype(int)
     return int(top), int(left), int(bottom - top), int(right - left)
 
 
 def _pack(features: Tensor, slab: npt.NDArray[np.generic], top: int, left: int, height: int, width: int) -> None:
+    """Copy a window of a map [C, H, W] to a slab [height, width, C]."""
     size = features.element_size()
     stride_c, stride_y, stride_x = (stride * size for stride in features.stride())
     n = features.shape[0]
@@ -149,10 +149,10 @@ def _pack(features: Tensor, slab: npt.NDArray[np.generic], top: int, left: int, 
 
     def pack(first: int, last: int) -> None:
         target = slab.ctypes.data + (first - top) * width * n * size
-        kernels.pack(
+        kernel.pack(
             target, features.data_ptr(), stride_c, stride_y, stride_x, first, last, left, width, n, stored
         )  # fmt: skip
 
-    step = height if height * width * n < SMALL else -(-height // (4 * torch.get_num_threads()))
+    step = height if height * width * n < SINGLE_THREAD_ELEMENTS else -(-height // (4 * torch.get_num_threads()))
     rows = [*range(top, top + height, step), top + height]
     run_all([partial(pack, first, last) for first, last in pairwise(rows)])

@@ -1,4 +1,4 @@
-"""A small pool of threads for kernels that release the GIL: safe under concurrent callers and after a fork."""
+"""Run kernels that release the GIL on a pool of threads, safe under concurrent callers and after a fork."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
 def run_all(calls: Iterable[Callable[[], None]]) -> None:
-    """Run the calls on torch.get_num_threads() threads, this one included; return when all have ended.
+    """Run the calls on torch.get_num_threads() threads, including this one, and return when all have ended.
 
-    The first failure is raised, the calls not yet begun are dropped. Whatever happens, no call is still running (and
-    writing into the caller's arrays) when this returns.
+    The first exception is raised and the remaining calls are dropped. In any case no call is still running, and so none
+    still writes to the caller's arrays, when this function returns.
     """
     todo = deque(calls)
 
@@ -43,7 +43,7 @@ def run_all(calls: Iterable[Callable[[], None]]) -> None:
 
 
 def _pool() -> ThreadPoolExecutor:
-    """The pool of this process: a forked child inherits the parent's pool object but none of its threads."""
+    """Return the pool of this process; a forked child inherits its parent's pool object but none of the threads."""
     key = (os.getpid(), torch.get_num_threads())
     pool = _pools.get(key)
     if pool is None:

@@ -1,11 +1,12 @@
-"""One launch of `roi_align.cu` as numbers: how the work is cut into blocks, and the record that the kernel is given.
+"""Plan one launch of `roi_align.cu`: how the work is divided into blocks, and the record that the kernel receives.
 
-Plain arithmetic that needs no device; the tests launch the same numbers on the CPU.
+This is plain arithmetic that needs no device; the tests run the same launches on the CPU.
 """
 
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,14 +24,14 @@ MAX_THREADS = 256
 MAX_GRID = 65535  # blocks along y and z
 WARP = 32
 LOAD_BYTES = 16  # the widest load of a thread
-TILE_BYTES = 30 << 10  # the tile and the lists together stay below the 48 KiB that every device gives a block
+TILE_BYTES = 30 << 10  # tile and lists together stay below the 48 KiB of shared memory that every device gives a block
 LIST_BYTES = 16 << 10
 ENTRY_BYTES = 16
 AXIS_BYTES = 40
 MAX_BINS = 128  # of both axes of a block
-BUSY_THREADS = 128  # what a block should have, however few the channels
+BUSY_THREADS = 128  # threads that a block should have even with few channels
 
-# The two records of roi_align.cu, field by field.
+# The two records of roi_align.cu, field by field in the same order.
 _LEVEL = [(name, np.int64) for name in ("address", "height", "width", "stride_n", "stride_c", "stride_y", "stride_x")]
 LEVEL = np.dtype([*_LEVEL, ("scale", np.float64)])
 CALL = np.dtype([
@@ -46,7 +47,7 @@ CALL = np.dtype([
 
 @dataclass(frozen=True)
 class Blocks:
-    """How the work is cut: a block has rows x columns bins of one RoI and lanes * vector channels."""
+    """Describe how the work is divided: a block computes rows x columns bins of one RoI and lanes * vector channels."""
 
     vector: int
     lanes: int
@@ -59,8 +60,10 @@ class Blocks:
 
 @dataclass(frozen=True)
 class Lists:
-    """Shared memory for the weights of one axis of a block: `capacity` entries; a bin's list takes no more than
-    per_cell * (cells the bin reaches over) + per_bin, unless `overflow`.
+    """Describe the shared memory for the weights of one axis of a block.
+
+    It has `capacity` entries. The list of a bin takes at most per_cell * (cells under the bin) + per_bin entries, unless
+    `overflow` is set.
     """
 
     capacity: int
@@ -71,7 +74,7 @@ class Lists:
 
 @dataclass(frozen=True)
 class Launch:
-    """All there is to say to the device: which kernel, how many blocks, and its one argument."""
+    """Hold what the driver needs: which kernel, how many blocks and threads, and the one argument."""
 
     defines: Defines
     grid: tuple[int, int, int]
@@ -83,7 +86,7 @@ class Launch:
 def specialise(
     dtype: torch.dtype, mode: str, vector: int, *, written: torch.dtype | None = None, overflow: bool = False
 ) -> Defines:
-    """The kernel for an element type, a mode and a number of channels per load; `written`: the output's type, if another."""
+    """Return the macros that specialise the kernel: element type, mode, channels per load; `written` is the output's type."""
     return (
         ("ELEMENT", ELEMENTS[dtype]), ("WRITTEN", ELEMENTS[written or dtype]), ("MODE", mode.upper()),
         ("VECTOR", str(vector)), ("LONG_LISTS", str(int(overflow))),
@@ -91,17 +94,18 @@ def specialise(
 
 
 def can_reduce(request: Request) -> bool:
-    """Whether a block can hold all bins of some channels, as it must to reduce them."""
+    """Return whether one block can hold all bins of some channels, which it must to reduce them."""
     ph, pw = request.output_size
     return ph + pw <= MAX_BINS and _tile_bytes(1, _vector(request.maps), request.dtype.itemsize, ph * pw) <= TILE_BYTES
 
 
 def plan_launch(request: Request, out: Tensor, processors: int, max_threads: int = MAX_THREADS) -> Launch:
-    """The launch that pools a request into `out`, contiguous; a request to reduce must be one that `can_reduce` accepts.
+    """Return the launch that pools a request into a contiguous `out`.
 
-    K, C, PH and PW are at least 1. `processors` is the number of multiprocessors to keep busy.
+    K, C, PH and PW are at least 1, and `can_reduce` accepts the request if it reduces. `processors` is the number of
+    multiprocessors to keep busy.
 
-    Raises KernelError: more levels than the kernel takes, or sizes beyond what a grid counts.
+    Raises KernelError for more levels than the kernel supports, or sizes that exceed a grid.
     """
     maps, (ph, pw) = request.maps, request.output_size
     if len(maps) > MAX_LEVELS:
@@ -142,8 +146,8 @@ def plan_launch(request: Request, out: Tensor, processors: int, max_threads: int
     return Launch(defines, blocks.grid, blocks.threads, shared, call)
 
 
-def _vector(maps: tuple[Tensor, ...]) -> int:
-    """Channels per load: as many as 16 bytes hold and as divide every address that a thread reads at."""
+def _vector(maps: Sequence[Tensor]) -> int:
+    """Return the channels per load: at most 16 bytes, and a divisor of every address that a thread reads at."""
     size = maps[0].element_size()
     if any(m.stride(1) != 1 for m in maps):
         return 1
@@ -160,9 +164,9 @@ def _vector(maps: tuple[Tensor, ...]) -> int:
 def cut_into_blocks(
     rois: int, channels: int, ph: int, pw: int, vector: int, size: int, processors: int, max_threads: int, whole: bool
 ) -> Blocks:
-    """Blocks whose tile fits, and enough of them to keep every multiprocessor busy, where the work allows.
+    """Return blocks whose tile fits into shared memory, and enough of them to keep every multiprocessor busy if possible.
 
-    `size` is that of an element of the output; `whole`: all bins of a RoI in one block, with fewer channels if need be.
+    `size` is the bytes of an output element. `whole` puts all bins of a RoI into one block, with fewer channels if needed.
     """
     vectors = channels // vector
     lanes = min(WARP, 1 << (vectors - 1).bit_length())
@@ -188,10 +192,10 @@ def cut_into_blocks(
 
 
 def lists(mode: str, ratio: int, side: int, bins: int) -> Lists:
-    """Room for the weights of `bins` bins of an axis of up to `side` cells.
+    """Return the lists for the weights of `bins` bins of an axis of up to `side` cells.
 
-    A bin that reaches over n cells reads at most n + 2 of them, and no more than two for each of its samples; in mode
-    max it keeps every sample inside the map, which lie at least half a cell apart if the grid is adaptive.
+    A bin over n cells reads at most n + 2 of them, and at most two per sample. In mode max it keeps every sample inside the
+    map; with an adaptive grid these lie at least half a cell apart.
     """
     per_cell, per_bin = (2, 4) if mode == "max" else (1, 3)
     capacity = per_cell * (side + 1) + per_bin * bins
@@ -203,6 +207,6 @@ def lists(mode: str, ratio: int, side: int, bins: int) -> Lists:
 
 
 def _tile_bytes(lanes: int, vector: int, size: int, bins: int) -> int:
-    """See `tile_index` in roi_align.cu."""
+    """Return the bytes of a tile, padded as `tile_index` in roi_align.cu does."""
     padding = max(4 // size, 1) * (-(-lanes // 8))
     return (lanes * vector * (bins | 1) + padding) * size

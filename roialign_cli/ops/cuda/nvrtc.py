@@ -1,6 +1,6 @@
-"""CUDA C++ source -> machine code for the device at hand -> a launch: NVRTC through `cuda.core`, with a cache on disk.
+"""Compile CUDA C++ for the device at hand with NVRTC (through `cuda.core`), cache the machine code on disk, launch it.
 
-It knows nothing of RoIs. No compiler and no CUDA toolkit is needed: NVRTC is a library that comes with torch.
+This module knows nothing of RoIs. It needs no compiler and no CUDA toolkit: NVRTC is a library that comes with torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Defines = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class Binary:
-    """Machine code (CUBIN), or PTX for a device newer than NVRTC knows; `seconds` is what it took to get."""
+    """Hold machine code (CUBIN), or PTX for a device newer than NVRTC supports; `seconds` is the time it took to get."""
 
     code: bytes
     kind: str
@@ -35,13 +35,13 @@ class Binary:
 
 
 def version() -> str:
-    """The version of NVRTC, such as 13.2. Raises KernelError where there is none."""
+    """Return the version of NVRTC, such as 13.2. Raises KernelError if it is missing."""
     _, major, minor = _nvrtc().nvrtcVersion()
     return f"{major}.{minor}"
 
 
 def driver_version() -> str:
-    """The newest CUDA that the driver serves, such as 13.0."""
+    """Return the newest CUDA version that the driver supports, such as 13.0."""
     from cuda.bindings import driver
 
     _, number = driver.cuDriverGetVersion()
@@ -49,14 +49,14 @@ def driver_version() -> str:
 
 
 def architectures() -> list[int]:
-    """The compute capabilities that NVRTC compiles machine code for, such as 90, ascending."""
+    """Return the compute capabilities that NVRTC compiles machine code for, such as 90, in ascending order."""
     return sorted(_nvrtc().nvrtcGetSupportedArchs()[1])
 
 
 def target(capability: int, known: list[int]) -> tuple[str, str]:
-    """Kind and architecture to compile to for a device: machine code, or PTX if it is newer than all that are known.
+    """Return the kind and architecture to compile to: machine code, or PTX for a device newer than all that are known.
 
-    Machine code runs on later devices of the same generation: 8.0 on 8.6, not 7.5 on 8.0.
+    Machine code runs on later devices of the same generation: code for 8.0 runs on 8.6, code for 7.5 does not run on 8.0.
     """
     same = [arch for arch in known if arch // 10 == capability // 10 and arch <= capability]
     if same:
@@ -68,7 +68,7 @@ def target(capability: int, known: list[int]) -> tuple[str, str]:
 
 
 def cache_folder() -> Path | None:
-    """Where machine code is kept between runs; None if there is no such place."""
+    """Return the folder that keeps machine code between runs; None if there is no home folder."""
     place = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else os.environ.get("XDG_CACHE_HOME")
     try:
         return (Path(place) if place else Path.home() / ".cache") / "roialign" / "cuda"
@@ -77,12 +77,12 @@ def cache_folder() -> Path | None:
 
 
 def compile_source(source: str, defines: Defines, capability: int) -> Binary:
-    """Compile for a compute capability such as 90, or take it from the cache.
+    """Compile for a compute capability such as 90, or take the code from the cache.
 
-    Several processes may do so at once. A cache that cannot be read or written is done without.
+    Several processes may call this at once. A cache that cannot be read or written is ignored.
 
     Raises:
-        KernelError: NVRTC is missing, or refuses; then with its log, the architecture and the options.
+        KernelError: NVRTC is missing or fails; the message then has its log, the architecture and the options.
     """
     started = time.perf_counter()
     kind, architecture = target(capability, architectures())
@@ -101,21 +101,21 @@ def compile_source(source: str, defines: Defines, capability: int) -> Binary:
             return Binary(code, kind, architecture, True, time.perf_counter() - started)
     try:
         code = bytes(Program(source, "c++", options).compile(kind).code)
-    except Exception as error:  # cuda.core's own tree, which differs from version to version
+    except Exception as error:  # cuda.core's error classes differ from version to version
         given = " ".join([f"-arch={architecture}", "-std=c++17", *(f"-D{name}={value}" for name, value in defines)])
         message = f"NVRTC {version()}: expected the kernel to compile with {given}, found: {str(error).strip()}"
         raise KernelError("kernel-compile", message, "use kernel torchvision, and report this") from error
     if cache is not None:
-        with contextlib.suppress(OSError):  # read-only or full: the next run compiles again
+        with contextlib.suppress(OSError):  # the folder is read-only or full: the next run compiles again
             cache[key] = code
     return Binary(code, kind, architecture, False, time.perf_counter() - started)
 
 
 @functools.cache
 def load(source: str, entry: str, defines: Defines, capability: int) -> Any:
-    """The kernel `entry` (a cuda.core Kernel), ready to launch on every device of that compute capability.
+    """Return the kernel `entry` (a cuda.core Kernel), ready to launch on every device of that compute capability.
 
-    Needs a driver and a device that is current, which torch sees to. Raises KernelError.
+    Needs a driver and a current device, which torch provides. Raises KernelError if the driver cannot load the code.
     """
     from cuda.core import ObjectCode
 
@@ -131,10 +131,10 @@ def load(source: str, entry: str, defines: Defines, capability: int) -> Any:
 def launch(
     kernel: Any, grid: tuple[int, int, int], threads: int, shared: int, stream: int, argument: npt.NDArray[np.void]
 ) -> None:
-    """Launch on a stream (its address) of the current device; does not wait.
+    """Launch a kernel on a stream, given by its address, of the current device; does not wait.
 
-    argument: the kernel's one parameter, a record that it takes by value; `shared` is in bytes. (`cuda.core.launch`
-    takes no records, so this goes to the driver by its bindings.) Raises KernelError.
+    `argument` is the kernel's one parameter, a record passed by value; `shared` is in bytes. `cuda.core.launch` takes no
+    records, so this calls the driver through its bindings. Raises KernelError if the driver refuses the launch.
     """
     from cuda.bindings import driver
 
@@ -149,13 +149,13 @@ def launch(
 
 
 def _nvrtc() -> Any:
-    """NVRTC's bindings, the library loaded."""
+    """Return the bindings of NVRTC with the library loaded."""
     try:
-        import cuda.core  # noqa: F401 - compiling needs it
+        import cuda.core  # noqa: F401 - needed to compile
         from cuda.bindings import nvrtc
 
         nvrtc.nvrtcVersion()
-    except Exception as error:  # the bindings raise their own errors for a library they cannot find
+    except Exception as error:  # the bindings raise errors of their own if they find no library
         message = f"NVRTC: expected the packages cuda-core and nvidia-cuda-nvrtc, found: {str(error).strip()}"
         raise KernelError("kernel-unavailable", message, "install a torch built for CUDA") from error
     return nvrtc

@@ -1,4 +1,4 @@
-"""RoI Align on CUDA tensors: the bundled kernel, compiled for their device, launched on torch's current stream."""
+"""Run the bundled CUDA kernel: compile it for the device of the tensors, launch it on torch's current stream."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ ENTRY = "roi_align"
 
 @functools.cache
 def source() -> str:
-    """The kernel's source, as shipped."""
+    """Return the source of the kernel."""
     return files(__package__).joinpath("roi_align.cu").read_text(encoding="utf-8")
 
 
 def run(request: Request, out: Tensor | None) -> Tensor:
-    """The pooled features of a request on CUDA tensors, in `out` where one is given.
+    """Return the pooled features of a request on CUDA tensors, in `out` if given.
 
-    Does not wait for the device. Rows without meaning (see `validate` of `roi_align`) give NaN.
-    Raises KernelError: the kernel cannot be built, loaded or launched here.
+    Does not wait for the device. Invalid rows (see `validate` of `roi_align`) give NaN.
+    Raises KernelError if the kernel cannot be built, loaded or launched here.
     """
     device = request.maps[0].device
     if request.reduce != "none" and not can_reduce(request):
@@ -53,34 +53,34 @@ def run(request: Request, out: Tensor | None) -> Tensor:
 
 
 def should_repack(features: Tensor, request: Request) -> bool:
-    """Whether a map is better copied channels-last first: it is not, and its RoIs read more cells than it has.
+    """Return whether a map should be copied to channels-last first: its RoIs read more cells than the map has.
 
-    Threads hold channels, so a map of another layout is gathered value by value, about as slow as copying it whole.
+    Threads own channels. They gather a map of another layout value by value, which is about as slow as copying it whole.
     """
     n, channels, height, width = features.shape
     if features.stride(1) == 1 or channels == 1:
         return False
     ph, pw = request.output_size
-    samples = 2 * (request.sampling_ratio or 2)  # cells on either side of each
+    samples = 2 * (request.sampling_ratio or 2)  # cells on either side of each sample
     return len(request.rois) / len(request.maps) * ph * pw * samples**2 > n * height * width
 
 
 def capability(device: torch.device) -> int:
-    """The compute capability of a device, 90 for 9.0."""
+    """Return the compute capability of a device, 90 for 9.0."""
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
 
 @functools.cache
 def unavailable_reason(device: torch.device, dtype: torch.dtype, mode: str) -> KernelError | None:
-    """Why the kernel cannot run on a device, or None: builds and loads it, once per process."""
+    """Return why the kernel cannot run on a device, or None; builds and loads the kernel once per process."""
     vector = LOAD_BYTES // dtype.itemsize
     try:
         with torch.cuda.device(device):
             nvrtc.load(source(), ENTRY, specialise(dtype, mode, vector), capability(device))
     except KernelError as error:
         return error
-    except (AssertionError, RuntimeError) as error:  # of torch, where it finds no driver or no such device
+    except (AssertionError, RuntimeError) as error:  # torch raises these if it finds no driver or no such device
         message = f"kernel cuda: expected a device that torch can use, found: {str(error).strip()}"
         return KernelError("kernel-unavailable", message, "use the cpu")
     return None
