@@ -17,9 +17,11 @@ from roialign_cli.cli import app
 from roialign_cli.config import Settings, load
 
 ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "roialign_cli"
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 ERROR = re.compile(r"[A-Z]\w*Error")
+DRAWN = 44  # columns of the drawing of floors, before what is said of each
 WORD = re.compile(r"[a-z]+(-[a-z]+)*")
 
 
@@ -105,7 +107,7 @@ def test_every_error_is_documented() -> None:
 
 def _error_references() -> Iterator[str]:
     """The references that the package raises: the first argument of an error, in words of lower case."""
-    for path in (ROOT / "roialign_cli").rglob("*.py"):
+    for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not node.args:
                 continue
@@ -130,3 +132,44 @@ def test_links_lead_somewhere(page: Path) -> None:
             headings = re.findall(r"^#+ (.*)$", found.read_text(), re.M)
             slugs = {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
             assert anchor in slugs, target
+
+
+def test_paths_of_the_architecture_exist() -> None:
+    text = (DOCS / "explanation" / "architecture.md").read_text() + (DOCS / "explanation" / "kernels.md").read_text()
+    paths = set(re.findall(r"`([\w/]+\.(?:py|cu|h))`", text))
+    assert paths
+    missing = {path for path in paths if not any((folder / path).exists() for folder in (PACKAGE, ROOT))}
+    # A name without a folder, such as kernel.py, is that of a file mentioned before.
+    assert {path for path in missing if "/" in path} == set()
+
+
+def test_imports_follow_the_floors() -> None:
+    floors = _floors()
+    for path in PACKAGE.rglob("*.py"):
+        unit = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        if unit.startswith("__"):
+            continue
+        for name in _imported(path):
+            allowed = name == unit or floors[name] < floors[unit] or (unit, name) == ("ablation", "figures")
+            assert allowed, f"{path.relative_to(ROOT)} imports {name}, which is not below {unit}"
+
+
+def _floors() -> dict[str, int]:
+    """The floor of each folder and file of the package, 0 the lowest, as the architecture draws them."""
+    units = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+    units |= {path.stem for path in PACKAGE.glob("[!_]*.py")}
+    section = (DOCS / "explanation" / "architecture.md").read_text().partition("## Floors")[2]
+    drawing = next(fences(section, "text"))[1]
+    lines = [units & set(re.findall(r"\w+", line[:DRAWN])) for line in drawing.splitlines()[::-1]]
+    found = {unit: floor for floor, line in enumerate(filter(None, lines)) for unit in line}
+    assert set(found) == units
+    return found
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """The folders and files of the package that a module imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "roialign_cli":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("roialign_cli."):
+            yield str(node.module).split(".")[1]
