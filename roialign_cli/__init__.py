@@ -1,4 +1,4 @@
-"""RoI-aligned backbone features of your images and boxes, in HDF5.
+"""Extract RoI-aligned backbone features of your images and boxes into HDF5.
 
 The public names load on first use, so that importing the package, and `roialign --help`, stay fast.
 """
@@ -12,13 +12,15 @@ from roialign_cli.version import __version__
 if TYPE_CHECKING:
     from roialign_cli.extraction.run import extract
     from roialign_cli.ops import roi_align
+    from roialign_cli.regions.rois import assign_levels
     from roialign_cli.store import FeatureFile
     from roialign_cli.store.datasets import collate
 
-__all__ = ["FeatureFile", "__version__", "collate", "extract", "roi_align"]
+__all__ = ["FeatureFile", "__version__", "assign_levels", "collate", "extract", "roi_align"]
 
 _HOMES = {
     "FeatureFile": "roialign_cli.store",
+    "assign_levels": "roialign_cli.regions.rois",
     "collate": "roialign_cli.store.datasets",
     "extract": "roialign_cli.extraction.run",
     "roi_align": "roialign_cli.ops",
@@ -31,3 +33,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

@@ -1,6 +1,6 @@
-"""The command `roialign`: the only place that turns errors and signals into messages and exit codes.
+"""Run the command `roialign`: the only place that turns errors and signals into messages and exit codes.
 
-What takes long to import is imported by `main`, where a signal is met already.
+`main` imports what takes long only after it handles signals.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from roialign_cli.system.signals import INTERRUPTED, Stop
+from roialign_cli.errors import ExitCode
+from roialign_cli.system.signals import Stop
 from roialign_cli.system.stdout import Output, discard, take_stdout
 
 if TYPE_CHECKING:
@@ -17,27 +18,27 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Run the command line; `--debug`, anywhere on it, lets tracebacks through."""
+    """Run the command line; `--debug`, anywhere on it, shows tracebacks."""
     stop, output = Stop(), take_stdout()
     code = _run(sys.argv[1:], stop, output)
     code = code if output is None else _end_output(output, code)
     if sys.stderr is not None:
         try:
             sys.stderr.flush()
-        except OSError:  # nobody can be told
+        except OSError:  # there is nobody to report it to
             discard(sys.stderr)
     sys.exit(code)
 
 
 def _run(arguments: list[str], stop: Stop, output: Output | None) -> int:
-    """Run a command and tell of its errors; returns the exit code."""
+    """Run a command and print its error; return the exit code."""
     import warnings
 
     from roialign_cli.cli import app
     from roialign_cli.errors import RoialignError
 
     debug = "--debug" in arguments
-    warnings.showwarning = lambda message, *_, **__: _say(f"warning: {message}")
+    warnings.showwarning = lambda message, *_, **__: _print_warning(f"warning: {message}")
     try:
         try:
             stop.running = True
@@ -46,50 +47,52 @@ def _run(arguments: list[str], stop: Stop, output: Output | None) -> int:
             stop.running = False
     except BaseException as error:
         if stop.met or isinstance(error, KeyboardInterrupt):
-            return INTERRUPTED  # whatever an import has made of it that was broken into
+            return ExitCode.INTERRUPTED  # also if an interrupted import raises another error
         if isinstance(error, SystemExit):
             return error.code if isinstance(error.code, int) else int(error.code is not None)
         if output is not None and error is output.failure:
-            return 0  # told at the end
+            return ExitCode.DONE  # `_end_output` reports it
         if debug:
             raise
         if not isinstance(error, RoialignError):
             hint = "run again with --debug and report what it prints"
             error = RoialignError("internal", f"{type(error).__name__}: {error}", hint)
-        _tell(error)
+        _print_error(error)
         return error.exit_code
-    return 0
+    return ExitCode.DONE
 
 
 def _end_output(output: Output, code: int) -> int:
-    """Hand over what is left for stdout; returns the exit code, another if stdout has failed."""
+    """Flush stdout; return the exit code, or another one if stdout has failed."""
     with suppress(OSError):
         output.flush()
     failure = output.failure
     if failure is None:
         return code
     discard(output)
-    if code == INTERRUPTED or isinstance(failure, BrokenPipeError):  # the reader of our output went away
+    if code == ExitCode.INTERRUPTED or isinstance(failure, BrokenPipeError):  # the reader has gone
         return code or 1
     from roialign_cli.errors import OutputError
 
     error = OutputError("output-write", f"stdout: cannot be written: {failure.strerror}")
-    _tell(error)
+    _print_error(error)
     return error.exit_code
 
 
-def _tell(error: RoialignError) -> None:
+def _print_error(error: RoialignError) -> None:
+    """Print an error and its hint on stderr."""
     from rich.console import Console
     from rich.text import Text
 
     console = Console(stderr=True, soft_wrap=True)
-    with suppress(OSError):  # nobody can be told
+    with suppress(OSError):  # there is nobody to report it to
         console.print(Text(f"error[{error.reference}]", style="bold red") + Text(f": {error.message}", style="default"))
         if error.hint:
             console.print(Text("\nhint", style="bold cyan") + Text(f": {error.hint}", style="default"))
 
 
-def _say(text: str) -> None:
+def _print_warning(text: str) -> None:
+    """Print a line on stderr."""
     with suppress(OSError):
         print(text, file=sys.stderr)  # noqa: T201
 

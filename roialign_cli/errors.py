@@ -1,4 +1,19 @@
-"""The error tree: every failure a user can meet, with its exit code. Imports nothing."""
+"""The error tree: every failure a user can meet, with its exit code. Imports only the standard library."""
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The exit codes of the command line."""
+
+    DONE = 0
+    USAGE = 2
+    INPUT = 3
+    BACKBONE = 4
+    KERNEL = 5
+    OUTPUT = 6
+    IMAGES_FAILED = 7
+    INTERRUPTED = 130
 
 
 class RoialignError(Exception):
@@ -7,7 +22,7 @@ class RoialignError(Exception):
     `reference` is a short stable name to search for; `message` says where, what was expected and what was found.
     """
 
-    exit_code = 1
+    exit_code: int = 1
 
     def __init__(self, reference: str, message: str, hint: str = "") -> None:
         super().__init__(f"{message}\nhint: {hint}" if hint else message)
@@ -22,13 +37,13 @@ class RoialignError(Exception):
 class ConfigError(RoialignError):
     """Wrong usage or configuration."""
 
-    exit_code = 2
+    exit_code = ExitCode.USAGE
 
 
 class InputError(RoialignError):
     """Images, boxes or tensors that cannot be used as they are."""
 
-    exit_code = 3
+    exit_code = ExitCode.INPUT
 
 
 class OperatorInputError(InputError, ValueError):
@@ -38,22 +53,22 @@ class OperatorInputError(InputError, ValueError):
 class BackboneError(RoialignError):
     """An unknown backbone or layer, or weights that cannot be had or do not fit."""
 
-    exit_code = 4
+    exit_code = ExitCode.BACKBONE
 
 
 class KernelError(RoialignError):
     """A RoI Align kernel that cannot run here."""
 
-    exit_code = 5
+    exit_code = ExitCode.KERNEL
 
 
 class OutputError(RoialignError):
     """A feature file that cannot be written, read or trusted."""
 
-    exit_code = 6
+    exit_code = ExitCode.OUTPUT
 
 
 class ImagesFailedError(RoialignError):
     """The run is finished, but some images failed; the file's ledger names them."""
 
-    exit_code = 7
+    exit_code = ExitCode.IMAGES_FAILED

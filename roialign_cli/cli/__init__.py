@@ -1,4 +1,4 @@
-"""The command line: one file per command. Nothing here imports torch before a command runs."""
+"""The command line, one file per command. Nothing here imports torch before a command runs."""
 
 from __future__ import annotations
 
@@ -49,6 +49,6 @@ def common(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors; may stand anywhere.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors; may be given anywhere.")] = False,
 ) -> None:
     """RoI-aligned backbone features of your images and boxes, in HDF5."""

@@ -1,4 +1,4 @@
-"""`roialign ablate`: which RoI Align setting, and why."""
+"""`roialign ablate`: which RoI Align setting to take, and why."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import typer
 
 from roialign_cli import config as configuration
 from roialign_cli.cli import options
-from roialign_cli.cli.extract import SOME_FAILED
 from roialign_cli.cli.options import option
-from roialign_cli.errors import ConfigError
-from roialign_cli.system.signals import INTERRUPTED
+from roialign_cli.cli.settings import takes_settings
+from roialign_cli.config import Settings
+from roialign_cli.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
     from roialign_cli.ablation.run import Ablation
 
 VARY, VARIED = "vary", "What is varied"
 TOLERANCE = 0.01
-SHOWN = {  # on the terminal; the files have all
+SHOWN = {  # column: (title on the terminal, format); the files have all columns
     "error_mean": ("error", "{:.3%}"),
     "error_p95": ("95th", "{:.2%}"),
     "alignment_px_mean": ("align px", "{:.3f}"),
@@ -30,6 +30,14 @@ SHOWN = {  # on the terminal; the files have all
 }
 
 
+@takes_settings(
+    "config", "backbone", "weights", "layers", "resize", "precision", "compile",
+    "output_size", "sampling_ratio", "aligned", "mode", "clip", "kernel", "dtype", "device", "workers",
+    "boxes_format", "columns", "classes", "images_json", "voc_origin",
+    "labels", "min_score", "min_size", "max_boxes", "crowd", "whole_image", "grid",
+    "max_pixels", "image_timeout", "on_error",
+    others=frozenset({VARY}),
+)  # fmt: skip
 def ablate(
     images: options.Images,
     boxes: options.Boxes = None,
@@ -39,8 +47,8 @@ def ablate(
     vary: Annotated[
         list[str] | None,
         option(
-            "NAME=VALUE,VALUE,...; may be given several times, for a grid. Names: sampling-ratio, output-size, aligned, "
-            "mode, op (roi_align, roi_pool).",
+            "NAME=VALUE,VALUE,...; give it several times for a grid. Names: sampling-ratio, output-size, aligned, mode, "
+            "op (roi_align, roi_pool).",
             default="sampling-ratio=0,1,2,4,8",
             panel=VARIED,
         ),
@@ -51,58 +59,28 @@ def ablate(
     probe: Annotated[
         str | None,
         option(
-            "`label`: how well the nearest centroid tells the labels of the boxes apart, leaving each out in turn.",
+            "`label`: also measure how well the nearest centroid tells the labels of boxes apart, leave-one-out.",
             panel=VARIED,
         ),
     ] = None,
     save_features: Annotated[
         bool, option("Also write a feature file per setting.", "--save-features", panel=VARIED)
     ] = False,
-    config: options.Config = None,
-    backbone: options.Backbone = None,
-    weights: options.Weights = None,
-    layers: options.Layers = None,
-    resize: options.Resize = None,
-    precision: options.Precision = None,
-    compile_: options.Compile = None,
-    output_size: options.OutputSize = None,
-    sampling_ratio: options.SamplingRatio = None,
-    aligned: options.Aligned = None,
-    mode: options.Mode = None,
-    clip: options.Clip = None,
-    kernel: options.Kernel = None,
-    dtype: options.Dtype = None,
-    device: options.Device = None,
-    workers: options.Workers = None,
-    boxes_format: options.BoxesFormat = None,
-    columns: options.Columns = None,
-    classes: options.Classes = None,
-    images_json: options.ImagesJson = None,
-    voc_origin: options.VocOrigin = None,
-    labels: options.Labels = None,
-    min_score: options.MinScore = None,
-    min_size: options.MinSize = None,
-    max_boxes: options.MaxBoxes = None,
-    crowd: options.Crowd = None,
-    whole_image: options.WholeImage = False,
-    grid: options.Grid = None,
-    max_pixels: options.MaxPixels = None,
-    image_timeout: options.ImageTimeout = None,
-    on_error: options.OnError = None,
+    *,
+    config: str | None = None,
+    settings: Settings,
     overwrite: options.Overwrite = False,
     json: options.AsJson = False,
 ) -> None:
     """Compare RoI Align settings on your boxes: one backbone pass, each setting against the exact integral.
 
-    Writes ablation.csv, ablation.json, report.html and its plots, and recommends the fastest setting that is close
-    enough. Interrupted, it leaves what was measured so far.
+    Writes ablation.csv, ablation.json, report.html and its plots, and recommends the fastest setting within the tolerance.
+    If it is interrupted, the tables keep what was measured.
 
     Example: roialign ablate images/ boxes.json -o ablation/ --vary sampling-ratio=0,1,2,4 --vary output-size=7,14
     """
-    given = options.settings_given(locals())
     from roialign_cli.ablation.grid import make_grid, parse_vary
 
-    settings = configuration.load(config, given, others=frozenset({VARY}))
     varied = parse_vary(vary) if vary else _from_file(config)
     variants = make_grid(settings, varied)
     if probe not in (None, "label", "labels"):
@@ -132,32 +110,33 @@ def ablate(
     if json:
         print_json(asdict(result))
     else:
-        _tell(result, output)
+        _print_result(result, output)
     if not result.finished:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(ExitCode.INTERRUPTED)
     if result.failures:
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(ExitCode.IMAGES_FAILED)
 
 
 def _from_file(config: str | None) -> Any:
-    """What a configuration says is varied."""
+    """Return what a configuration says is varied."""
     varied = configuration.read(config).get(VARY, {}) if config else {}
     if not isinstance(varied, dict):
         raise ConfigError("config-value", f"{config}: vary: expected lines `name: [value, value]`, found {varied!r}")
     return varied
 
 
-def _tell(result: Ablation, folder: Path) -> None:
+def _print_result(result: Ablation, folder: Path) -> None:
+    """Print a row per setting, what is recommended, and what failed."""
     from rich.table import Table
 
     from roialign_cli.ablation.summary import setting_label
-    from roialign_cli.cli.console import pluralise, stderr, stdout
+    from roialign_cli.cli.console import pluralise, print_failures, stderr, stdout
 
     best = {choice.setting for choice in result.recommendations}
     rows = [row for row in result.rows if row["class"] == "all"]
     columns = {name: form for name, form in SHOWN.items() if any(row[name] is not None for row in rows)}
     if all(row["aligned"] for row in rows):
-        columns.pop("offset_px_median", None)  # there is none to speak of
+        columns.pop("offset_px_median", None)  # it is zero then
     table = Table("setting", box=None, padding=(0, 1, 0, 0))
     table.columns[0].no_wrap = True
     for name in columns:
@@ -180,5 +159,4 @@ def _tell(result: Ablation, folder: Path) -> None:
     stdout.print(f"\n{pluralise(result.images, 'image')} measured; {folder / 'report.html'}", highlight=False)
     if result.flaws:
         stderr.print(f"warning: the features saved have {result.flaws}", highlight=False)
-    for name, reason in list(result.failures.items())[:10]:
-        stderr.print(f'failed: "{name}": {reason}', highlight=False, markup=False)
+    print_failures(result.failures, "ablation.json lists all")

@@ -1,4 +1,4 @@
-"""`roialign backbones`: what there is."""
+"""`roialign backbones`: list the backbones, or describe one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 
 def backbones(
-    name: Annotated[str | None, typer.Argument(help="Show the layers of this one.", show_default=False)] = None,
+    name: Annotated[str | None, typer.Argument(help="Describe this backbone.", show_default=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """List backbones, or the layers, channels, strides and weights of one.
@@ -46,5 +46,5 @@ def backbones(
         table.add_row(layer, str(channels), str(stride))
     stdout.print(table, highlight=False)
     shown = [f"{entry} (in the cache)" if entry in cached else entry for entry in weights]
-    stdout.print(f"parameters: {parameters / 1e6:.1f} million, of the whole model", highlight=False)
+    stdout.print(f"parameters: {parameters / 1e6:.1f} million in the whole model", highlight=False)
     stdout.print(f"weights: {', '.join(shown) or 'none needed'}", highlight=False)

@@ -1,4 +1,4 @@
-"""`roialign bench`: how fast this machine is, stage by stage."""
+"""`roialign bench`: measure the speed of this machine, stage by stage."""
 
 from __future__ import annotations
 
@@ -18,19 +18,17 @@ DEFAULTS = Settings()
 
 def bench(
     backbone: Annotated[str, typer.Option(help="Name, see `roialign backbones`.")] = DEFAULTS.backbone,
-    precision: Annotated[
-        str, typer.Option(help="Of the computation: float32, bfloat16, float16.")
-    ] = DEFAULTS.precision,
+    precision: Annotated[str, typer.Option(help="Compute precision: float32, bfloat16, float16.")] = DEFAULTS.precision,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = DEFAULTS.device,
-    images: Annotated[int, typer.Option(min=1, help="Images of 640 x 480, made for this.")] = 4,
+    images: Annotated[int, typer.Option(min=1, help="Number of images of 640 x 480, made for this.")] = 4,
     boxes: Annotated[int, typer.Option(min=1, help="Boxes per image.")] = 100,
-    runs: Annotated[int, typer.Option(min=1, help="Runs of which the median counts.")] = 3,
+    runs: Annotated[int, typer.Option(min=1, help="Runs; the median counts.")] = 3,
     plot: Annotated[Path | None, typer.Option(help="Picture to write, such as speed.png.", show_default=False)] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Measure the operator and a whole run on this machine, the run split into its stages.
 
-    With random weights. The script is the same work written by hand with torchvision and h5py. About a minute.
+    Weights are random. The script is the same work written by hand with torchvision and h5py. Takes about a minute.
 
     Example: roialign bench --backbone resnet50 --precision bfloat16
     """
@@ -42,12 +40,12 @@ def bench(
     from roialign_cli.extraction.benchmark import operator_speed, pipeline_speed
     from roialign_cli.system.devices import find_device
 
-    place = find_device(settings.device)
-    operator, pipeline = operator_speed(place, runs), pipeline_speed(settings, images, boxes, runs)
+    chosen = find_device(settings.device)
+    operator, pipeline = operator_speed(chosen, runs), pipeline_speed(settings, images, boxes, runs)
     if plot is not None:
         _draw(plot, pipeline, backbone)
     if json:
-        print_json({"device": str(place), "operator_ms": operator, "seconds_per_image": asdict(pipeline)})
+        print_json({"device": str(chosen), "operator_ms": operator, "seconds_per_image": asdict(pipeline)})
         return
     table = Table("RoI Align, ms", "torchvision", "ours", "", box=None, title_justify="left")
     for row in operator:
@@ -66,7 +64,7 @@ def bench(
 
 
 def _draw(path: Path, speed: PipelineSpeed, backbone: str) -> None:
-    """Bars of milliseconds per image."""
+    """Draw bars of milliseconds per image."""
     from matplotlib.figure import Figure
 
     from roialign_cli.figures.style import save

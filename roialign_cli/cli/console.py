@@ -1,8 +1,9 @@
-"""What the commands print with: results on stdout, everything else on stderr; NO_COLOR is rich's own affair."""
+"""Print results on stdout and everything else on stderr; rich handles NO_COLOR."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -11,24 +12,26 @@ from rich.table import Table
 
 
 class _Notes(Console):
-    """Print beside the result, and ignore a full disk: a log that cannot be written must not end a run."""
+    """Print messages beside the result, and ignore a full disk: a log that cannot be written must not end a run."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         with suppress(OSError):
             super().print(*objects, **options)
 
 
+MAX_LISTED_FAILURES = 10
+
 stdout = Console(soft_wrap=True)
 stderr = _Notes(stderr=True, soft_wrap=True)
 
 
 def print_json(result: Any) -> None:
-    """One JSON document on stdout, for scripts."""
+    """Print one JSON document on stdout, for scripts."""
     print(json.dumps(result, indent=1, default=str))  # noqa: T201
 
 
 def human_bytes(pluralise: float) -> str:
-    """1536 -> 1.5 KB."""
+    """Format a number of bytes: 1536 -> 1.5 KB."""
     for unit in ("B", "KB", "MB", "GB"):
         if pluralise < 1000:
             return f"{pluralise:.0f} {unit}" if unit == "B" else f"{pluralise:.1f} {unit}"
@@ -37,15 +40,23 @@ def human_bytes(pluralise: float) -> str:
 
 
 def pluralise(number: int, noun: str) -> str:
-    """1 image, 2 images."""
+    """Format a count: 1 image, 2 images, 2 boxes."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}{'es' if noun.endswith('x') else 's'}"
 
 
 def key_value_table(title: str, rows: list[tuple[str, str]]) -> Table:
-    """A table of names and values."""
+    """Return a table of names and values."""
     table = Table(title=title, show_header=False, title_justify="left", box=None, padding=(0, 2, 0, 0))
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def print_failures(failures: Mapping[str, str], where: str) -> None:
+    """Print the first failed images and their reasons on stderr; `where` says where all of them are listed."""
+    for name, reason in list(failures.items())[:MAX_LISTED_FAILURES]:
+        stderr.print(f'failed: "{name}": {reason}', highlight=False, markup=False)
+    if len(failures) > MAX_LISTED_FAILURES:
+        stderr.print(f"... and {len(failures) - MAX_LISTED_FAILURES} more; {where}", highlight=False, markup=False)

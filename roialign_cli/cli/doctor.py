@@ -1,4 +1,4 @@
-"""`roialign doctor`: what is installed, which kernel runs and why, each kernel against the reference."""
+"""`roialign doctor`: report what is installed and which kernel runs, and check each kernel against the reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`roialign explain`: the arithmetic of one RoI, step by step."""
+"""`roialign explain`: show the arithmetic of one RoI, step by step."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def explain(
     output_size: Annotated[str, typer.Option(help="Bins: 2 or 2x3 (height x width).")] = "2",
     spatial_scale: Annotated[float, typer.Option(help="Map cells per image pixel: 1 / stride.")] = 1.0,
     sampling_ratio: Annotated[int, typer.Option(help="Samples per bin and axis; 0: adaptive.")] = 0,
-    aligned: Annotated[bool, typer.Option("--aligned/--no-aligned", help="Half-cell shift.")] = False,
+    aligned: Annotated[bool, typer.Option("--aligned/--no-aligned", help="Shift by half a cell.")] = False,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Picture to write, such as explain.png.", show_default=False)
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
-    """Work one RoI out by hand: mapping, bins, samples, one bilinear lookup, the averages.
+    """Work out one RoI by hand: mapping, bins, samples, one bilinear lookup, the averages.
 
-    The map is made up: its cell in column x and row y holds 10 y + x.
+    The map is made up: the cell in column x and row y holds 10 y + x.
 
     Example: roialign explain 0.8,0,2.4,4.5 --output-size 2 --no-aligned -o explain.png
     """
@@ -46,10 +46,11 @@ def explain(
     if json:
         _print_json(explanation)
     else:
-        _tell(explanation)
+        _print_steps(explanation)
 
 
 def _print_json(explanation: Explanation) -> None:
+    """Print every number as JSON, with the samples of each bin."""
     from dataclasses import asdict
 
     from roialign_cli.cli.console import print_json
@@ -62,7 +63,8 @@ def _print_json(explanation: Explanation) -> None:
     )
 
 
-def _tell(explanation: Explanation) -> None:
+def _print_steps(explanation: Explanation) -> None:
+    """Print each step with its numbers."""
     from rich.table import Table
 
     from roialign_cli.cli.console import stdout
@@ -71,7 +73,7 @@ def _tell(explanation: Explanation) -> None:
         stdout.print(text, style=style, highlight=False, markup=False)
 
     scale, shift = f"{explanation.spatial_scale:g}", " - 0.5" if explanation.aligned else ""
-    say("1  mapping: image pixels to map cells" + (", less half a cell" if explanation.aligned else ""), "bold")
+    say("1  mapping: image pixels to map cells" + (", minus half a cell" if explanation.aligned else ""), "bold")
     for name, axis, low, high in (
         ("x", explanation.x, explanation.roi[0], explanation.roi[2]),
         ("y", explanation.y, explanation.roi[1], explanation.roi[3]),
@@ -79,8 +81,8 @@ def _tell(explanation: Explanation) -> None:
         end = high * explanation.spatial_scale - (0.5 if explanation.aligned else 0.0)
         say(f"   {name}: {low:g} * {scale}{shift} = {axis.start:g}   to   {high:g} * {scale}{shift} = {end:g}")
         if axis.bins * axis.bin > end - axis.start + 1e-9:
-            say("      less than a cell: taken as 1, since not aligned")
-    say("\n2  bins: the extent over their number", "bold")
+            say("      less than a cell: counts as 1, since not aligned")
+    say("\n2  bins: the extent divided by their number", "bold")
     for name, axis in (("x", explanation.x), ("y", explanation.y)):
         say(f"   {name}: {axis.bins * axis.bin:.6g} / {axis.bins} = {axis.bin:.6g}")
     say("\n3  samples: on a regular grid in each bin", "bold")
@@ -89,11 +91,11 @@ def _tell(explanation: Explanation) -> None:
         say(f"   {name}: {rule} = {axis.grid}")
     points = explanation.samples(0, 0)
     shown = ", ".join(f"({x:.6g}, {y:.6g})" for x, y in points[:6]) + (", ..." if len(points) > 6 else "")
-    say(f"   of the top-left bin, {explanation.y.grid} x {explanation.x.grid}, as (x, y): {shown or 'none'}")
+    say(f"   in the top-left bin, {explanation.y.grid} x {explanation.x.grid}, as (x, y): {shown or 'none'}")
     say("\n4  bilinear lookup of the first sample", "bold")
     look = explanation.lookup
     if look is None:
-        say("   no samples: the RoI has no area, its features are 0")
+        say("   no samples: the RoI has no area, so its features are 0")
     elif look.clamped is None:
         say("   more than one cell outside the map: counts as 0")
     else:

@@ -1,4 +1,4 @@
-"""`roialign export`: a feature file in the form that other tools read."""
+"""`roialign export`: convert a feature file to a form that other tools read."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from roialign_cli.cli.extract import SOME_FAILED
-from roialign_cli.cli.options import AllowLinks, AsJson
+from roialign_cli.cli.options import AllowLinks, AsJson, FeatureFilePath
+from roialign_cli.errors import ExitCode
 
 
 def export(
-    file: Annotated[Path, typer.Argument(help="Feature file.", show_default=False)],
+    file: FeatureFilePath,
     output: Annotated[Path, typer.Option("-o", "--output", help="File or folder to write.", show_default=False)],
     to: Annotated[
         str,
@@ -22,15 +22,15 @@ def export(
         ),
     ] = "npz",
     compression: Annotated[
-        str, typer.Option(help="Of h5: gzip, zstd, blosc2; npz: gzip; parquet: gzip, zstd.")
+        str, typer.Option(help="Compression of h5: gzip, zstd, blosc2; of npz: gzip; of parquet: gzip, zstd.")
     ] = "none",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
     allow_links: AllowLinks = False,
     json: AsJson = False,
 ) -> None:
-    """Write the features of all images that are done in another form; a few images at a time, whole or not at all.
+    """Write the features of all images that are done in another form. The output appears only when it is complete.
 
-    Exit codes: 0 all images; 7 those that failed or are pending are left out.
+    Exit codes: 0 all images are exported; 7 images that failed or are pending are left out.
 
     Example: roialign export features.h5 --to npz -o features/
     """
@@ -59,4 +59,4 @@ def export(
         )
     if result.left_out:
         stderr.print(f"warning: {pluralise(result.left_out, 'image')} failed or pending: left out", highlight=False)
-        raise typer.Exit(SOME_FAILED)
+        raise typer.Exit(ExitCode.IMAGES_FAILED)

@@ -1,25 +1,26 @@
-"""`roialign inspect`: what a feature file holds."""
+"""`roialign inspect`: show what a feature file holds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from roialign_cli.cli.options import AllowLinks, AsJson
+from roialign_cli.cli.options import AllowLinks, AsJson, FeatureFilePath
 from roialign_cli.errors import InputError
 
 if TYPE_CHECKING:
     from roialign_cli.store import FeatureFile
+    from roialign_cli.store.summary import FileSummary, ImageSummary
+
+MAX_SUGGESTED_NAMES = 10_000
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="Feature file.", show_default=False)],
+    file: FeatureFilePath,
     image: Annotated[
-        str | None, typer.Option(help="Only this image: its boxes and values.", show_default=False)
+        str | None, typer.Option(help="Show only this image: its boxes and values.", show_default=False)
     ] = None,
     allow_links: AllowLinks = False,
     json: AsJson = False,
@@ -28,94 +29,97 @@ def inspect(
 
     Example: roialign inspect features.h5
     """
-    import numpy as np
-    from rich.tree import Tree
-
-    from roialign_cli.cli.console import human_bytes, key_value_table, print_json, stdout
+    from roialign_cli.cli.console import print_json
     from roialign_cli.store import FeatureFile
-    from roialign_cli.store.schema import STATUS_NAMES
-    from roialign_cli.store.statistics import sample_statistics
+    from roialign_cli.store.summary import summarise_file, summarise_image
 
     with FeatureFile(file, allow_links=allow_links) as features:
         if image is not None:
-            _tell_image(features, image, as_json=json)
+            _check_image(features, image)
+            regions = summarise_image(features, image)
+            if json:
+                facts = asdict(regions)
+                columns = facts.pop("columns")
+                print_json({key: facts[key] for key in ("name", "size", "boxes")} | columns
+                           | {key: facts[key] for key in ("features", "norms")})  # fmt: skip
+            else:
+                _print_image(regions)
             return
-        sampled = {layer: sample_statistics(features, layer) for layer in features.layers}
-        counts = np.bincount(features.status, minlength=len(STATUS_NAMES))
-        status = {name: int(count) for name, count in zip(STATUS_NAMES, counts, strict=False)}
+        summary = summarise_file(features)
         if json:
             datasets = {
-                name: {"shape": place.shape, "dtype": str(place.dtype), "offset": place.offset}
-                for name, place in features.extents.items()
+                name: {"shape": extent.shape, "dtype": str(extent.dtype), "offset": extent.offset}
+                for name, extent in features.extents.items()
             }
             print_json({
-                "attributes": features.attributes, "datasets": datasets, "status": status, "errors": features.errors,
-                "notes": features.notes,
-                "values": {layer: found and asdict(found) for layer, found in sampled.items()},
+                "attributes": features.attributes, "datasets": datasets, "status": summary.status,
+                "errors": features.errors, "notes": features.notes,
+                "values": {layer: found and asdict(found) for layer, found in summary.values.items()},
             })  # fmt: skip
-            return
-        tree = Tree(str(file), highlight=False)
-        groups = {"": tree}
-        for name, place in features.extents.items():
-            group, _, leaf = name.rpartition("/")
-            if group not in groups:
-                groups[group] = tree.add(group)
-            kind = f"utf-8, {place.dtype.itemsize} bytes" if place.dtype.kind == "S" else str(place.dtype)
-            size = human_bytes(place.row_bytes * (place.shape[0] if place.shape else 1))
-            groups[group].add(f"{leaf}  {list(place.shape)}  {kind}  {size}".replace("[", r"\["))
-        stdout.print(tree, highlight=False)
-        shown = [(name, str(value)) for name, value in sorted(features.attributes.items())]
-        stdout.print(key_value_table("", shown), highlight=False, markup=False)
-        stdout.print(
-            key_value_table("", [("images", ", ".join(f"{count} {name}" for name, count in status.items()))]),
-            highlight=False,
-        )
-        for layer, found in sampled.items():
-            if found is not None:
-                text = f"{found.least:.4g} to {found.greatest:.4g}, mean {found.mean:.4g}, {found.zeros:.1%} zero"
-                text += f", {found.not_finite} not finite" if found.not_finite else ""
-                stdout.print(
-                    key_value_table("", [(f"values of {layer}", f"{text} ({found.rows} boxes)")]), highlight=False
-                )
-        for name, reason in features.errors.items():
-            stdout.print(f'failed: "{name}": {reason}', highlight=False, markup=False)
-        for name, note in features.notes.items():
-            stdout.print(f'note: "{name}": {note}', highlight=False, markup=False)
+        else:
+            _print_datasets(features)
+            _print_summary(features, summary)
 
 
-def _tell_image(features: FeatureFile, name: str, *, as_json: bool) -> None:
-    """A row per box."""
-    import numpy as np
-    from rich.table import Table
+def _print_datasets(features: FeatureFile) -> None:
+    """Print the datasets as a tree, each with its shape, type and size."""
+    from rich.tree import Tree
 
-    from roialign_cli.cli.console import print_json, stdout
+    from roialign_cli.cli.console import human_bytes, stdout
 
+    tree = Tree(str(features.path), highlight=False)
+    groups = {"": tree}
+    for name, extent in features.extents.items():
+        group, _, leaf = name.rpartition("/")
+        if group not in groups:
+            groups[group] = tree.add(group)
+        kind = f"utf-8, {extent.dtype.itemsize} bytes" if extent.dtype.kind == "S" else str(extent.dtype)
+        size = human_bytes(extent.row_bytes * (extent.shape[0] if extent.shape else 1))
+        groups[group].add(f"{leaf}  {list(extent.shape)}  {kind}  {size}".replace("[", r"\["))
+    stdout.print(tree, highlight=False)
+
+
+def _print_summary(features: FeatureFile, summary: FileSummary) -> None:
+    """Print attributes, statuses, statistics of values, failures and notes."""
+    from roialign_cli.cli.console import key_value_table, stdout
+
+    attributes = [(name, str(value)) for name, value in sorted(features.attributes.items())]
+    stdout.print(key_value_table("", attributes), highlight=False, markup=False)
+    status = ", ".join(f"{count} {name}" for name, count in summary.status.items())
+    stdout.print(key_value_table("", [("images", status)]), highlight=False)
+    for layer, found in summary.values.items():
+        if found is not None:
+            text = f"{found.least:.4g} to {found.greatest:.4g}, mean {found.mean:.4g}, {found.zeros:.1%} zero"
+            text += f", {found.not_finite} not finite" if found.not_finite else ""
+            row = (f"values of {layer}", f"{text} ({found.rows} boxes)")
+            stdout.print(key_value_table("", [row]), highlight=False)
+    for name, reason in features.errors.items():
+        stdout.print(f'failed: "{name}": {reason}', highlight=False, markup=False)
+    for name, note in features.notes.items():
+        stdout.print(f'note: "{name}": {note}', highlight=False, markup=False)
+
+
+def _check_image(features: FeatureFile, name: str) -> None:
+    """Raise InputError if the file has no image of this name."""
     if name not in features:
         from roialign_cli.config import suggest
 
         message = f'{features.path}: expected the name of an image in it, found "{name}"'
-        raise InputError("image-unknown", message, suggest(name, features.names[:10000]))
-    regions = features[name]
-    layers = regions.features if isinstance(regions.features, Mapping) else {features.layers[0]: regions.features}
-    columns = {key: getattr(regions, key) for key in ("labels", "scores", "ids", "levels")}
-    there = {key[:-1]: column.tolist() for key, column in columns.items() if column is not None}
-    norms = {
-        layer: np.linalg.norm(np.array(found, np.float64).reshape(len(found), -1), axis=1).tolist()
-        if len(found)
-        else []
-        for layer, found in layers.items()
-    }
-    if as_json:
-        shapes = {layer: list(found.shape) for layer, found in layers.items()}
-        boxes = regions.boxes.tolist()
-        print_json({"name": name, "size": regions.size, "boxes": boxes, **there, "features": shapes, "norms": norms})
-        return
+        raise InputError("image-unknown", message, suggest(name, features.names[:MAX_SUGGESTED_NAMES]))
+
+
+def _print_image(regions: ImageSummary) -> None:
+    """Print a row per box of an image."""
+    from rich.table import Table
+
+    from roialign_cli.cli.console import stdout
+
     height, width = regions.size
-    table = Table(
-        "box", "x1, y1, x2, y2", *there, *(f"norm of {layer}" for layer in layers), box=None, title_justify="left"
-    )
-    table.title = f"{name}: {width} x {height} pixels"
-    for i, box in enumerate(regions.boxes.tolist()):
-        cells = [str(column[i]) for column in there.values()] + [f"{norms[layer][i]:.4g}" for layer in layers]
+    norms = [f"norm of {layer}" for layer in regions.norms]
+    table = Table("box", "x1, y1, x2, y2", *regions.columns, *norms, box=None, title_justify="left")
+    table.title = f"{regions.name}: {width} x {height} pixels"
+    for i, box in enumerate(regions.boxes):
+        cells = [str(column[i]) for column in regions.columns.values()]
+        cells += [f"{of_layer[i]:.4g}" for of_layer in regions.norms.values()]
         table.add_row(str(i), ", ".join(f"{value:g}" for value in box), *cells)
     stdout.print(table, highlight=False, markup=False)

@@ -1,4 +1,4 @@
-"""`roialign merge`: the shards of a run as one file."""
+"""`roialign merge`: join the shards of a run into one file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from roialign_cli.cli.options import AsJson, Overwrite
-from roialign_cli.system.signals import INTERRUPTED
+from roialign_cli.errors import ExitCode
 
 
 def merge(
@@ -18,14 +18,15 @@ def merge(
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="File to write.", show_default=False)],
     linked: Annotated[
-        bool, typer.Option("--link", help="Copy nothing: a small file over the shards, which stay where they are.")
+        bool, typer.Option("--link", help="Write a small file that links the shards, which stay where they are.")
     ] = False,
     overwrite: Overwrite = False,
     json: AsJson = False,
 ) -> None:
     """Join the shards of a run into one file, or link them.
 
-    Checks that they are of one run, that none is missing and each is finished. Interrupted, the same command goes on.
+    Checks that the shards belong to one run and that each is present and finished. The same command resumes an interrupted
+    merge.
 
     Example: roialign merge features-*-of-0016.h5 -o features.h5
     """
@@ -36,7 +37,7 @@ def merge(
     from roialign_cli.store.merge import link
     from roialign_cli.store.merge import merge as copy
 
-    with stop_on_interrupt("the same command goes on") as should_stop:
+    with stop_on_interrupt() as should_stop:
         if linked:
             merged = link(files, output, overwrite=overwrite)
         else:
@@ -52,7 +53,7 @@ def merge(
         done = f"{merged.images - merged.failed} done, {merged.failed} failed"
         rows = [("shards", str(merged.shards)), ("images", done), ("boxes", str(merged.boxes))]
         rows.append(("size", "linked" if linked else human_bytes(merged.bytes)))
-        title = "finished" if merged.finished else "interrupted; the same command goes on"
+        title = "finished" if merged.finished else "interrupted; the same command resumes"
         stdout.print(key_value_table(f"{merged.output}: {title}", rows), highlight=False)
     if not merged.finished:
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(ExitCode.INTERRUPTED)

@@ -1,4 +1,4 @@
-"""Progress on stderr: a live bar on a terminal, one plain line now and then elsewhere; and what Ctrl-C does."""
+"""Show progress on stderr, as a bar on a terminal and as occasional lines elsewhere; and stop on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from roialign_cli.cli.console import human_bytes, stderr
 from roialign_cli.system.signals import not_ignored
 from roialign_cli.types import Progress
 
-EVERY_SECONDS = 10.0
-STDERR = 2
+LINE_SECONDS = 10.0  # between two lines of progress, where there is no terminal
+STDERR = 2  # its file descriptor
 
 
 @contextmanager
 def show_progress(doing: str = "extracting") -> Iterator[Callable[[Progress], None]]:
-    """What to call with each step of the progress."""
-    begun = time.monotonic()
-    earlier: list[Progress] = []  # what a former run had done, but for the first image of this one
+    """Yield a function to call with each step of the progress."""
+    started = time.monotonic()
+    first: list[Progress] = []  # the first step of this run, which an earlier run may have advanced
 
     def rates(progress: Progress) -> str:
-        if not earlier:
-            earlier.append(progress)
-        seconds = max(time.monotonic() - begun, 1e-3)
-        images, boxes = (progress.images - earlier[0].images) / seconds, (progress.boxes - earlier[0].boxes) / seconds
+        if not first:
+            first.append(progress)
+        seconds = max(time.monotonic() - started, 1e-3)
+        images, boxes = (progress.images - first[0].images) / seconds, (progress.boxes - first[0].boxes) / seconds
         size = f", {human_bytes(progress.bytes)}" if progress.bytes else ""
         return f"{images:.1f} images/s, {boxes:.0f} boxes/s{size}"
 
@@ -41,30 +41,30 @@ def show_progress(doing: str = "extracting") -> Iterator[Callable[[Progress], No
             yield lambda p: bar.update(task, total=p.total_images, completed=p.images, rates=rates(p))
         return
 
-    told = [time.monotonic()]
+    printed = [time.monotonic()]
 
-    def tell(progress: Progress) -> None:
+    def print_line(progress: Progress) -> None:
         text = rates(progress)
-        if time.monotonic() - told[0] > EVERY_SECONDS:
-            told[0] = time.monotonic()
+        if time.monotonic() - printed[0] > LINE_SECONDS:
+            printed[0] = time.monotonic()
             stderr.print(f"{progress.images}/{progress.total_images} images: {text}", highlight=False)
 
-    yield tell
+    yield print_line
 
 
 @contextmanager
-def stop_on_interrupt(consequence: str = "the same command goes on later") -> Iterator[Callable[[], bool]]:
-    """Yield a call that tells whether a Ctrl-C, SIGTERM or SIGHUP has asked to stop after the current batch.
+def stop_on_interrupt(consequence: str = "the same command resumes") -> Iterator[Callable[[], bool]]:
+    """Yield a function that returns whether Ctrl-C, SIGTERM or SIGHUP has asked to stop after the current batch.
 
-    A second one stops at once.
+    A second signal stops at once.
     """
-    asked: list[int] = []
+    received: list[int] = []
     notice = f"stopping after the current batch; {consequence} (again: stop at once)\n".encode()
 
-    def ask(number: int, frame: FrameType | None) -> None:
-        """Runs between any two steps of anything, an import or a lock that is held: no printing by rich, no locks."""
-        asked.append(number)
-        if len(asked) > 1:
+    def handle(number: int, frame: FrameType | None) -> None:
+        """Note the signal. This runs between any two steps of the program, so it neither prints by rich nor takes locks."""
+        received.append(number)
+        if len(received) > 1:
             earlier = previous[signal.Signals(number)]
             if callable(earlier):
                 earlier(number, frame)
@@ -74,9 +74,9 @@ def stop_on_interrupt(consequence: str = "the same command goes on later") -> It
 
     previous = {number: signal.getsignal(number) for number in not_ignored()}
     for number in previous:
-        signal.signal(number, ask)
+        signal.signal(number, handle)
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(received)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from roialign_cli.cli import options
-from roialign_cli.cli.options import RUN, option
-from roialign_cli.config import Settings, load
+from roialign_cli.cli.options import option
+from roialign_cli.cli.settings import takes_settings
+from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -18,47 +19,45 @@ if TYPE_CHECKING:
     from roialign_cli.types import BoxTable
 
 PICTURE = "Picture"
-Colour = ("pca", "mean")
+COLOURS = ("pca", "mean")
+MAX_SUGGESTED_NAMES = 10_000
 
 
+@takes_settings(
+    "config", "backbone", "weights", "layers", "resize",
+    "output_size", "sampling_ratio", "aligned", "mode", "device", "boxes_format",
+    layers=Annotated[
+        str | None, option("Layer to show.", "--layer", "--layers", default="the last", panel=options.BACKBONE)
+    ],
+)  # fmt: skip
 def show(
     image: Annotated[Path | None, typer.Argument(help="Image.", show_default=False)] = None,
-    boxes: Annotated[Path | None, typer.Argument(help="Box file that has it.", show_default=False)] = None,
+    boxes: Annotated[Path | None, typer.Argument(help="Box file with boxes of the image.", show_default=False)] = None,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Picture to write: .png, .svg, .pdf.", show_default=False)
     ] = ...,  # type: ignore[assignment]
-    box: Annotated[int, option("Which box of the image, from 0.", default=0, panel=PICTURE)] = 0,
+    box: Annotated[int, option("Index of the box in the image, from 0.", default=0, panel=PICTURE)] = 0,
     colour: Annotated[
-        str, option("Of the maps: pca (first principal component) or mean (of channels).", default="pca", panel=PICTURE)
+        str,
+        option(
+            "How to colour maps: pca (first principal component) or mean (of channels).", default="pca", panel=PICTURE
+        ),
     ] = "pca",
     from_: Annotated[
         Path | None,
-        option("Contact sheet of a feature file instead; IMAGE then names one of its images.", "--from", panel=PICTURE),
+        option("Draw a contact sheet of a feature file; IMAGE then names one of its images.", "--from", panel=PICTURE),
     ] = None,
-    config: options.Config = None,
-    backbone: options.Backbone = None,
-    weights: options.Weights = None,
-    layers: Annotated[
-        str | None, option("Layer to show.", "--layer", "--layers", default="the last", panel="Backbone")
-    ] = None,
-    resize: options.Resize = None,
-    output_size: options.OutputSize = None,
-    sampling_ratio: options.SamplingRatio = None,
-    aligned: options.Aligned = None,
-    mode: options.Mode = None,
-    device: options.Device = None,
-    boxes_format: options.BoxesFormat = None,
+    *,
+    settings: Settings,
     allow_links: options.AllowLinks = False,
-    json: Annotated[bool, option("Print the result as JSON on stdout.", "--json", panel=RUN)] = False,
+    json: options.AsJson = False,
 ) -> None:
     """Draw an image with its boxes, the bins and samples of one, the feature map under it and the pooled result.
 
     Example: roialign show cat.jpg boxes.json -o cat.png --box 1 -c quickstart
     """
-    given = options.settings_given(locals())
-    settings = load(config, given)
-    if colour not in Colour:
-        raise ConfigError("config-value", f"colour: expected one of {', '.join(Colour)}, found {colour!r}")
+    if colour not in COLOURS:
+        raise ConfigError("config-value", f"colour: expected one of {', '.join(COLOURS)}, found {colour!r}")
     if from_ is None and (image is None or boxes is None):
         raise ConfigError("usage", "show: expected an image and a box file, or --from a feature file")
     from roialign_cli.cli.console import print_json, stdout
@@ -67,7 +66,8 @@ def show(
 
     check_not_input(output, [path for path in (image, boxes, from_) if path is not None])
     if from_ is not None:
-        figure, facts = _sheet(from_, layers, None if image is None else image.as_posix(), allow_links=allow_links)
+        layer = ",".join(settings.layers) or None
+        figure, facts = _sheet(from_, layer, None if image is None else image.as_posix(), allow_links=allow_links)
     else:
         assert image is not None
         assert boxes is not None
@@ -76,8 +76,8 @@ def show(
     if json:
         print_json({"output": str(output), **facts})
     else:
-        told = ", ".join(f"{name} {value}" for name, value in facts.items())
-        stdout.print(f"{output}: {told}", highlight=False, markup=False)
+        listed = ", ".join(f"{name} {value}" for name, value in facts.items())
+        stdout.print(f"{output}: {listed}", highlight=False, markup=False)
 
 
 def _sheet(path: Path, layer: str | None, name: str | None, *, allow_links: bool) -> tuple[Figure, dict[str, object]]:

@@ -1,25 +1,21 @@
-"""`roialign verify`: whether a feature file can be trusted."""
+"""`roialign verify`: check whether a feature file can be trusted."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
 
-import typer
-
-from roialign_cli.cli.options import AllowLinks, AsJson
+from roialign_cli.cli.options import AllowLinks, AsJson, FeatureFilePath
 from roialign_cli.errors import ImagesFailedError, OutputError
 
 
 def verify(
-    file: Annotated[Path, typer.Argument(help="Feature file.", show_default=False)],
+    file: FeatureFilePath,
     allow_links: AllowLinks = False,
     json: AsJson = False,
 ) -> None:
     """Check a feature file: structure, statuses, and the checksum of every image.
 
-    Exit codes: 0 all images are there and match; 6 the file is damaged; 7 it is sound, but images failed or are pending.
+    Exit codes: 0 all images are done and match; 6 the file is damaged; 7 it is sound, but images failed or are pending.
 
     Example: roialign verify features.h5
     """
@@ -42,7 +38,7 @@ def verify(
         raise ImagesFailedError(
             "file-incomplete",
             f"{file}: sound, but {report.failed} images failed and {report.pending} are pending",
-            "the same extract command goes on; `roialign inspect` lists the failures",
+            "the same extract command resumes; `roialign inspect` lists the failures",
         )
     if not json:
         stdout.print("every checksum matches")

@@ -17,10 +17,10 @@ def fetch(
     weights: Annotated[str, typer.Option(help="DEFAULT or a name that `roialign backbones NAME` lists.")] = "DEFAULT",
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
-    """Download a model's weights into torch's cache, and say where they are.
+    """Download a model's weights into torch's cache, and print their path.
 
-    On a cluster whose nodes have no network: fetch where there is one, then copy the file and pass it as --weights PATH, or
-    set TORCH_HOME to a folder that the nodes share.
+    On a cluster without a network, fetch the weights elsewhere; then copy the file and pass it as --weights PATH, or set
+    TORCH_HOME to a folder that the nodes share.
 
     Example: roialign weights fetch fasterrcnn_resnet50_fpn
     """

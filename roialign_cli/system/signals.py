@@ -8,7 +8,8 @@ import signal
 import sys
 from types import FrameType
 
-INTERRUPTED = 130
+from roialign_cli.errors import ExitCode
+
 # What asks a command to end: Ctrl-C, a scheduler, and a terminal that is closed, which Windows does not have.
 STOPPING = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
@@ -34,7 +35,7 @@ class Stop:
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
         """Meet a signal."""
         if not self.running:
-            os._exit(INTERRUPTED)
+            os._exit(ExitCode.INTERRUPTED)
         self.running, self.met = False, True
         raise Interrupt
 
@@ -42,7 +43,7 @@ class Stop:
 def _unraisable(met: sys.UnraisableHookArgs) -> None:
     """A signal that came in a destructor, where nothing can be raised, ends the process at once."""
     if met.exc_type is Interrupt:
-        os._exit(INTERRUPTED)
+        os._exit(ExitCode.INTERRUPTED)
     sys.__unraisablehook__(met)
 
 

@@ -1,0 +1,57 @@
+"""Give a command the options of settings, and hand it one validated Settings."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+from roialign_cli.cli.options import SETTINGS
+from roialign_cli.config import load
+
+WHOLE_IMAGE = "1x1"  # the grid that --whole-image means
+
+
+def takes_settings(
+    *names: str, others: frozenset[str] = frozenset(), **own: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace a command's parameter `settings` by the options of these settings, which Typer then reads.
+
+    `own` are options of this command that replace the shared ones. `others` are keys of a configuration that the command
+    reads itself; a command with a parameter `config` gets the name of the configuration for that.
+    """
+    options = {name: own.get(name, SETTINGS[name]) for name in names}
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command)
+        hints = get_type_hints(command, include_extras=True)
+
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            given = {name: arguments.pop(name) for name in options}
+            config = given.pop("config", None)
+            if given.pop("whole_image", False):
+                given["grid"] = WHOLE_IMAGE
+            if "config" in signature.parameters:
+                arguments["config"] = config
+            command(**arguments, settings=load(config, given, others=others))
+
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in signature.parameters.items():
+            if name == "settings":
+                for option, annotation in options.items():
+                    default = False if option == "whole_image" else None
+                    parameters.append(_parameter(option, annotation, default))
+            elif name != "config":
+                parameters.append(_parameter(name, hints[name], parameter.default))
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        del run.__wrapped__  # whose signature would be read instead
+        return run
+
+    return decorate
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default, annotation=annotation)
