@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Run
 from typer.main import get_command
 
 from roialign_cli import extract
@@ -58,6 +59,11 @@ def test_python_examples_run(page: str) -> None:
 def test_a_feature_file_is_read_without_the_package() -> None:
     extract("sample_data/images", "sample_data/boxes.json", "features.h5", config="quickstart")
     execute("reference/format.md")
+
+
+def test_the_tutorial_shows_what_explain_prints(roialign: Run) -> None:
+    text = (DOCS / "tutorial.md").read_text()
+    assert [line for line in roialign("explain").stdout.splitlines() if line not in text] == []
 
 
 @pytest.mark.parametrize("page", ["reference/configuration.md", "how-to/ablations.md"])
