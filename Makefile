@@ -36,8 +36,8 @@ $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
-docs: $(VENV)/demo.stamp # docs/cli.md, from the commands themselves
-	$(BIN)/python -m typer roialign_cli.cli utils docs --name roialign --output docs/cli.md
+docs: $(VENV)/demo.stamp # docs/reference/cli.md, from the commands themselves
+	$(BIN)/python -m typer roialign_cli.cli utils docs --name roialign --output docs/reference/cli.md
 
 fuzz: $(VENV)/dev.stamp # every parser of box files, 200,000 damaged files each: hours
 	ROIALIGN_FUZZ=200000 $(BIN)/pytest tests/test_box_formats.py -k anything --timeout 0

@@ -136,7 +136,7 @@ def of(**options: Any) -> Make:
 
 
 def attributes_crc32(file: h5py.File) -> int:
-    """Return the CRC-32 of the attributes that are text or numbers, as docs/format.md has it."""
+    """Return the CRC-32 of the attributes that are text or numbers, as docs/reference/format.md has it."""
     found = {name: value.item() if isinstance(value, np.generic) else value for name, value in file.attrs.items()}
     found |= {
         name: value.decode("utf-8", "surrogateescape") for name, value in found.items() if isinstance(value, bytes)
@@ -157,7 +157,7 @@ def is_utf8(text: str) -> bool:
 
 
 def sign(path: Path) -> None:
-    """Compute images/crc32 and images/table_crc32 as docs/format.md has it; what cannot be computed stays as it was."""
+    """Compute images/crc32 and images/table_crc32 as docs/reference/format.md has it; what cannot be computed stays."""
     with suppress(Exception), h5py.File(path, "r+") as file:
         found = {name: file[name][()] for name in _contiguous(file)}
         layers = ["features"] if "features" in found else [f"features/{name}" for name in _names(file)]
