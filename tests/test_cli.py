@@ -167,7 +167,7 @@ def test_the_demo(tmp_path: Path, roialign: Run) -> None:
     assert json.loads(again.stdout)["already_finished"] is True
     other = roialign("extract", SAMPLE_IMAGES, SAMPLE_BOXES, *QUICK, "-o", output, "--mode", "max")
     assert other.returncode == 6
-    assert "mode is avg there, max here" in other.stderr
+    assert "mode was avg, is max" in other.stderr
     shown = roialign("inspect", output)
     assert "[19, 32, 7, 7]" in shown.stdout
     facts = json.loads(roialign("inspect", output, "--json").stdout)

@@ -105,7 +105,7 @@ def test_files_that_are_not_of_one_kind(apart: Path, tmp_path: Path) -> None:
         file.attrs["weights_sha256"] = "another"
     with pytest.raises(OutputError, match="expected weights_sha256 as in part-0"):
         FeatureFile(tmp_path / "part-*.h5")
-    with pytest.raises(OutputError, match="expected feature files of such names, found none"):
+    with pytest.raises(OutputError, match="expected feature files with such names, found none"):
         FeatureFile(tmp_path / "nothing-*.h5")
 
 

@@ -53,7 +53,7 @@ def test_the_same_bytes_wherever_they_lie(path: Path, position: int, length: int
 
 @pytest.mark.skipif(not hasattr(os, "O_DIRECT"), reason="no O_DIRECT on this system")
 def test_what_the_system_refuses_goes_through_the_cache(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(disk, "SECTOR", 1)  # so that memory at odd addresses is tried
+    monkeypatch.setattr(disk, "SECTOR_BYTES", 1)  # so that memory at odd addresses is tried
     write(path, 0, MEMORY[START + 1 : START + 1 + 2 * DIRECT_IO_MIN_BYTES])
     monkeypatch.delattr(os, "O_DIRECT")  # a system that knows nothing of it
     assert not write(path, 0, MEMORY[START : START + 2 * DIRECT_IO_MIN_BYTES])

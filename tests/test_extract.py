@@ -289,8 +289,8 @@ def test_another_configuration_is_refused(tmp_path: Path, photos: tuple[Path, Pa
     before = output.read_bytes()
     with pytest.raises(OutputError) as error:
         extract(*photos, output, config_name="quickstart", mode="max", output_size=3)
-    assert "output_size is [7, 7] there, [3, 3] here" in error.value.message
-    assert "mode is avg there, max here" in error.value.message
+    assert "output_size was [7, 7], is [3, 3]" in error.value.message
+    assert "mode was avg, is max" in error.value.message
     with pytest.raises(OutputError, match="boxes_sha256"):
         extract(SAMPLE_IMAGES, SAMPLE_BOXES, output, config_name="quickstart")
     assert output.read_bytes() == before

@@ -82,7 +82,7 @@ def test_another_set_of_images_is_refused(folder: Path, kind: str) -> None:
     else:  # the same annotations now mean an image in a subfolder
         (folder / "im" / "sub").mkdir()
         (folder / "im" / "0.png").rename(folder / "im" / "sub" / "0.png")
-    with pytest.raises(OutputError, match=r'image 0 is "0.png" there, "') as error:
+    with pytest.raises(OutputError, match=r'image 0 is "0.png" in it, and "') as error:
         run(folder, boxes)
     assert error.value.reference == "output-mismatch"
     assert (folder / "f.h5").read_bytes() == before
@@ -91,7 +91,7 @@ def test_another_set_of_images_is_refused(folder: Path, kind: str) -> None:
 def test_fewer_images_are_refused(folder: Path) -> None:
     run(folder, images=2)
     (folder / "im" / "4.png").unlink()
-    with pytest.raises(OutputError, match=f"{IMAGES} images there, {IMAGES - 1} here"):
+    with pytest.raises(OutputError, match=f"it has {IMAGES} images, this run has {IMAGES - 1}"):
         run(folder)
 
 
@@ -100,7 +100,7 @@ def test_labels_found_beside_the_boxes_identify_a_run_too(folder: Path) -> None:
     (boxes / "classes.txt").write_text("cat\n")
     run(folder, boxes, images=2)
     (boxes / "classes.txt").write_text("dog\n")
-    with pytest.raises(OutputError, match="boxes, labels, scores or ids are others"):
+    with pytest.raises(OutputError, match="boxes, labels, scores or ids have changed"):
         run(folder, boxes)
 
 

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from roialign_cli.errors import OutputError
-from roialign_cli.system.atomic import partial_path, publish
+from roialign_cli.system.atomic import replace_atomically
 from roialign_cli.types import Plan
 
 TINY = 4.0  # pixels of the shorter side: less than a cell of the finest usual map
@@ -80,20 +79,15 @@ def _suspicions(plan: Plan) -> Iterator[str]:
 
 
 def write_native(plan: Plan, path: Path) -> None:
-    """The boxes as native JSON, in pixels, exactly; OutputError."""
+    """Write boxes as native JSON, in pixels, exactly. Raises OutputError if the file cannot be written."""
     table = plan.table
-    partial = partial_path(path)
-    try:
-        with partial.open("w", encoding="utf-8") as file:
-            file.write("{")
-            for i, name in enumerate(table.names):
-                rows = slice(int(table.offset[i]), int(table.offset[i + 1]))
-                entry: dict[str, object] = {"boxes": [[float(str(v)) for v in box] for box in table.boxes[rows]]}
-                for key, column in (("labels", table.labels), ("ids", table.ids), ("scores", table.scores)):
-                    if column is not None:
-                        entry[key] = [float(str(v)) for v in column[rows]] if key == "scores" else column[rows].tolist()
-                file.write(f"{',' if i else ''}\n {json.dumps(name)}: {json.dumps(entry)}")
-            file.write("\n}\n")
-        publish(partial, path)
-    except OSError as error:
-        raise OutputError("output-write", f"{path}: cannot be written: {error.strerror}") from None
+    with replace_atomically(path) as partial, partial.open("w", encoding="utf-8") as file:
+        file.write("{")
+        for i, name in enumerate(table.names):
+            rows = slice(int(table.offset[i]), int(table.offset[i + 1]))
+            entry: dict[str, object] = {"boxes": [[float(str(v)) for v in box] for box in table.boxes[rows]]}
+            for key, column in (("labels", table.labels), ("ids", table.ids), ("scores", table.scores)):
+                if column is not None:
+                    entry[key] = [float(str(v)) for v in column[rows]] if key == "scores" else column[rows].tolist()
+            file.write(f"{',' if i else ''}\n {json.dumps(name)}: {json.dumps(entry)}")
+        file.write("\n}\n")

@@ -16,8 +16,8 @@ from roialign_cli.store.structure import TEXTS, max_levels
 
 
 @dataclass(frozen=True)
-class Report:
-    """What a check found; `problems` are defects of the file, failed images are not."""
+class CheckReport:
+    """Hold the result of a check; `problems` are defects of the file, which failed images are not."""
 
     images: int
     rows: int
@@ -27,8 +27,8 @@ class Report:
     problems: list[str]
 
 
-def check(file: FeatureFile) -> Report:
-    """Read the whole file once. Its structure was checked when it was opened."""
+def check(file: FeatureFile) -> CheckReport:
+    """Check everything in a file, which is read once; its structure was checked when it was opened."""
     status = file.status
     problems = [*_checksums(file), *_values(file, status)]
     if not problems:
@@ -41,7 +41,7 @@ def check(file: FeatureFile) -> Report:
                     f'"{name}": marked {word}, but its boxes or its line in /images do not match their checksum'
                 )
     done, failed, pending = (int((status == value).sum()) for value in (DONE, FAILED, PENDING))
-    return Report(len(file.names), int(file.offset[-1]), done, failed, pending, problems)
+    return CheckReport(len(file.names), int(file.offset[-1]), done, failed, pending, problems)
 
 
 def image_crc32(file: FeatureFile, image: int) -> int:
@@ -59,7 +59,7 @@ def features_match(file: FeatureFile, image: int) -> bool:
 
 
 def tables_match(file: FeatureFile, image: int, status: int) -> bool:
-    """Return whether all else that is stored of a settled image matches its checksum."""
+    """Return whether everything except features that is stored about a done or failed image matches its checksum."""
     if TABLES not in file.extents:
         return True
 
@@ -70,7 +70,7 @@ def tables_match(file: FeatureFile, image: int, status: int) -> bool:
 
 
 def _checksums(file: FeatureFile) -> Iterator[str]:
-    """Yield what is wrong with the checksums of attributes, and which attributes and checksums are missing."""
+    """Yield attributes that do not match their checksum, and attributes and checksums that are missing."""
     for part in file.parts:
         for name in TEXTS:
             if name not in part.attributes:
@@ -85,14 +85,16 @@ def _checksums(file: FeatureFile) -> Iterator[str]:
 
 
 def _values(file: FeatureFile, status: npt.NDArray[np.uint8]) -> Iterator[str]:
-    """Yield what cannot be true of the tables, whatever their checksums say."""
+    """Yield values of the tables that cannot be true, whatever their checksums say."""
     strange = np.flatnonzero(status > FAILED)
     if strange.size:
         yield f'images/status: "{file.names[strange[0]]}": expected 0, 1 or 2, found {status[strange[0]]}'
     settled = np.isin(status, (DONE, FAILED))
     counts = np.diff(file.offset)
     sizes = np.array(file.sizes)
-    least = np.where((status == DONE) & (counts > 0), 1, 0)[:, None]  # of what could not be opened it is 0
+    least = np.where((status == DONE) & (counts > 0), 1, 0)[
+        :, None
+    ]  # the size of an image that could not be opened is 0
     wrong = np.flatnonzero(settled & (sizes < least).any(axis=1))
     if wrong.size:
         yield f'images/size: "{file.names[wrong[0]]}": expected (height, width), found {sizes[wrong[0]].tolist()}'

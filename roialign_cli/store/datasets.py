@@ -1,7 +1,7 @@
-"""Feature files as torch datasets, over images or over boxes.
+"""Read feature files as torch datasets, over images or over boxes.
 
-A `file` here is a FeatureFile, which is not imported: it gives out these datasets. It goes to another process by its path, and
-is mapped there anew; a forked one reads the same map.
+A `file` is a FeatureFile, which is not imported here because it imports this module. Another process gets the path and maps
+the file again; a forked process reads the same map.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ Item = dict[str, Any]
 
 
 class ImageDataset(Dataset[Item]):
-    """Item i: name, features [L, C, PH, PW] (by layer where there are several), boxes [L, 4], size, labels, scores, ids.
+    """Give the images that are done, in the order of the file.
 
-    Of the images that are done, in the order of the file. Strings are lists; everything else is a tensor of its own memory.
+    An item is a dict: name, features [L, C, PH, PW] (by layer if there are several), boxes [L, 4], size, and labels, scores,
+    ids, levels if the file has them. Strings are lists; everything else is a tensor with memory of its own.
     """
 
     def __init__(self, file: Any) -> None:
@@ -36,7 +37,11 @@ class ImageDataset(Dataset[Item]):
 
 
 class RowDataset(Dataset[Item]):
-    """Item i: name, features [C, PH, PW], box [4], and label, score, id where there are any: one box of the images done."""
+    """Give the boxes of the images that are done, one by one.
+
+    An item is a dict: name, features [C, PH, PW] (by layer if there are several), box [4], and label, score, id, level if the
+    file has them.
+    """
 
     def __init__(self, file: Any) -> None:
         self.file = file
@@ -62,10 +67,10 @@ class RowDataset(Dataset[Item]):
 
 
 def collate(items: Sequence[Item]) -> Item:
-    """Images of different numbers of boxes as one batch, for `DataLoader(collate_fn=...)`.
+    """Join images with different numbers of boxes into one batch, for `DataLoader(collate_fn=...)`.
 
-    Tensors [L_i, ...] are joined along the boxes; `count` [n] says how many each image has and `image` [sum] which one of
-    the batch a box belongs to. Names and strings become lists, sizes [n, 2].
+    Tensors [L_i, ...] are concatenated along the boxes; `count` [n] is the number of boxes of each image and `image` [sum] the
+    index of the image in the batch that a box belongs to. Names and strings become lists, sizes [n, 2].
     """
     counts = torch.tensor([len(item["boxes"]) for item in items])
     batch: Item = {
@@ -81,12 +86,14 @@ def collate(items: Sequence[Item]) -> Item:
 
 
 def _join(values: Sequence[Any]) -> Any:
+    """Join one entry of all items: mappings by key, tensors along the boxes, lists one after another."""
     if isinstance(values[0], Mapping):
         return {name: _join([value[name] for value in values]) for name in values[0]}
     return torch.cat(list(values)) if isinstance(values[0], Tensor) else [one for value in values for one in value]
 
 
 def _item(regions: Any) -> Item:
+    """Return the regions of one image as an item."""
     features = regions.features
     item: Item = {
         "name": regions.name,
@@ -104,5 +111,5 @@ def _item(regions: Any) -> Item:
 
 
 def _tensor(values: npt.NDArray[Any]) -> Tensor:
-    """A copy: what is mapped cannot be written, and a tensor could be."""
+    """Return a copy, since a tensor can be written and a map cannot."""
     return torch.from_numpy(np.array(values))

@@ -1,7 +1,8 @@
-"""Positioned writes to one file; long runs of bytes go past the system's page cache where it lets them.
+"""Write to positions of one file; long runs of bytes bypass the page cache of the system where it allows that.
 
-Through the cache, 50 MB cost 50 to 120 ms of a core (new pages, copies, writing back), which the backbone then lacks; past
-it about 5. The disk reads the caller's memory itself, so place in the file, length and address must be aligned.
+Through the cache, writing 50 MB costs 50 to 120 ms of a core (new pages, copies, write-back), which the backbone then lacks;
+past the cache it costs about 5 ms. The disk then reads the caller's memory directly, so the position in the file, the length
+and the address must be aligned.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
 
-BLOCK_BYTES = 4096  # of file systems: what goes past the cache shares no block with what does not
-SECTOR_BYTES = 512  # to which memory must be aligned for the disk
-DIRECT_IO_MIN_BYTES = 1 << 20  # bytes; for less it is not worth waiting for the disk
-DIRECT_IO_CHUNK_BYTES = 8 << 20  # bytes at a time
+BLOCK_BYTES = 4096  # of file systems; no block is written both through and past the cache
+SECTOR_BYTES = 512  # to which the disk needs memory aligned
+DIRECT_IO_MIN_BYTES = 1 << 20  # for less it is not worth waiting for the disk
+DIRECT_IO_CHUNK_BYTES = 8 << 20
 
 
 def open_disk(path: Path) -> Disk:
-    """Open an output for writing, or raise OutputError."""
+    """Open an output for writing. Raises OutputError if that fails."""
     try:
         return Disk(path)
     except OSError as error:
@@ -34,7 +35,7 @@ def open_disk(path: Path) -> Disk:
 
 
 class Disk:
-    """A file open for writing. All methods raise OSError."""
+    """Write to a file that is open. All methods raise OSError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -46,7 +47,7 @@ class Disk:
                 self._direct = FileIO(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_DIRECT))
 
     def write(self, position: int, values: npt.NDArray[Any]) -> None:
-        """Write an array's bytes in C order from `position` on."""
+        """Write the bytes of an array in C order, from `position` on."""
         self._check_size()
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         begin = -position % BLOCK_BYTES
@@ -61,7 +62,7 @@ class Disk:
         _write(self._cached, position + end, data[end:])
 
     def _write_direct(self, position: int, data: npt.NDArray[np.uint8]) -> None:
-        """One aligned piece; by way of the cache after all if the system finds fault with it."""
+        """Write one aligned piece past the cache, or through it if the system refuses that."""
         written = 0
         if self._direct is not None:
             try:
@@ -75,14 +76,14 @@ class Disk:
         _write(self._cached, position + written, data[written:])
 
     def read(self, position: int, size: int) -> bytes:
-        """Bytes from `position` on, as they were written last."""
+        """Return bytes from `position` on, as they were last written."""
         data = os.pread(self._cached.fileno(), size, position)
         if len(data) < size:
             raise OSError(errno.EIO, f"expected {size} bytes at {position}, found {len(data)}")
         return data
 
     def sync(self) -> None:
-        """All that was written is on the disk, in the file that has the name now."""
+        """Sync everything written to disk, and check that the file still has its name and size."""
         os.fsync(self._cached.fileno())
         self._check_size()
         try:
@@ -93,7 +94,7 @@ class Disk:
             raise OSError(errno.ESTALE, "another file has taken its place under the run")
 
     def _check_size(self) -> None:
-        """A file that was cut short would grow again with the next write, and have holes where rows were."""
+        """Check that the file was not truncated: the next write would let it grow again, with holes where rows were."""
         found = os.fstat(self._cached.fileno()).st_size
         if found < self._size:
             raise OSError(errno.EIO, f"it was cut from {self._size:,} to {found:,} bytes under the run")
@@ -106,9 +107,9 @@ class Disk:
 
 
 class DeferredErrorFile(FileIO):
-    """A file for h5py to write, which never sees an error of the disk: the first is raised when it is closed, here.
+    """Let h5py write a file without seeing errors of the disk; the first error is raised when this file is closed.
 
-    HDF5 crashes, or h5py only prints, where what was kept back cannot be written as a dataset or a file is closed.
+    HDF5 crashes, or h5py only prints, if buffered data cannot be written when a dataset or a file is closed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -116,7 +117,7 @@ class DeferredErrorFile(FileIO):
         self._error: OSError | None = None
 
     def write(self, data: Any, /) -> int:
-        """All of it; told to be written though it may not be."""
+        """Write data; report all of it as written even if it was not."""
         whole = memoryview(data).cast("B")
         left = whole
         while self._error is None and left:
@@ -129,7 +130,7 @@ class DeferredErrorFile(FileIO):
         return len(whole)
 
     def truncate(self, size: int | None = None, /) -> int:
-        """Of that size; told to be though it may not be."""
+        """Truncate the file; report success even if that failed."""
         try:
             return super().truncate(size)
         except OSError as error:
@@ -143,6 +144,7 @@ class DeferredErrorFile(FileIO):
 
 
 def _write(file: FileIO, position: int, data: npt.NDArray[np.uint8]) -> None:
+    """Write all bytes through the page cache."""
     left = data.data
     file.seek(position)
     while left:

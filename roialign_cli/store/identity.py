@@ -1,4 +1,4 @@
-"""What identifies a run: hashes of its images and boxes, which a resumed run and all shards of a run must share."""
+"""Hash the images and boxes of a run, which identify it: a resumed run and all shards must have the same hashes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from roialign_cli.types import BoxTable, Plan
 def table_sha256(table: BoxTable) -> str:
     """Return the SHA-256 of a table: names, offsets, boxes, labels, scores and ids, in this order.
 
-    Relative boxes count as they were read, so that the hash does not depend on the sizes of the images.
+    Relative boxes count as they were read, so the hash does not depend on the sizes of the images.
     """
     boxes = table.boxes if table.relative_boxes is None else table.relative_boxes
     columns = (table.labels, table.scores, table.ids)
@@ -24,7 +24,7 @@ def table_sha256(table: BoxTable) -> str:
 
 
 def plan_sha256(plan: Plan) -> str:
-    """Return the SHA-256 of a plan: names, offsets, boxes and sizes, which decide where it is cut into shards."""
+    """Return the SHA-256 of a plan: names, offsets, boxes and sizes, which decide how it is divided into shards."""
     table = plan.table
     return _sha256(b"", (table.names.text, table.names.ends, table.offset, table.boxes, plan.sizes))
 

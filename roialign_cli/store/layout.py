@@ -1,4 +1,4 @@
-"""Lay a feature file out whole: every dataset allocated, the space reserved, the file renamed into place complete."""
+"""Lay out a whole feature file: allocate every dataset, reserve the space, rename the complete file into place."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ from roialign_cli.store.schema import (
     open_file,
     string_dtype,
 )
-from roialign_cli.system.atomic import check_name, partial_path, publish
+from roialign_cli.system.atomic import check_name, replace_atomically
 from roialign_cli.types import Plan
 
 
 @dataclass(frozen=True)
 class Layout:
-    """What a file will hold: row shape and type of each layer, whether levels are stored, and its provenance.
+    """Describe what a file will hold: row shape of each layer, type, whether levels are stored, and its attributes.
 
-    `versions`: whether it says which version of each image was read, as all new files do.
+    `versions`: whether the file records which version of each image was read, as all new files do.
     """
 
     layers: dict[str, tuple[int, ...]]
@@ -50,19 +50,19 @@ class Layout:
     versions: bool = True
 
     def feature_bytes(self, rows: int) -> int:
-        """Bytes of all features."""
+        """Return the bytes of the features of a number of boxes."""
         per_row = sum(int(np.prod(shape)) for shape in self.layers.values())
         return rows * per_row * np.dtype(self.dtype).itemsize
 
 
 def check_space(path: Path, needed: int) -> int:
-    """Free bytes where the file will be; OutputError if they are fewer than needed or the folder is of no use."""
+    """Return the free bytes of the output's folder. Raises OutputError if they do not suffice or the path cannot be used."""
     folder = path.parent
     if not folder.is_dir():
         raise OutputError("output-folder", f"{path}: expected an existing folder, found none", f"mkdir -p {folder}")
     check_name(path)
     if path.exists() and not path.is_file():
-        found = "a folder" if path.is_dir() else "another thing"
+        found = "a folder" if path.is_dir() else "no regular file"
         raise OutputError("output-is-folder", f"{path}: expected the name of a file, found {found}")
     if not os.access(folder, os.W_OK):
         raise OutputError("output-permission", f"{path}: expected a folder to write in, found no write permission")
@@ -74,30 +74,24 @@ def check_space(path: Path, needed: int) -> int:
 
 
 def create_file(path: Path, plan: Plan, layout: Layout) -> None:
-    """Write the file beside its place, allocate and reserve everything, sync, and rename it into place."""
-    partial = partial_path(path)
+    """Allocate and reserve a file beside its final path, write its tables, and rename it into place."""
     tables = initial_tables(plan, layout)
-    try:
+    with replace_atomically(path, "output-create") as partial:
         _allocate(partial, plan, layout, tables)
         with partial.open("r+b") as handle:
             _reserve(handle.fileno(), os.fstat(handle.fileno()).st_size, path)
         with open_file(partial) as file:
-            where = extents(file, tables)
+            places = extents(file, tables)
         disk = Disk(partial)
         try:
             for name, (_, values) in tables.items():
-                disk.write(where[name].offset, values)
+                disk.write(places[name].offset, values)
         finally:
             disk.close()
-        publish(partial, path)
-    except OSError as error:
-        raise OutputError("output-create", f"{path}: cannot be created: {error.strerror or error}") from None
-    finally:  # renamed, or of no use
-        partial.unlink(missing_ok=True)
 
 
 def initial_tables(plan: Plan, layout: Layout) -> dict[str, tuple[np.dtype[Any], npt.NDArray[Any]]]:
-    """Everything but features: HDF5's type and the values to begin with."""
+    """Return all datasets except features: HDF5's type and the initial values."""
     table, images = plan.table, plan.images
     found: dict[str, tuple[np.dtype[Any], npt.NDArray[Any]]] = {"boxes": (np.dtype(np.float32), table.boxes)}
     columns: Mapping[str, npt.NDArray[Any] | None] = {"labels": table.labels, "scores": table.scores, "ids": table.ids}
@@ -130,7 +124,7 @@ def initial_tables(plan: Plan, layout: Layout) -> dict[str, tuple[np.dtype[Any],
 def _allocate(
     path: Path, plan: Plan, layout: Layout, tables: Mapping[str, tuple[np.dtype[Any], npt.NDArray[Any]]]
 ) -> None:
-    """Every dataset contiguous, its place fixed at once: nothing of HDF5's own changes in the file afterwards."""
+    """Allocate every dataset contiguously at once, so that no HDF5 metadata changes in the file afterwards."""
     properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -143,7 +137,7 @@ def _allocate(
         for layer, shape in layout.layers.items()
     }
     wanted |= {name: (values.shape, kind) for name, (kind, values) in tables.items()}
-    # What is long is aligned, so that it can be written past the cache.
+    # Long datasets are aligned, so that they can be written past the page cache.
     aligned = {"alignment_threshold": DIRECT_IO_MIN_BYTES, "alignment_interval": BLOCK_BYTES}
     with DeferredErrorFile(path) as target, h5py.File(target, "w", libver=("v110", "v110"), **aligned) as file:
         attributes = {"format": FORMAT, "format_version": VERSION, **layout.attributes}
@@ -155,9 +149,10 @@ def _allocate(
 
 
 def _reserve(descriptor: int, size: int, path: Path) -> None:
-    """Reserve the blocks where the file system can do it at once; elsewhere the free-space check must do.
+    """Reserve the blocks if the file system can do it at once; elsewhere the free-space check has to suffice.
 
-    Linux's fallocate, not posix_fallocate: glibc's version of that writes every block where the system call is missing.
+    This calls Linux's fallocate and not posix_fallocate, of which glibc's version writes every block if the system call is
+    missing.
     """
     if not sys.platform.startswith("linux"):
         return

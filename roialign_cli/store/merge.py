@@ -1,4 +1,4 @@
-"""Shards joined: copied into one ordinary file, or linked by a small file over them."""
+"""Join shards: copy them into one ordinary file, or link them by a small file."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from roialign_cli.store.output import locked, open_output
 from roialign_cli.store.parts import Part
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import LINKED, PENDING, features_path
-from roialign_cli.system.atomic import check_not_input, partial_path, publish
+from roialign_cli.system.atomic import check_not_input, replace_atomically
 from roialign_cli.types import BoxTable, Plan
 
-COPY_CHUNK_BYTES = 64 << 20  # bytes copied between two looks at whether to stop
+COPY_CHUNK_BYTES = 64 << 20  # copied between two checks whether to stop
 SHARD_ATTRIBUTES = ("shard", "shards", "plan_sha256", "plan_images", "plan_boxes")
-# What is known of an image when it is settled; the last two vouch for all that is stored of it.
-SETTLED = ("images/size", *IMAGE_VERSION_TABLES, "images/error", "images/crc32", TABLES)
+# Tables that are written when an image is done or failed; the last two are checksums of everything stored about it.
+OUTCOME_TABLES = ("images/size", *IMAGE_VERSION_TABLES, "images/error", "images/crc32", TABLES)
 CHECKSUM_TABLES = ("images/status", "images/crc32", TABLES)
-NO_RANGES = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+NO_COPY_FILE_RANGE = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
 
 
 @dataclass(frozen=True)
 class MergeResult:
-    """What came of it; `bytes` are those of the features."""
+    """Hold the result of a merge; `bytes` are those of the features."""
 
     output: str
     shards: int
@@ -54,7 +54,8 @@ class MergeResult:
 def open_shards(paths: Sequence[Path], output: Path) -> FeatureFile:
     """Open all shards of a run as one file.
 
-    Raises OutputError: they do not belong together, something is missing, or the output is one of them or of no use.
+    Raises OutputError if they do not belong together, if one is missing or unfinished, or if the output is one of them or
+    cannot be written.
     """
     check_space(output, 0)
     file = FeatureFile(paths)
@@ -63,7 +64,7 @@ def open_shards(paths: Sequence[Path], output: Path) -> FeatureFile:
     if any(pending.values()):
         listed = ", ".join(f"{count:,} of {name}" for name, count in pending.items() if count)
         message = f"{paths[0].parent}: expected shards that are finished, found images pending: {listed}"
-        raise OutputError("shards-unfinished", message, "the extract command of these shards goes on")
+        raise OutputError("shards-unfinished", message, "run the extract command of these shards again to finish them")
     return file
 
 
@@ -75,10 +76,11 @@ def merge(
     on_bytes: Callable[[int, int], None] = lambda _, __: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> MergeResult:
-    """Copy shards into one file, in the order of the plan; the same call goes on where a former one ended.
+    """Copy shards into one file, in the order of the plan; the same call resumes an interrupted merge.
 
-    The file is laid out whole and its space reserved first. Then the features of each shard are copied as one range of bytes
-    and synced, and only then its images marked as they are in the shard. Calls `on_bytes` with bytes copied and all bytes.
+    First the whole file is laid out and its space reserved. Then the features of each shard are copied as one range of bytes
+    and synced, and only then its images are marked as they are in the shard. `on_bytes` is called with the bytes copied so
+    far and the bytes in total.
     """
     file = open_shards(paths, output)
     plan = _plan(file)
@@ -92,16 +94,16 @@ def merge(
     )
     rows, finished = int(file.offset[-1]), True
     copied, total = 0, layout.feature_bytes(rows)
-    # The disk takes in one shard while the next is copied.
-    with locked(output), ThreadPoolExecutor(1) as settling:
+    # One shard is synced while the next is copied.
+    with locked(output), ThreadPoolExecutor(1) as recording:
         open_output(output, plan, layout, overwrite=overwrite)
         target = Part(output)
         disk = open_disk(output)
-        settled: list[Future[None]] = []
+        recorded: list[Future[None]] = []
         try:
             image = row = 0
             for part in file.parts:
-                if not _is_there(part, target, image):
+                if not _is_merged(part, target, image):
                     _reopen(disk, part, target, image)
                     for size in _copy(part, target, datasets, row):
                         copied += size
@@ -111,26 +113,26 @@ def merge(
                             break
                     if not finished:
                         break
-                    settled.append(settling.submit(_settle, disk, part, target, image, row))
+                    recorded.append(recording.submit(_record, disk, part, target, image, row))
                 else:
                     copied += sum(part.extents[name].row_bytes * part.extents[name].shape[0] for name in datasets)
                 image, row = image + part.images, row + part.rows
-            for one in settled:
-                one.result()
+            for future in recorded:
+                future.result()
             disk.sync()
         except OSError as error:
             raise OutputError("output-write", f"{output}: cannot be written: {error.strerror or error}") from None
         finally:
-            settling.shutdown()
+            recording.shutdown()
             disk.close()
     return MergeResult(str(output), len(file.parts), len(file), len(file.errors), rows, total, finished)
 
 
 def link(paths: Sequence[Path], output: Path, *, overwrite: bool = False) -> MergeResult:
-    """Write a small file over shards: FeatureFile reads them through it, other programs see HDF5's virtual datasets.
+    """Write a small file that links shards: FeatureFile reads them through it, other programs see HDF5's virtual datasets.
 
-    Virtual datasets, not external storage: they read as fast, and find the shards by the place of the file, not of the reader.
-    Shards in other folders are named relative to it. The small tables are copied.
+    Virtual datasets read as fast as external storage, and find the shards relative to the file and not to the reader. Shards
+    in other folders are named relative to the file. The small tables are copied.
     """
     file = open_shards(paths, output)
     if output.exists() and not overwrite:
@@ -147,35 +149,32 @@ def link(paths: Sequence[Path], output: Path, *, overwrite: bool = False) -> Mer
 
 
 def _write_links(file: FeatureFile, output: Path) -> None:
-    """Write the small file over the parts of a file."""
-    partial = partial_path(output)
+    """Write the small file that links the parts of a file."""
     sources = [os.path.relpath(part.path.resolve(), output.parent.resolve()) for part in file.parts]
     attributes = {**{k: v for k, v in file.attributes.items() if k != ATTRIBUTES}, LINKED: json.dumps(sources)}
-    try:
-        with DeferredErrorFile(partial) as target, h5py.File(target, "w", libver=("v110", "v110")) as made:
-            made.attrs.update({**attributes, ATTRIBUTES: attributes_crc32(attributes)})
-            for name, place in file.extents.items():
-                if not name.startswith("features"):
-                    values = file.offset if name == "images/offset" else np.array(file.dataset(name))
-                    kind = h5py.string_dtype("utf-8", values.itemsize) if values.dtype.kind == "S" else values.dtype
-                    made.create_dataset(name, data=values.view(kind), dtype=kind)
-                    continue
-                virtual = h5py.VirtualLayout((int(file.offset[-1]), *place.shape[1:]), place.dtype)
-                first = 0
-                for part, source in zip(file.parts, sources, strict=True):
-                    shape = part.extents[name].shape
-                    virtual[first : first + shape[0]] = h5py.VirtualSource(source, name, shape, place.dtype)
-                    first += shape[0]
-                made.create_virtual_dataset(name, virtual)
-        publish(partial, output)
-    except OSError as error:
-        raise OutputError("output-write", f"{output}: cannot be written: {error.strerror or error}") from None
-    finally:  # renamed, or of no use
-        partial.unlink(missing_ok=True)
+    with (
+        replace_atomically(output) as partial,
+        DeferredErrorFile(partial) as target,
+        h5py.File(target, "w", libver=("v110", "v110")) as made,
+    ):
+        made.attrs.update({**attributes, ATTRIBUTES: attributes_crc32(attributes)})
+        for name, extent in file.extents.items():
+            if not name.startswith("features"):
+                values = file.offset if name == "images/offset" else np.array(file.dataset(name))
+                kind = h5py.string_dtype("utf-8", values.itemsize) if values.dtype.kind == "S" else values.dtype
+                made.create_dataset(name, data=values.view(kind), dtype=kind)
+                continue
+            virtual = h5py.VirtualLayout((int(file.offset[-1]), *extent.shape[1:]), extent.dtype)
+            first = 0
+            for part, source in zip(file.parts, sources, strict=True):
+                shape = part.extents[name].shape
+                virtual[first : first + shape[0]] = h5py.VirtualSource(source, name, shape, extent.dtype)
+                first += shape[0]
+            made.create_virtual_dataset(name, virtual)
 
 
 def _attributes(file: FeatureFile, plan: Plan) -> dict[str, Any]:
-    """Return the attributes of the merged file: those of the run, or of files of several runs what identifies all."""
+    """Return the attributes of the merged file: those of the run, or hashes that identify the files of several runs."""
     attributes = {k: v for k, v in file.attributes.items() if k not in (*SHARD_ATTRIBUTES, ATTRIBUTES, "layers")}
     if "shard" not in file.attributes and len(file.parts) > 1:
         each = "".join(str(part.attributes.get("boxes_sha256")) for part in file.parts)
@@ -185,7 +184,7 @@ def _attributes(file: FeatureFile, plan: Plan) -> dict[str, Any]:
 
 
 def _plan(file: FeatureFile) -> Plan:
-    """The tables of all shards, as a plan."""
+    """Return the tables of all shards as a plan."""
 
     def column(name: str) -> npt.NDArray[Any] | None:
         if name not in file.extents:
@@ -201,7 +200,7 @@ def _plan(file: FeatureFile) -> Plan:
 
 
 def _copy(part: Part, target: Part, names: Sequence[str], row: int) -> Iterator[int]:
-    """Copy the features of a shard to their rows; yields the bytes of each piece."""
+    """Copy the features of a shard to their rows; yield the bytes of each piece."""
     with part.path.open("rb") as source, target.path.open("r+b") as sink:
         for name in names:
             place = part.extents[name]
@@ -219,38 +218,38 @@ def _copy(part: Part, target: Part, names: Sequence[str], row: int) -> Iterator[
 
 
 def _copy_range(source: int, sink: int, begin: int, to: int, size: int) -> int:
-    """Copy bytes within the system, which may share the blocks of the disk instead; through memory where it cannot."""
+    """Copy bytes within the system, which may share disk blocks instead; where that fails, copy through memory."""
     if hasattr(os, "copy_file_range"):
         try:
             return os.copy_file_range(source, sink, size, begin, to)
         except OSError as error:
-            if error.errno not in NO_RANGES:
+            if error.errno not in NO_COPY_FILE_RANGE:
                 raise
     data = os.pread(source, min(size, 8 << 20), begin)
     return os.pwrite(sink, data, to) if data else 0
 
 
-def _is_there(part: Part, target: Part, image: int) -> bool:
-    """Return whether the images of a shard are in the target already, just as they are in the shard."""
+def _is_merged(part: Part, target: Part, image: int) -> bool:
+    """Return whether the target already has the images of a shard exactly as they are in the shard."""
     names = [name for name in CHECKSUM_TABLES if name in target.extents]
     return all(np.array_equal(part.map(name), target.map(name)[image : image + part.images]) for name in names)
 
 
 def _reopen(disk: Disk, part: Part, target: Part, image: int) -> None:
-    """Mark the images of a shard as pending in the target, on the disk, if some are settled: they are written again."""
+    """Mark the images of a shard as pending in the target, durably, before any of them is written again."""
     if (target.map("images/status")[image : image + part.images] != PENDING).any():
         place = target.extents["images/status"]
         disk.write(place.offset + image * place.row_bytes, np.full(part.images, PENDING, np.uint8))
         disk.sync()
 
 
-def _settle(disk: Disk, part: Part, target: Part, image: int, row: int) -> None:
-    """Everything of a shard but its features, and once that is on the disk, that its images are done or failed."""
-    for name in (*BOX_TABLES, *SETTLED, "images/status"):
+def _record(disk: Disk, part: Part, target: Part, image: int, row: int) -> None:
+    """Write everything of a shard except its features, sync, and then write which of its images are done or failed."""
+    for name in (*BOX_TABLES, *OUTCOME_TABLES, "images/status"):
         if name not in target.extents:
             continue
         place = target.extents[name]
         if name == "images/status":
             disk.sync()
-        values = part.map(name).astype(place.raw_dtype)  # strings may be longer in other shards
+        values = part.map(name).astype(place.raw_dtype)  # strings may be longer in another shard
         disk.write(place.offset + (row if name in BOX_TABLES else image) * place.row_bytes, values)

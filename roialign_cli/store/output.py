@@ -1,4 +1,4 @@
-"""Whose file is it: one writer at a time, a run of the same configuration goes on, any other is refused."""
+"""Open an output: allow one writer at a time, resume a run of the same configuration, and refuse any other."""
 
 from __future__ import annotations
 
@@ -18,13 +18,19 @@ from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import PENDING
 from roialign_cli.types import Plan
 
-# Attributes that a run must share with the file it goes on with; the latter three are of shards.
+# Attributes that a run must share with the file that it resumes; the last three are those of shards.
 IDENTITY = ("config", "weights_sha256", "boxes_sha256", "table_sha256", "plan_sha256", "shard", "shards")
+# How a difference in an attribute that is a hash is reported.
+CHANGED = {
+    "weights_sha256": "the weights have changed since",
+    "boxes_sha256": "the box file has changed since",
+    "plan_sha256": "images, boxes or sizes of the whole run have changed since",
+}
 
 
 @contextmanager
 def locked(path: Path, patience: float = 0.0) -> Iterator[None]:
-    """Hold the lock file `<output>.lock`; OutputError if another run does, for longer than so many seconds."""
+    """Hold the lock file `<output>.lock`. Raises OutputError if another run holds it for longer than `patience` seconds."""
     lock = filelock.FileLock(f"{path}.lock", timeout=patience)
     try:
         lock.acquire()
@@ -36,24 +42,28 @@ def locked(path: Path, patience: float = 0.0) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # some systems refuse to remove a file that is held; then it stays, which does no harm
+        with suppress(OSError):  # some systems refuse to remove a file that is held; it then stays, which does no harm
             Path(f"{path}.lock").unlink()
         lock.release()
 
 
 def open_output(path: Path, plan: Plan, layout: Layout, *, overwrite: bool) -> npt.NDArray[np.uint8]:
-    """Lay the file out, or find it laid out by a run of the same configuration; returns the status of each image."""
+    """Lay out a file, or open one of the same configuration; return the status of each image [M].
+
+    Raises OutputError naming every difference if the file belongs to another configuration.
+    """
     if overwrite or not path.exists():
         check_space(path, layout.feature_bytes(plan.rows))
         create_file(path, plan, layout)
         return np.full(plan.images, PENDING, np.uint8)
     with FeatureFile(path) as file:
-        rows = _row_differences(file, plan)
-        keys = [key for key in IDENTITY if not (rows and key == "table_sha256")]
+        differences = _row_differences(file, plan)
+        keys = [key for key in IDENTITY if not (differences and key == "table_sha256")]
+        attributes = layout.attributes
         differences = [
-            line for key in keys for line in _differences(key, file.attributes.get(key), layout.attributes.get(key))
+            *(line for key in keys for line in _differences(key, file.attributes.get(key), attributes.get(key))),
+            *differences,
         ]
-        differences += rows
         if differences:
             raise OutputError(
                 "output-mismatch",
@@ -64,31 +74,31 @@ def open_output(path: Path, plan: Plan, layout: Layout, *, overwrite: bool) -> n
 
 
 def _row_differences(file: FeatureFile, plan: Plan) -> list[str]:
-    """Return the first image that a file and a plan do not share, or whose number of boxes they do not."""
+    """Return the first image in which a file and a plan differ, by its name or its number of boxes."""
     table = plan.table
     if len(file.names) != plan.images:
-        return [f"{len(file.names)} images there, {plan.images} here"]
+        return [f"it has {len(file.names)} images, this run has {plan.images}"]
     for i, (theirs, ours) in enumerate(zip(file.names, table.names, strict=True)):
         if theirs != ours:
-            return [f'image {i} is "{theirs}" there, "{ours}" here']
+            return [f'image {i} is "{theirs}" in it, and "{ours}" in this run']
     different = np.flatnonzero(np.diff(file.offset) != np.diff(table.offset))
     if different.size:
         i = int(different[0])
-        there, here = (int(offset[i + 1] - offset[i]) for offset in (file.offset, table.offset))
-        return [f'"{file.names[i]}" has {there} boxes there, {here} here']
+        before, now = (int(offset[i + 1] - offset[i]) for offset in (file.offset, table.offset))
+        return [f'"{file.names[i]}" has {before} boxes in it, and {now} in this run']
     return []
 
 
 def _differences(key: str, theirs: Any, ours: Any) -> list[str]:
-    """What differs, setting by setting for the configuration."""
+    """Return what differs in one attribute; for the configuration, setting by setting."""
     if theirs == ours:
         return []
     if key == "table_sha256":
-        return ["its boxes, labels, scores or ids are others"]
+        return ["boxes, labels, scores or ids have changed"]
+    if key in CHANGED:
+        return [CHANGED[key]]
     if key != "config":
-        return [f"{key} is {theirs} there, {ours} here"]
+        return [f"{key} was {theirs}, is {ours}"]
     old, new = json.loads(theirs or "{}"), json.loads(ours)
     names = [*new, *(name for name in old if name not in new)]
-    return [
-        f"{name} is {old.get(name)} there, {new.get(name)} here" for name in names if old.get(name) != new.get(name)
-    ]
+    return [f"{name} was {old.get(name)}, is {new.get(name)}" for name in names if old.get(name) != new.get(name)]

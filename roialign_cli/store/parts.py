@@ -1,13 +1,15 @@
-"""The arrays of a feature file, memory-mapped: of one file, or of several that are read as one, such as all shards of a run."""
+"""Memory-map the arrays of a feature file, or of several files that are read as one, such as all shards of a run."""
 
 from __future__ import annotations
 
 import glob
+import json
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -22,10 +24,10 @@ SHARD_RUN_ATTRIBUTES = ("shards", "plan_sha256")
 
 
 class Part:
-    """One file: its attributes and layers, where its datasets lie, and their memory maps.
+    """Hold one file: its attributes and layers, where its datasets lie, and their memory maps.
 
-    What is promised of a file's structure is checked here, once, and OutputError raised: see `structure`. Of a file that links
-    others, `linked` are their paths, and it has no datasets here.
+    The structure of the file is checked here, once, see `structure`; OutputError is raised if it is not as promised. For a
+    file that links others, `linked` are their paths, and there are no datasets.
     """
 
     def __init__(self, path: Path, *, allow_links: bool = False) -> None:
@@ -41,12 +43,10 @@ class Part:
                 if links:
                     self.linked = check_links(path, self.attributes, allowed=allow_links)
                     return
-                self.extents = extents(
-                    file, [*DATASETS, *(features_path(one, len(self.layers)) for one in self.layers)]
-                )
+                self.extents = _extents(file, self.layers)
         except OutputError:
             raise
-        except Exception as error:  # h5py raises many kinds where a file is damaged
+        except Exception as error:  # h5py raises many kinds of errors on damaged files
             reason = str(error).split("\n", maxsplit=1)[0]
             raise OutputError("file-damaged", f"{path}: expected a whole feature file, found: {reason}") from None
         check_datasets(path, self.extents, self.layers, self.attributes)
@@ -63,7 +63,7 @@ class Part:
         return self.extents["boxes"].shape[0]
 
     def map(self, name: str) -> Array:
-        """A dataset, read-only."""
+        """Return a dataset, memory-mapped and read-only."""
         if name not in self._maps:
             if name not in self.extents:
                 raise OutputError("file-layout", f"{self.path}: expected a dataset {name}, found none")
@@ -71,14 +71,14 @@ class Part:
         return self._maps[name]
 
     def close(self) -> None:
-        """Let go of the maps; arrays taken from them stay valid."""
+        """Release the maps; arrays taken from them stay valid."""
         self._maps.clear()
 
 
 class StackedArray:
-    """Arrays [n_i, ...] that lie apart as one [sum n_i, ...], for reading: by row, by slice, or by an array of rows.
+    """Read arrays [n_i, ...] of several files as one [sum n_i, ...]: by row, by slice, or by an array of rows.
 
-    A slice within one of them is a view of it; everything else is a copy.
+    A slice within one file is a view; everything else is a copy.
     """
 
     def __init__(self, arrays: Sequence[Array]) -> None:
@@ -126,10 +126,19 @@ class StackedArray:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces or [self.arrays[0][:0]])
 
 
-def open_parts(path: Path | Sequence[Path], *, allow_links: bool = False) -> list[Part]:
-    """The file of a name; or several: all of a pattern such as `features-*-of-0016.h5`, those of a list, or those linked.
+def read_extents(path: Path) -> Mapping[str, DatasetExtent]:
+    """Return where the datasets of a file lie, by their path in the file.
 
-    Raises OutputError: none is there, one is no feature file, they do not belong together, or a shard is missing.
+    Unlike `Part` this reads no names and checks no rows, for a file that this run has made or opened before.
+    """
+    with open_file(path) as file:
+        return _extents(file, json.loads(file.attrs["layers"]))
+
+
+def open_parts(path: Path | Sequence[Path], *, allow_links: bool = False) -> list[Part]:
+    """Open a file, all files of a pattern such as `features-*-of-0016.h5`, those of a list, or those that a file links.
+
+    Raises OutputError if there is none, one is not a feature file, they do not belong together, or a shard is missing.
     """
     if not isinstance(path, Path):
         return _join(path[0].parent, [Part(one) for one in path])
@@ -139,12 +148,17 @@ def open_parts(path: Path | Sequence[Path], *, allow_links: bool = False) -> lis
     root = Path(path.anchor)
     found = [Part(name) for name in sorted(root.glob(str(path.relative_to(root))))]
     if not found:
-        raise OutputError("file-missing", f"{path}: expected feature files of such names, found none")
+        raise OutputError("file-missing", f"{path}: expected feature files with such names, found none")
     return _join(path, found)
 
 
+def _extents(file: h5py.File, layers: Sequence[str]) -> Mapping[str, DatasetExtent]:
+    """Return where the datasets of the format lie in an open file."""
+    return extents(file, [*DATASETS, *(features_path(layer, len(layers)) for layer in layers)])
+
+
 def _join(path: Path, found: list[Part]) -> list[Part]:
-    """The same files, shards in their order, if they belong together."""
+    """Return files that belong together, shards in their order. Raises OutputError if they do not."""
     first = found[0]
     if linked := [part.path for part in found if part.linked]:
         message = f"{path}: expected files that hold features, found one that links others: {linked[0]}"
@@ -153,12 +167,12 @@ def _join(path: Path, found: list[Part]) -> list[Part]:
     for part in found[1:]:
         if _kinds(part) != _kinds(first):
             expected = f"expected datasets of the types and shapes that {first.path.name} has, found others"
-            raise OutputError("shards-differ", f"{part.path}: {expected}", "they are of different runs")
+            raise OutputError("shards-differ", f"{part.path}: {expected}", "they belong to different runs")
         for key in (*SHARED_ATTRIBUTES, *(SHARD_RUN_ATTRIBUTES if shards else ())):
             mine, theirs = (one.attributes.get(key) for one in (part, first))
             if mine != theirs:
                 expected = f"expected {key} as in {first.path.name}, {theirs}, found {mine}"
-                raise OutputError("shards-differ", f"{part.path}: {expected}", "they are of different runs")
+                raise OutputError("shards-differ", f"{part.path}: {expected}", "they belong to different runs")
     if not shards:
         return found
     found = sorted(found, key=lambda part: part.attributes.get("shard", 0))
@@ -177,17 +191,18 @@ def _join(path: Path, found: list[Part]) -> list[Part]:
 
 
 def _kinds(part: Part) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Return the type and the shape of a row of each dataset; strings may be of any length."""
+    """Return the type and the row shape of each dataset; strings may have any length."""
     return {
-        name: ("string" if place.dtype.kind == "S" else str(place.dtype), place.shape[1:])
-        for name, place in part.extents.items()
+        name: ("string" if extent.dtype.kind == "S" else str(extent.dtype), extent.shape[1:])
+        for name, extent in part.extents.items()
     }
 
 
-def _memory_map(path: Path, place: DatasetExtent) -> Array:
-    if 0 in place.shape:
-        return np.empty(place.shape, place.raw_dtype)
+def _memory_map(path: Path, extent: DatasetExtent) -> Array:
+    """Return a dataset as a memory map."""
+    if 0 in extent.shape:
+        return np.empty(extent.shape, extent.raw_dtype)
     try:
-        return np.memmap(path, place.raw_dtype, "r", place.offset, place.shape)
+        return np.memmap(path, extent.raw_dtype, "r", extent.offset, extent.shape)
     except (OSError, ValueError) as error:
         raise OutputError("file-truncated", f"{path}: expected more bytes than are there: {error}") from None

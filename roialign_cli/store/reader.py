@@ -1,9 +1,9 @@
-"""Read a feature file by image name; features are memory-mapped, nothing is copied until it is used."""
+"""Read a feature file by image name; features are memory-mapped and not copied until they are used."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Regions:
-    """What a file holds of one image; L boxes, all arrays in the order of the box file.
+    """Hold what a file has of one image with L boxes; all arrays are in the order of the box file.
 
-    features [L, C, PH, PW] (or [L, C] if reduced), a mapping from layer to such arrays where several layers are tapped;
-    boxes [L, 4] in pixels of the original, upright image; size (height, width).
+    features are [L, C, PH, PW], or [L, C] if reduced; with several layers, a mapping from layer to such arrays. boxes [L, 4]
+    are in pixels of the original, upright image; size is its (height, width).
     """
 
     name: str
@@ -45,12 +45,17 @@ class Regions:
 
 
 class FeatureFile(Mapping[str, Regions]):
-    """A feature file as a mapping from image name to `Regions`, in the order of the box file.
+    """Read a feature file as a mapping from image name to `Regions`, in the order of the box file.
 
-    The path may be a pattern, `features-*-of-0016.h5`, or a list: all shards of a run are read as one file. With `allow_links`
-    a file that links others may name some outside of its own folder.
+    An image may also be given by its index: `f[0]`, `f[-1]`. Keys, iteration and `len` cover all images; `values()` and
+    `items()` cover only those that are done, since the others have no features.
 
-    Raises OutputError for files that are no feature files, and for images that have no features (yet).
+    Args:
+        path: a file; or a pattern such as `features-*-of-0016.h5` or a list of paths, which are read as one file.
+        allow_links: let a file that links others name files outside of its own folder.
+
+    Raises:
+        OutputError: a path is not a feature file; when indexing, an image has no features (yet).
     """
 
     def __init__(self, path: str | Path | Sequence[Path], *, allow_links: bool = False) -> None:
@@ -64,9 +69,8 @@ class FeatureFile(Mapping[str, Regions]):
         self.extents = self.parts[0].extents
         self.attributes = self.parts[0].attributes
         self.layers = self.parts[0].layers
-        self.names = [name.decode("utf-8", "surrogateescape") for name in np.asarray(self._map("images/name")).tolist()]
         self.offset: Array = self._map("images/offset")
-        if len(self.parts) > 1:  # each counts from 0
+        if len(self.parts) > 1:  # the offsets of each part count from 0
             counts = np.concatenate([np.diff(part.map("images/offset")) for part in self.parts])
             self.offset = np.concatenate([[0], np.cumsum(counts)])
             if len(self._index) < len(self.names):
@@ -74,51 +78,61 @@ class FeatureFile(Mapping[str, Regions]):
         self.sizes = self._map("images/size")
 
     @cached_property
+    def names(self) -> list[str]:
+        """All image names, in the order of the file."""
+        return [name.decode("utf-8", "surrogateescape") for name in np.asarray(self._map("images/name")).tolist()]
+
+    @property
+    def boxes(self) -> Array:
+        """All boxes [N, 4] in pixels of the original images, memory-mapped; `offset` says which belong to which image."""
+        return self._map("boxes")
+
+    @cached_property
     def _index(self) -> dict[str, int]:
         return {name: i for i, name in enumerate(self.names)}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The settings that made the file."""
+        """The settings that made the file, by name."""
         settings: dict[str, Any] = json.loads(self.attributes["config"])
         return settings
 
     @property
     def status(self) -> npt.NDArray[np.uint8]:
-        """[M] 0 pending, 1 done, 2 failed; as the file says now."""
+        """Status of each image [M] as the file says now: 0 pending, 1 done, 2 failed."""
         return np.array(self._map("images/status"))
 
     @property
     def done_names(self) -> list[str]:
-        """The images that have features, in the order of the file."""
+        """Names of the images that have features, in the order of the file."""
         return [name for name, status in zip(self.names, self.status.tolist(), strict=True) if status == DONE]
 
     @property
     def done_rows(self) -> npt.NDArray[np.int64]:
-        """The rows of those images, ascending."""
+        """Rows of the images that have features, ascending."""
         return np.flatnonzero(np.repeat(self.status == DONE, np.diff(self.offset)))
 
     @property
     def errors(self) -> dict[str, str]:
-        """Why images failed, by name."""
+        """Reasons of failed images, by name."""
         ledger = self._map("images/error")
         failed = np.flatnonzero(self.status == STATUS_NAMES.index("failed"))
         return {self.names[i]: ledger[i].decode("utf-8", "replace") for i in failed.tolist()}
 
     @property
     def notes(self) -> dict[str, str]:
-        """What is odd about the features of images that are done, by name: values that are not finite, or were cut."""
+        """Notes on images that are done, by name: values that are not finite or were clipped."""
         ledger, status = np.array(self._map("images/error")), self.status
         return {self.names[i]: ledger[i].decode() for i in np.flatnonzero((status == DONE) & (ledger != b"")).tolist()}
 
     def dataset(self, name: str) -> Array:
-        """A whole dataset by its path in the file, memory-mapped and read-only; of several files, see `Stack`."""
+        """Return a whole dataset by its path in the file, memory-mapped and read-only; several files give a `StackedArray`."""
         return self._map(name)
 
     def features(self, layer: str | None = None) -> Array:
-        """All rows of a layer [N, C, PH, PW], memory-mapped; the layer may be left out where there is only one.
+        """Return all rows of a layer [N, C, PH, PW], memory-mapped; `layer` may be left out if there is only one.
 
-        Of several files they come as a `Stack`: rows, slices and arrays of rows can be taken from it, and np.array of all.
+        Several files give a `StackedArray`, which takes rows, slices and arrays of rows, and converts with np.array.
         """
         if layer is None and len(self.layers) > 1:
             raise OutputError("layer-unknown", f"{self.path}: expected one of the layers {', '.join(self.layers)}")
@@ -129,24 +143,27 @@ class FeatureFile(Mapping[str, Regions]):
         return self.rows_of(self._index[name])
 
     def rows_of(self, image: int) -> slice:
-        """Return the rows of an image by its place in the file."""
+        """Return the rows of an image by its index in the file."""
         return slice(int(self.offset[image]), int(self.offset[image + 1]))
 
-    def __getitem__(self, name: str) -> Regions:
-        i = self._index[name]
+    def __getitem__(self, key: str | int) -> Regions:
+        i = self._index[key] if isinstance(key, str) else range(len(self))[key]
+        image = self.names[i]
         status = int(self._map("images/status")[i])
         if status != DONE:
-            reason = self.errors.get(name, "the run has not come to it; the same extract command goes on")
-            raise OutputError("image-not-done", f'{self.path}: "{name}": {STATUS_NAMES[status]}: {reason}')
-        rows = self.rows(name)
-        columns = {key: self._map(key)[rows] for key in ("labels", "scores", "ids", "levels") if key in self.extents}
-        for key, values in columns.items():
+            reason = self.errors.get(image, "the run has not reached it; the same extract command resumes")
+            raise OutputError("image-not-done", f'{self.path}: "{image}": {STATUS_NAMES[status]}: {reason}')
+        rows = self.rows_of(i)
+        columns = {
+            name: self._map(name)[rows] for name in ("labels", "scores", "ids", "levels") if name in self.extents
+        }
+        for column, values in columns.items():
             if values.dtype.kind == "S":
-                columns[key] = np.char.decode(values, "utf-8")
+                columns[column] = np.char.decode(values, "utf-8")
         by_layer = {layer: self.features(layer)[rows] for layer in self.layers}
         height, width = self.sizes[i].tolist()
         return Regions(
-            name=name,
+            name=image,
             features=by_layer if len(self.layers) > 1 else by_layer[self.layers[0]],
             boxes=self._map("boxes")[rows],
             size=(height, width),
@@ -157,25 +174,39 @@ class FeatureFile(Mapping[str, Regions]):
         return iter(self.names)
 
     def __len__(self) -> int:
-        return len(self.names)
+        return sum(part.images for part in self.parts)
 
     def __contains__(self, name: object) -> bool:
         return name in self._index
 
+    def __repr__(self) -> str:
+        counts = np.bincount(self.status, minlength=len(STATUS_NAMES)).tolist()
+        images = ", ".join(f"{count} {name}" for name, count in zip(STATUS_NAMES, counts, strict=False) if count)
+        layers = ", ".join(f"{layer} {list(self.features(layer).shape)}" for layer in self.layers)
+        return f"<FeatureFile {self.path}: {len(self)} images ({images or 'none'}), features {layers}>"
+
+    def values(self) -> ValuesView[Regions]:
+        """Return the regions of the images that are done."""
+        return ValuesView(_DoneImages(self))
+
+    def items(self) -> ItemsView[str, Regions]:
+        """Return (name, regions) of the images that are done."""
+        return ItemsView(_DoneImages(self))
+
     def as_dataset(self) -> ImageDataset:
-        """A torch dataset over the images that are done; safe with fork and spawn workers, see `collate`."""
+        """Return a torch dataset over the images that are done; safe with fork and spawn workers, see `collate`."""
         from roialign_cli.store.datasets import ImageDataset
 
         return ImageDataset(FeatureFile(self._opened, allow_links=self._allow_links))
 
     def as_row_dataset(self) -> RowDataset:
-        """A torch dataset over the boxes of the images that are done."""
+        """Return a torch dataset over the boxes of the images that are done."""
         from roialign_cli.store.datasets import RowDataset
 
         return RowDataset(FeatureFile(self._opened, allow_links=self._allow_links))
 
     def to_pandas(self) -> DataFrame:
-        """A row per box, all but its features: image, status, x1, y1, x2, y2, label, score, id, level; needs pandas."""
+        """Return a row per box without features: image, status, x1, y1, x2, y2, label, score, id, level; needs pandas."""
         import pandas
 
         owner = np.repeat(np.arange(len(self.names)), np.diff(self.offset))
@@ -191,11 +222,11 @@ class FeatureFile(Mapping[str, Regions]):
                 columns[name[:-1]] = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
         return pandas.DataFrame(columns)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # to another process goes the path, not what is mapped
+    def __reduce__(self) -> tuple[Any, ...]:  # another process gets the path, not the maps
         return partial(FeatureFile, allow_links=self._allow_links), (self._opened,)
 
     def close(self) -> None:
-        """Let go of the mapped file; arrays already taken from it stay valid."""
+        """Release the mapped file; arrays taken from it stay valid."""
         for part in self.parts:
             part.close()
 
@@ -211,3 +242,20 @@ class FeatureFile(Mapping[str, Regions]):
         if len(self.parts) == 1:
             return self.parts[0].map(name)
         return cast("Array", StackedArray([part.map(name) for part in self.parts]))
+
+
+class _DoneImages(Mapping[str, Regions]):
+    """View a feature file as a mapping of the images that are done."""
+
+    def __init__(self, file: FeatureFile) -> None:
+        self._file = file
+        self._names = file.done_names
+
+    def __getitem__(self, name: str) -> Regions:
+        return self._file[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -1,4 +1,4 @@
-"""The format `roialign-features`, version 1: names, types and places of what a file holds. See docs/format.md."""
+"""Define the format `roialign-features`, version 1, and find datasets in a file. See docs/reference/format.md."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ FORMAT = "roialign-features"
 VERSION = 1
 PENDING, DONE, FAILED = 0, 1, 2
 STATUS_NAMES = ("pending", "done", "failed")
-HEAP, HEAPS_BYTES = b"GCOL\1\0\0\0", 1 << 20  # how HDF5 marks a heap of strings, and where ours are
-LINKED = "linked"  # attribute of a file that only names others, relative to it
-ERROR_BYTES = 256  # room for the message of a failed image
+HEAP, HEAPS_BYTES = b"GCOL\1\0\0\0", 1 << 20  # HDF5's mark of a heap of strings; ours lie in the first bytes of a file
+LINKED = "linked"  # attribute of a file that links others, whose paths are relative to it
+ERROR_BYTES = 256  # for the message of a failed image
 
 
 @dataclass(frozen=True)
 class DatasetExtent:
-    """Where a contiguous dataset lies: byte offset in the file, shape, type. Offset 0: nothing was stored (size 0)."""
+    """Hold where a contiguous dataset lies: byte offset in the file, shape, type. An empty dataset has offset 0."""
 
     offset: int
     shape: tuple[int, ...]
@@ -35,7 +35,7 @@ class DatasetExtent:
 
     @property
     def raw_dtype(self) -> np.dtype[Any]:
-        """Its type without HDF5's own notes, such as that strings are UTF-8."""
+        """The type without HDF5's metadata, such as that strings are UTF-8."""
         return np.dtype(f"S{self.dtype.itemsize}") if self.dtype.kind == "S" else self.dtype
 
     @property
@@ -45,20 +45,20 @@ class DatasetExtent:
 
 
 def string_dtype(length: int) -> np.dtype[Any]:
-    """Fixed-length UTF-8 of so many bytes."""
+    """Return the type of fixed-length UTF-8 strings of a number of bytes."""
     dtype: np.dtype[Any] = h5py.string_dtype("utf-8", max(length, 1))
     return dtype
 
 
 def encode(values: list[str], length: int | None = None) -> npt.NDArray[np.bytes_]:
-    """Strings as fixed-length UTF-8, cut between characters where they are too long."""
+    """Encode strings as fixed-length UTF-8, truncated between characters if they are too long."""
     encoded = [value.encode("utf-8", "surrogateescape") for value in values]
     length = length or max(map(len, encoded), default=1)
     return np.array([truncate_utf8(value, length) for value in encoded], f"S{max(length, 1)}")
 
 
 def truncate_utf8(value: bytes, length: int) -> bytes:
-    """At most `length` bytes of UTF-8, whole characters only."""
+    """Return at most `length` bytes of UTF-8, whole characters only."""
     if len(value) <= length:
         return value
     while length and value[length] & 0xC0 == 0x80:
@@ -67,15 +67,15 @@ def truncate_utf8(value: bytes, length: int) -> bytes:
 
 
 def features_path(layer: str, layers: int) -> str:
-    """/features, or /features/<layer> where several layers are tapped."""
+    """Return the path of a layer's dataset: features, or features/<layer> if several layers are tapped."""
     return "features" if layers == 1 else f"features/{layer}"
 
 
 def open_file(path: Path) -> h5py.File:
-    """Open a feature file for reading, or OutputError if it is none."""
+    """Open a feature file for reading. Raises OutputError if it is not one."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # what is no file, such as a pipe, might be waited for
-            raise OutputError("file-unreadable", f"{path}: expected a feature file, found no file but another thing")
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe might wait forever
+            raise OutputError("file-unreadable", f"{path}: expected a feature file, found no regular file")
         _check_heaps(path)
         file = h5py.File(path, "r", locking=False)
     except FileNotFoundError:
@@ -84,7 +84,7 @@ def open_file(path: Path) -> h5py.File:
         raise OutputError("file-unreadable", f"{path}: expected an HDF5 file, found: {error}") from None
     try:
         name, version = file.attrs.get("format"), file.attrs.get("format_version")
-    except Exception as error:  # h5py raises many kinds where a file is damaged
+    except Exception as error:  # h5py raises many kinds of errors on damaged files
         file.close()
         raise OutputError("file-unreadable", f"{path}: expected an HDF5 file, found: {error}") from None
     if not isinstance(name, str) or name != FORMAT:
@@ -100,9 +100,9 @@ def open_file(path: Path) -> h5py.File:
 
 
 def _check_heaps(path: Path) -> None:
-    """OutputError if a heap of strings, as attributes have, is damaged: HDF5 may then read it for ever.
+    """Raise OutputError if a heap of strings, which attributes have, is damaged: HDF5 may then read it forever.
 
-    Heaps of feature files lie near their beginning. See HDF5's file format specification, III.E, global heap.
+    The heaps of feature files lie near their start. Source: HDF5's file format specification, III.E, global heap.
     """
     with path.open("rb") as file:
         head = file.read(HEAPS_BYTES)
@@ -112,10 +112,10 @@ def _check_heaps(path: Path) -> None:
         at, end = begin + 16, begin + size
         while at + 16 <= end <= len(head):
             index, length = struct.unpack_from("<H6xQ", head, at)
-            at += length if index == 0 else 16 + -(-length // 8) * 8  # of what is free, the length is of all
+            at += length if index == 0 else 16 + -(-length // 8) * 8  # the length of free space includes its header
             if at - begin < 32 or (index == 0 and length < 16):
                 break
-        if end <= len(head) and not end - 16 < at <= end:  # what is cut off, HDF5 sees itself
+        if end <= len(head) and not end - 16 < at <= end:  # HDF5 itself notices a heap that is cut off
             raise OutputError("file-damaged", f"{path}: expected a whole feature file, found a damaged heap of strings")
         begin = head.find(HEAP, begin + 16)
 
@@ -132,9 +132,9 @@ def read_attributes(file: h5py.File) -> dict[str, Any]:
 
 
 def extents(file: h5py.File, names: Iterable[str]) -> Mapping[str, DatasetExtent]:
-    """Return where datasets lie, by their path in the file; those that are not there are left out, others not looked at.
+    """Return where the named datasets lie, by their path in the file; datasets that do not exist are left out.
 
-    Raises OutputError on one that is not contiguous, or does not lie in the file by itself.
+    Raises OutputError if one is not contiguous, or shares bytes with another.
     """
     found: dict[str, DatasetExtent] = {}
     for name in names:
@@ -152,7 +152,7 @@ def extents(file: h5py.File, names: Iterable[str]) -> Mapping[str, DatasetExtent
 
 
 def _item(file: h5py.File, name: str) -> Any:
-    """Return what has a path in the file itself, None if nothing has; OutputError if a link leads elsewhere."""
+    """Return the item with a path in the file, or None. Raises OutputError if a link leads out of the file."""
     item: Any = file
     for part in name.split("/"):
         link = item.get(part, getlink=True) if isinstance(item, h5py.Group) else None
@@ -162,14 +162,14 @@ def _item(file: h5py.File, name: str) -> Any:
             raise OutputError("file-layout", f"{file.filename}: {name}: expected a dataset in the file, found a link")
         try:
             item = item[part]
-        except Exception as error:  # h5py raises many kinds where a file is damaged
+        except Exception as error:  # h5py raises many kinds of errors on damaged files
             reason = str(error).strip("'").split("\n", maxsplit=1)[0]
             raise OutputError("file-damaged", f"{file.filename}: {name}: expected a dataset, found: {reason}") from None
     return item
 
 
 def _check_places(path: Path, extents: Mapping[str, DatasetExtent]) -> None:
-    """Raise OutputError if a dataset shares bytes with another, or with what lies beyond the end of the file."""
+    """Raise OutputError if a dataset shares bytes with another, or reaches beyond the end of the file."""
     before, end = "", 0
     for name, place in sorted(extents.items(), key=lambda item: item[1].offset):
         if 0 in place.shape or not place.offset:

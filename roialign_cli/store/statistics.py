@@ -1,4 +1,4 @@
-"""Statistics of the values that a feature file holds."""
+"""Compute statistics of the values that a feature file holds."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from roialign_cli.store.reader import FeatureFile
 
 @dataclass(frozen=True)
 class ValueStatistics:
-    """Of the features of one layer: over how many rows, least, greatest, mean, share of zeros, and how many not finite."""
+    """Hold statistics of one layer: number of rows, least, greatest and mean value, share of zeros, number not finite."""
 
     rows: int
     least: float
@@ -22,7 +22,7 @@ class ValueStatistics:
 
 
 def sample_statistics(file: FeatureFile, layer: str, most: int = 1000) -> ValueStatistics | None:
-    """Of rows of images that are done, evenly spread and at most so many; None without any."""
+    """Return statistics of at most `most` evenly spread rows of images that are done, or None if there are none."""
     done = file.done_rows
     chosen = (
         done[np.unique(np.linspace(0, len(done) - 1, min(most, len(done))).astype(np.int64))] if len(done) else done

@@ -1,6 +1,6 @@
 """Check the structure of a feature file when it is opened: attributes, types, shapes, offsets and names.
 
-So what reads a file afterwards can rely on it, whoever made the file: see docs/format.md.
+Code that reads a file afterwards relies on these checks, whoever made the file. See docs/reference/format.md.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from roialign_cli.store.schema import LINKED, DatasetExtent, features_path
 
 IMAGES, OFFSETS, BOXES = "number of images", "number of images + 1", "number of boxes"
 STRING = "fixed-length string"
-NAMES_AT_ONCE = 1 << 16  # checked at a time
+NAMES_PER_BLOCK = 1 << 16  # names that are checked at a time
 MAX_RANK = 4  # of features
-MAX_LEVELS = 256  # that uint8 counts
+MAX_LEVELS = 256  # that uint8 can count
 SHARD_NUMBERS = ("shard", "shards", "plan_images", "plan_boxes")
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Describe a dataset: its types, what counts its rows, and the shape of a row."""
+    """Describe a dataset: its allowed types, what its number of rows is, and the shape of a row."""
 
     types: tuple[str, ...]
     rows: str
@@ -56,21 +56,21 @@ DATASETS: Mapping[str, Expected] = {
 }
 
 
-# Attributes that say what made a file. `verify` finds where one is missing.
+# Attributes that state what made a file; `verify` reports missing ones.
 TEXTS = (
     "created_by", "created", "config", "backbone", "weights", "weights_sha256", "boxes_sha256", "table_sha256", "layers",
     "strides", "preprocessing", "versions",
 )  # fmt: skip
 
 
-def check_attributes(path: Path, attributes: Mapping[str, Any], there: Set[str], *, linked: bool) -> list[str]:
-    """Return the names of the layers; OutputError if an attribute that readers use has not the form it must have.
+def check_attributes(path: Path, attributes: Mapping[str, Any], present: Set[str], *, linked: bool) -> list[str]:
+    """Return the names of the layers. Raises OutputError if an attribute that readers use is not of the required form.
 
-    `there` are the names of all attributes in the file, of which `attributes` are those that are text or numbers.
+    `present` are the names of all attributes in the file; `attributes` are those that are text or numbers.
     """
     for name in (*TEXTS, "plan_sha256"):
         value = attributes.get(name)
-        if name in there and not (isinstance(value, str) and is_text(value)):
+        if name in present and not (isinstance(value, str) and is_text(value)):
             raise _bad(path, f"attribute {name}", "text", repr(value))
     config = _json(path, attributes, "config")
     if not isinstance(config, dict):
@@ -82,7 +82,7 @@ def check_attributes(path: Path, attributes: Mapping[str, Any], there: Set[str],
     strides = _json(path, attributes, "strides") if "strides" in attributes else {layer: [1] for layer in layers}
     if not isinstance(strides, dict) or strides.keys() != set(layers) or not all(map(_are_strides, strides.values())):
         raise _bad(path, "attribute strides", "a list of numbers for each layer", strides)
-    if there & {"shard", "shards"} and not linked:
+    if present & {"shard", "shards"} and not linked:
         numbers = [attributes.get(name) for name in SHARD_NUMBERS]
         for name, value in zip(SHARD_NUMBERS, numbers, strict=True):
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -95,7 +95,7 @@ def check_attributes(path: Path, attributes: Mapping[str, Any], there: Set[str],
 
 
 def check_links(path: Path, attributes: Mapping[str, Any], *, allowed: bool) -> list[Path]:
-    """Return the files that a linked file names; OutputError if they lead out of its folder and that is not `allowed`."""
+    """Return the files that a linked file names. Raises OutputError if one is outside of its folder and not `allowed`."""
     links = _json(path, attributes, LINKED)
     if not isinstance(links, list) or not links or not all(isinstance(link, str) and link for link in links):
         raise _bad(path, "attribute linked", "a list of paths", links)
@@ -116,7 +116,7 @@ def check_links(path: Path, attributes: Mapping[str, Any], *, allowed: bool) -> 
 def check_datasets(
     path: Path, extents: Mapping[str, DatasetExtent], layers: list[str], attributes: Mapping[str, Any]
 ) -> None:
-    """Raise OutputError if a dataset is missing, or not of the type and shape that the format demands."""
+    """Raise OutputError if a dataset is missing, or not of the type and shape that the format requires."""
     counts = {IMAGES: _rows(path, extents, "images/name"), BOXES: _rows(path, extents, "boxes")}
     counts[OFFSETS] = counts[IMAGES] + 1
     for name, expected in DATASETS.items():
@@ -148,16 +148,16 @@ def check_datasets(
 
 
 def max_levels(attributes: Mapping[str, Any]) -> int:
-    """Return how many levels the layers of a file have, at most; 0 where it does not say."""
+    """Return the largest number of levels of a layer of a file; 0 if the file does not say."""
     return max(map(len, json.loads(attributes["strides"]).values())) if "strides" in attributes else 0
 
 
 def check_rows(path: Path, names: npt.NDArray[np.bytes_], offset: npt.NDArray[np.int64], boxes: int) -> None:
-    """Raise OutputError if offsets do not ascend from 0 to the number of boxes, or a name leads out of a folder."""
+    """Raise OutputError if offsets do not ascend from 0 to the number of boxes, or if a name leads out of a folder."""
     if offset[0] != 0 or offset[-1] != boxes or (offset[1:] < offset[:-1]).any():
         raise _bad(path, "images/offset", f"numbers that ascend from 0 to {boxes}", f"{offset[:5].tolist()}...")
-    for first in range(0, len(names), NAMES_AT_ONCE):
-        some = names[first : first + NAMES_AT_ONCE].tolist()
+    for first in range(0, len(names), NAMES_PER_BLOCK):
+        some = names[first : first + NAMES_PER_BLOCK].tolist()
         if (unsafe := unsafe_name(PackedNames.from_bytes(some))) is not None:
             raise _bad(path, "images/name", "names of images relative to their folder, inside it", repr(unsafe))
     hashes = np.fromiter((hash(name) for name in names.tolist()), np.int64, len(names))
@@ -166,7 +166,7 @@ def check_rows(path: Path, names: npt.NDArray[np.bytes_], offset: npt.NDArray[np
 
 
 def _are_strides(found: object) -> bool:
-    """Return whether a value of `strides` is what it must be."""
+    """Return whether a value is a list of positive strides."""
     return (
         isinstance(found, list)
         and 0 < len(found) <= MAX_LEVELS

@@ -1,4 +1,4 @@
-"""Fill a laid-out file: rows by plain positioned writes on one background thread, each status byte after a data sync."""
+"""Fill a laid-out file: one background thread writes rows at their positions, and each status byte after a data sync."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ import numpy.typing as npt
 from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import TABLES, features_crc32, table_crc32
 from roialign_cli.store.disk import open_disk
-from roialign_cli.store.parts import Part
+from roialign_cli.store.parts import read_extents
 from roialign_cli.store.schema import DONE, ERROR_BYTES, FAILED, PENDING, DatasetExtent, truncate_utf8
 from roialign_cli.types import FileVersion
 
-CHECKPOINT_SECONDS = 2.0  # at most this much finished work is done again after a kill
-QUEUED = 8  # blocks that may wait for the disk, which bounds memory
+CHECKPOINT_SECONDS = 2.0  # at most this much finished work is lost by a kill
+MAX_QUEUED_TASKS = 8  # that may wait for the disk; this bounds memory
 
 
 def open_writer(path: Path) -> FeatureWriter:
-    """Return the writer of a file that has been laid out."""
-    return FeatureWriter(path, Part(path).extents)
+    """Return the writer of a file that has been laid out, and checked if another run made it."""
+    return FeatureWriter(path, read_extents(path))
 
 
 class FeatureWriter:
-    """Writes rows, checksums and statuses of one file; errors of the disk reach the caller at the next call or at close.
+    """Write rows, checksums and statuses of one file; an error of the disk is raised by the next call or by `close`.
 
-    What is written is vouched for in this order: rows, checksum and message; sync; status byte. So a status says `done`
-    only of rows that are on the disk, whenever the process or the power ends.
+    The order is: rows, checksum and message; sync; status byte. So an image is marked as done only when its rows are on the
+    disk, whenever the process or the power ends.
     """
 
     def __init__(self, path: Path, extents: Mapping[str, DatasetExtent]) -> None:
         self._path = path
         self.extents = extents
         self._disk = open_disk(path)
-        self._tasks: queue.Queue[tuple[Callable[[], None], Callable[[], None]] | None] = queue.Queue(QUEUED)
+        self._tasks: queue.Queue[tuple[Callable[[], None], Callable[[], None]] | None] = queue.Queue(MAX_QUEUED_TASKS)
         self._crc: dict[int, int] = {}
         self._finished: list[tuple[int, int]] = []  # (image, status), written but not yet synced
         self._synced_at = time.monotonic()
@@ -49,7 +49,7 @@ class FeatureWriter:
         self._thread.start()
 
     def begin(self, image: int) -> None:
-        """Feature rows of the image follow, from the first; what came of it before does not count."""
+        """Announce the feature rows of an image, from the first one; rows written before do not count for its checksum."""
         self._put(lambda: self._forget(image))
 
     def rows(self, dataset: str, first: int, values: npt.NDArray[Any]) -> None:
@@ -59,7 +59,7 @@ class FeatureWriter:
     def features(
         self, dataset: str, image: int, first: int, values: npt.NDArray[Any], release: Callable[[], None] = lambda: None
     ) -> None:
-        """Write feature rows of an image and add them to its checksum; `release` is called when `values` is free again."""
+        """Write feature rows of an image and add them to its checksum; call `release` when `values` may be used again."""
 
         def task() -> None:
             self._write(dataset, first, values)
@@ -68,7 +68,7 @@ class FeatureWriter:
         self._put(task, release)
 
     def version(self, image: int, version: FileVersion) -> None:
-        """Write which version of its file an image was read from, where the file has room for it."""
+        """Write which version of its file an image was read from, if the feature file has tables for it."""
         if "images/sha256" not in self.extents:
             return
         self.rows("images/file_size", image, np.array([version.size]))
@@ -76,19 +76,19 @@ class FeatureWriter:
         self.rows("images/sha256", image, np.frombuffer(version.sha256, np.uint8).reshape(1, -1))
 
     def reopen(self, images: npt.NDArray[np.integer]) -> None:
-        """Mark settled images as pending, on the disk, before anything of theirs is written again."""
+        """Mark images as pending, durably, before anything of theirs is written again."""
         self._put(lambda: self._reopen(images))
 
     def done(self, image: int, note: str = "") -> None:
-        """All rows of the image have been handed over; a note may say what is odd about them."""
+        """Mark an image as done once its rows are on the disk; a note may say what is odd about them."""
         self._put(lambda: self._finish(image, DONE, note))
 
     def failed(self, image: int, message: str) -> None:
-        """The image has no features; the ledger says why."""
+        """Mark an image as failed, and record why."""
         self._put(lambda: self._finish(image, FAILED, message))
 
     def close(self) -> None:
-        """Write and sync what is pending, then close the file."""
+        """Write and sync everything, then close the file."""
         self._tasks.put(None)
         self._thread.join()
         self._disk.close()
@@ -113,7 +113,7 @@ class FeatureWriter:
     def _check(self) -> None:
         if isinstance(self._error, OSError):
             reason = self._error.strerror or str(self._error)
-            hint = "what is marked done is safe; make room and run the same command to go on"
+            hint = "what is marked done is safe; free some space and run the same command to resume"
             raise OutputError("output-write", f"{self._path}: cannot be written: {reason}", hint) from self._error
         if self._error is not None:
             raise self._error
@@ -122,13 +122,13 @@ class FeatureWriter:
         while (item := self._tasks.get()) is not None:
             task, release = item
             self._attempt(task)
-            release()  # also after a failure: somebody may be waiting for the memory
+            release()  # also after a failure: the caller may wait for the memory
             if self._finished and time.monotonic() - self._synced_at > CHECKPOINT_SECONDS:
                 self._attempt(self._checkpoint)
         self._attempt(self._checkpoint)
 
     def _attempt(self, task: Callable[[], None]) -> None:
-        """Run a task, unless one has failed: after a failure nothing more is vouched for."""
+        """Run a task, unless an earlier one failed: after a failure nothing is marked as done."""
         if self._error is None:
             try:
                 task()

@@ -1,4 +1,4 @@
-"""Write an ablation: ablation.csv, ablation.json, report.html and its plots; each file is replaced whole."""
+"""Write an ablation: ablation.csv, ablation.json, report.html and its plots; each file is replaced as a whole."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from roialign_cli.ablation.report.page import render
 from roialign_cli.ablation.report.plots import draw, picture
 from roialign_cli.ablation.run import Ablation
 from roialign_cli.errors import OutputError
-from roialign_cli.system.atomic import partial_path, publish
+from roialign_cli.system.atomic import replace_atomically
 
 FACTS, PAGE = "ablation.json", "report.html"
 
 
 def write_tables(ablation: Ablation, folder: Path) -> None:
-    """The table and all facts: what is known so far, readable at any time, also after a kill."""
+    """Write the table and all facts known so far; both can be read at any time, also after a kill."""
     if ablation.rows:
         text = io.StringIO()
         writer = csv.DictWriter(text, list(ablation.rows[0]), lineterminator="\n")
@@ -29,29 +29,26 @@ def write_tables(ablation: Ablation, folder: Path) -> None:
 
 
 def write_report(ablation: Ablation, folder: Path) -> None:
-    """The page, and every plot as PNG and SVG."""
+    """Write the page, and every plot as PNG and SVG."""
     plots = draw(ablation.rows)
     for name, figure in plots.items():
         _replace(folder / f"{name}.png", picture(figure, "png"))
         _replace(folder / f"{name}.svg", picture(figure, "svg"))
-    page = render(ablation, plots).encode("utf-8", "backslashreplace")  # names of files may be no text
+    page = render(ablation, plots).encode("utf-8", "backslashreplace")  # names of files need not be text
     _replace(folder / PAGE, page)
 
 
 def _replace(path: Path, content: bytes) -> None:
-    partial = partial_path(path)
-    try:
+    """Replace a file as a whole."""
+    with replace_atomically(path) as partial:
         partial.write_bytes(content)
-        publish(partial, path)
-    except OSError as error:
-        raise OutputError("output-write", f"{path}: cannot be written: {error.strerror}") from None
 
 
-TABLE = "ablation.csv"  # by which a folder is known to hold an ablation
+TABLE = "ablation.csv"  # a folder that has it holds an ablation
 
 
 def open_folder(folder: Path, *, overwrite: bool) -> None:
-    """Make the folder of an ablation, or OutputError: it cannot be made, or one is in it already."""
+    """Make the folder of an ablation. Raises OutputError if it cannot be made, or if an ablation is in it already."""
     if (folder / TABLE).exists() and not overwrite:
         message = f"{folder}: expected a folder without an ablation, found {TABLE}"
         raise OutputError("output-exists", message, "choose another -o, or --overwrite")
