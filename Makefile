@@ -40,13 +40,13 @@ docs: $(VENV)/demo.stamp # docs/reference/cli.md, from the commands themselves
 	$(BIN)/python -m typer roialign_cli.cli utils docs --name roialign --output docs/reference/cli.md
 
 fuzz: $(VENV)/dev.stamp # every parser of box files, 200,000 damaged files each: hours
-	ROIALIGN_FUZZ=200000 $(BIN)/pytest tests/test_box_formats.py -k anything --timeout 0
+	ROIALIGN_FUZZ=200000 $(BIN)/pytest tests/unit/inputs/test_box_formats.py -k anything --timeout 0
 
 faults: $(VENV)/dev.stamp # every fault of tests/faults, thousands of them: about an hour
 	ROIALIGN_FAULTS=full ROIALIGN_FAULTS_TABLE=faults.md $(BIN)/pytest tests/faults -s
 
 mutants: $(VENV)/dev.stamp # faults in the storage code, one at a time: do the quick tests notice? About 40 minutes
-	$(BIN)/python tests/mutants.py --table mutants.md
+	PYTHONPATH=tests $(BIN)/python -m mutants.judge --table mutants.md
 
 clean:
 	rm -rf $(VENV) demo dist

@@ -12,13 +12,13 @@ from typing import Any
 
 import h5py
 import numpy as np
+from helpers.feature_files import vouch
 from PIL import Image
 
 from faults.runs import Ended, Runs
 from roialign_cli import FeatureFile
 from roialign_cli.errors import OutputError
 from roialign_cli.store.check import check
-from roialign_cli.store.checksum import TABLES, table_crc32
 from roialign_cli.store.schema import DONE
 
 TWO_LAYERS = ("--backbone", "faults.two_layers:make_model", "--layers", "fine,coarse")
@@ -206,17 +206,6 @@ class Data:
             file["images/crc32"][0] += 1
             vouch(file, 0)
         return path
-
-
-def vouch(file: h5py.File, image: int) -> None:
-    """Write the checksum of an image's tables anew."""
-    extents = {name for name in ("boxes", "labels", "scores", "ids", "levels") if name in file}
-    extents |= {f"images/{name}" for name in file["images"]}
-    raw = {name: file[name][()] for name in extents}
-    status = int(raw["images/status"][image])
-    file[TABLES][image] = table_crc32(
-        lambda name, first, count: raw[name][first : first + count], extents, image, status
-    )
 
 
 def make_data(folder: Path, images: int, runs: Runs) -> Data:

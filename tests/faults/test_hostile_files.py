@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from helpers.hostile import CASES, FOUND, REFUSED, SOUND, Case, Goods, make_goods
+from helpers.hostile.surroundings import Surroundings, changed
 
 from faults.data import TABLE
-from faults.hostile import CASES, FOUND, REFUSED, SOUND, Case, Goods, make_goods
-from faults.hostile.surroundings import Surroundings, changed
 from faults.runs import FULL, SERVER, Ended, Runs
 
 SECONDS = 10.0  # in which a command must end
@@ -36,7 +36,7 @@ import roialign_cli.backbones.torchvision, roialign_cli.figures.sheet, roialign_
 from roialign_cli.export import arrays, hdf5, rows
 PIL.Image.init()
 """
-READER = SERVER.replace("from roialign_cli.__main__ import main", "from faults.hostile.reading import main")
+READER = SERVER.replace("from roialign_cli.__main__ import main", "from helpers.hostile.reading import main")
 
 
 class Server(Runs):

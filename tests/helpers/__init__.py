@@ -1,0 +1,1 @@
+"""Share data, runs and comparisons between the tests."""

@@ -1,0 +1,11 @@
+"""Structurally hostile feature files: valid HDF5 as a rule, checksums that agree, and one thing wrong."""
+
+from helpers.hostile import attributes, features, files, links, names, tables
+from helpers.hostile.draft import FOUND, OPEN, REFUSED, SOUND, Case
+from helpers.hostile.good import Goods, make_goods
+
+CASES: tuple[Case, ...] = (
+    *tables.CASES, *names.CASES, *features.CASES, *attributes.CASES, *links.CASES, *files.CASES,
+)  # fmt: skip
+
+__all__ = ["CASES", "FOUND", "OPEN", "REFUSED", "SOUND", "Case", "Goods", "make_goods"]

@@ -1,0 +1,41 @@
+"""Make feature maps and RoIs of every kind, and measure how far results are apart."""
+
+from __future__ import annotations
+
+import torch
+
+
+def make_rois(count: int, batch: int, width: float, height: float, seed: int = 0) -> torch.Tensor:
+    """Boxes inside, across and outside an image, small and huge, with the awkward ones first."""
+    generator = torch.Generator().manual_seed(seed)
+    special = torch.tensor([
+        [0, 0, 0, width, height], [0, 3, 3, 3, 3], [0, -1e4, -1e4, 1e4, 1e4], [0, -50, -50, -20, -20],
+        [0, width, height, width + 9, height + 9], [0, 1.5, 0, 1.5, height], [0, 0, 0, 1e-3, 1e-3],
+        [0, width - 1, 0, width, 1], [0, -0.5, -0.5, 0.5, 0.5],
+    ])  # fmt: skip
+    corner = torch.rand(count, 2, generator=generator) * torch.tensor([width, height]) * 1.2 - 0.1 * width
+    size = torch.rand(count, 2, generator=generator).pow(2) * torch.tensor([width, height])
+    index = torch.randint(0, batch, (count, 1), generator=generator)
+    return torch.cat([special, torch.cat([index, corner, corner + size], dim=1)])
+
+
+def layouts(maps: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same values in every memory layout that users come with."""
+    n, c, h, w = maps.shape
+    wide = torch.zeros(n, 2 * c, h + 3, 2 * w, dtype=maps.dtype)
+    wide[:, ::2, 1 : h + 1, ::2] = maps
+    return {
+        "NCHW": maps.contiguous(),
+        "channels-last": maps.contiguous(memory_format=torch.channels_last),
+        "sliced": wide[:, ::2, 1 : h + 1, ::2],
+        "transposed": maps.transpose(2, 3).contiguous().transpose(2, 3),
+        "channels-last window": wide.contiguous(memory_format=torch.channels_last)[:, :c, 1 : h + 1, :w],
+    }
+
+
+def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Largest difference over the largest expected value; anything but a number counts as infinite."""
+    if found.shape != expected.shape or not torch.isfinite(found).all():
+        return float("inf")
+    scale = expected.double().abs().max().clamp_min(1e-30)
+    return float((found.double() - expected.double()).abs().max() / scale)

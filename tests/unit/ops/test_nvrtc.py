@@ -1,0 +1,177 @@
+"""NVRTC without a GPU: every architecture and specialisation compiles and fits in registers; the cache; the errors."""
+
+from __future__ import annotations
+
+import multiprocessing
+import struct
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.sample_data import ROOT
+
+from roialign_cli import config
+from roialign_cli.errors import KernelError
+from roialign_cli.ops.cuda import launch, nvrtc
+from roialign_cli.ops.cuda import run as cuda
+
+try:
+    nvrtc.version()
+except KernelError as error:  # a torch without CUDA
+    pytest.skip(error.message, allow_module_level=True)
+
+ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
+ADD = """
+struct Arguments { const float *a, *b; float *sum; long long n; };
+extern "C" __global__ void add(const __grid_constant__ Arguments to) {
+    long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
+    if (i < to.n) to.sum[i] = SCALE * (to.a[i] + to.b[i]);
+}
+"""
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of our own, empty."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def frame_bytes(cubin: bytes, kernel: str) -> int:
+    """Local memory of a kernel per thread, spills included, from its CUBIN: attribute EIATTR_FRAME_SIZE of `.nv.info`."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names_index = struct.unpack_from("<3H", cubin, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQIIQQ", cubin, table + i * size) for i in range(count)]
+    text = headers[names_index][4]
+
+    def string(start: int, offset: int) -> str:
+        return cubin[start + offset : cubin.index(b"\0", start + offset)].decode()
+
+    sections = {string(text, header[0]): header for header in headers}
+    strings, symbols, info = (sections[name] for name in (".strtab", ".symtab", ".nv.info"))
+    found, at = {}, info[4]
+    while at < info[4] + info[5]:
+        layout, attribute, length = struct.unpack_from("<BBH", cubin, at)
+        if (layout, attribute) == (4, 0x11):
+            symbol, frame = struct.unpack_from("<2I", cubin, at + 4)
+            (name,) = struct.unpack_from("<I", cubin, symbols[4] + 24 * symbol)
+            found[string(strings[4], name)] = frame
+        at += 4 + (length if layout == 4 else 0)
+    return found[kernel]
+
+
+def test_the_reader_of_frames_sees_spills() -> None:
+    hungry = """extern "C" __global__ void __launch_bounds__(1024) hungry(float *x, int n) {
+        float keep[64];
+        for (int i = 0; i < 64; ++i) keep[i] = x[i];
+        for (int i = 0; i < n; ++i) keep[(i * 7) % 64] += x[64 + i];
+        for (int i = 0; i < 64; ++i) x[i] = keep[i];
+    }"""
+    assert frame_bytes(nvrtc.compile_source(hungry, (), 90).code, "hungry") >= 256
+    assert frame_bytes(nvrtc.compile_source(ADD, (("SCALE", "2"),), 90).code, "add") == 0
+
+
+def specialisations() -> list[tuple[int, launch.Defines]]:
+    """What the named configurations can meet on every architecture, and everything on two."""
+    modes = {config.load(path.stem, {}, others=frozenset({"vary"})).mode for path in (ROOT / "configs").glob("*.yaml")}
+    wanted = []
+    for capability in ARCHITECTURES:
+        everything = capability in (75, 90)
+        for dtype in launch.ELEMENTS:
+            for mode in ("avg", "max", "exact") if everything else sorted(modes):
+                vector = launch.LOAD_BYTES // dtype.itemsize
+                wanted.append((capability, launch.specialise(dtype, mode, vector)))
+    return wanted
+
+
+def test_every_specialisation_compiles_without_spills() -> None:
+    def check(wanted: tuple[int, launch.Defines]) -> tuple[object, int]:
+        capability, defines = wanted
+        binary = nvrtc.compile_source(cuda.source(), defines, capability)
+        assert (binary.kind, binary.architecture) == ("cubin", f"sm_{capability}")
+        return wanted, frame_bytes(binary.code, cuda.ENTRY)
+
+    with ThreadPoolExecutor() as pool:
+        frames = list(pool.map(check, specialisations()))
+    assert len(frames) > 40
+    assert [wanted for wanted, frame in frames if frame > 0] == []
+
+
+@pytest.mark.parametrize("mode", ["avg", "max", "exact"])
+@pytest.mark.parametrize("vector", [1, 2])
+def test_narrow_loads_and_long_lists_compile(mode: str, vector: int) -> None:
+    for overflow in (False, True):
+        defines = launch.specialise(torch.bfloat16, mode, vector, overflow=overflow)
+        assert nvrtc.compile_source(cuda.source(), defines, 90).code.startswith(b"\x7fELF")
+
+
+def test_the_cache_is_used_and_knows_what_matters(cache: Path) -> None:
+    first = nvrtc.compile_source(ADD, (("SCALE", "2"),), 90)
+    again = nvrtc.compile_source(ADD, (("SCALE", "2"),), 90)
+    assert (first.cached, again.cached) == (False, True)
+    assert again.code == first.code
+    assert not nvrtc.compile_source(ADD, (("SCALE", "3"),), 90).cached
+    assert not nvrtc.compile_source(ADD, (("SCALE", "2"),), 80).cached
+    assert not nvrtc.compile_source(ADD + "\n", (("SCALE", "2"),), 90).cached
+    assert nvrtc.cache_folder() == cache / "roialign" / "cuda"
+
+
+def test_without_a_cache_folder_it_compiles_in_memory(cache: Path) -> None:
+    cache.write_text("a file where the folder should be")
+    for _ in range(2):
+        assert not nvrtc.compile_source(ADD, (("SCALE", "2"),), 90).cached
+
+
+def test_a_cache_that_cannot_be_written_is_read(cache: Path) -> None:
+    kept = nvrtc.compile_source(ADD, (("SCALE", "2"),), 90)
+    folder = nvrtc.cache_folder() / "tmp"  # where a new entry is staged
+    folder.rmdir()
+    folder.write_text("in the way")
+    assert nvrtc.compile_source(ADD, (("SCALE", "2"),), 90).code == kept.code
+    assert not nvrtc.compile_source(ADD, (("SCALE", "5"),), 90).cached
+
+
+def _compile(_: int) -> bytes:
+    return nvrtc.compile_source(ADD, (("SCALE", "2"),), 90).code
+
+
+def test_several_processes_compile_at_once() -> None:
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        codes = pool.map(_compile, range(6), chunksize=1)
+    assert len(set(codes)) == 1
+
+
+def test_a_refusal_shows_the_log_the_architecture_and_the_options() -> None:
+    with pytest.raises(KernelError) as caught:
+        nvrtc.compile_source(ADD, (("SCALE", "no_such_name"),), 89)
+    for part in ("-arch=sm_89", "-DSCALE=no_such_name", 'identifier "no_such_name" is undefined', nvrtc.version()):
+        assert part in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [(90, ("cubin", "sm_90")), (87, ("cubin", "sm_86")), (121, ("cubin", "sm_120")), (140, ("ptx", "compute_120"))],
+)
+def test_the_target_is_the_device_or_the_nearest_that_runs_on_it(capability: int, expected: tuple[str, str]) -> None:
+    assert nvrtc.target(capability, [75, 80, 86, 90, 120]) == expected
+
+
+@pytest.mark.parametrize("capability", [61, 70])
+def test_a_device_older_than_nvrtc_is_told(capability: int) -> None:
+    with pytest.raises(KernelError, match=rf"capability 7.5 or later, found {capability / 10}"):
+        nvrtc.target(capability, [75, 80, 90])
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.core", None)
+    with pytest.raises(KernelError, match="cuda-core") as caught:
+        nvrtc.compile_source(ADD, (), 90)
+    assert caught.value.reference == "kernel-unavailable"
+
+
+def test_nothing_of_cuda_is_imported_before_it_is_needed() -> None:
+    code = "import sys, roialign_cli.ops; sys.exit(len({'cuda.core', 'cuda.bindings.nvrtc'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

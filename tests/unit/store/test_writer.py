@@ -1,0 +1,478 @@
+"""The writer's promises: done follows the disk, a failed sync vouches for nothing, and checksums are of what was written."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from helpers.feature_files import vouch
+from helpers.images import paint
+from helpers.sample_data import SAMPLE_BOXES, SAMPLE_IMAGES
+from helpers.small_runs import IMAGES, run
+
+from roialign_cli import FeatureFile, extract
+from roialign_cli.arrays import PackedNames
+from roialign_cli.errors import OutputError, RoialignError
+from roialign_cli.store import writer as writer_module
+from roialign_cli.store.check import check
+from roialign_cli.store.identity import plan_sha256, table_sha256
+from roialign_cli.store.merge import merge
+from roialign_cli.store.schema import DONE, PENDING
+from roialign_cli.store.writer import FeatureWriter, open_writer
+from roialign_cli.types import BoxTable, Plan
+
+
+@pytest.fixture
+def laid_out(five_images: Path) -> Path:
+    """A file of which nothing is done."""
+    run(five_images, images=0)
+    return five_images / "f.h5"
+
+
+def values(image: int) -> np.ndarray:
+    return np.full((1, 32, 2, 2), image + 1, np.float32)
+
+
+class Syncs:
+    """Takes the place of os.fsync: keeps what was on the disk after each, and lets the n-th fail."""
+
+    def __init__(self, path: Path, failing: int = 0) -> None:
+        self.path, self.failing, self.count = path, failing, 0
+        self.durable: list[bytes] = []
+        self._real = os.fsync
+        self._lock = threading.Lock()
+
+    def __call__(self, descriptor: int) -> None:
+        with self._lock:
+            self.count += 1
+            if self.count == self.failing:
+                raise OSError(errno.EIO, "Input/output error")
+            self._real(descriptor)
+            if self.path.exists():
+                self.durable.append(self.path.read_bytes())
+
+
+def error_of(call: Callable[[], object]) -> RoialignError | None:
+    """Return the error that a call raises, if any."""
+    try:
+        call()
+    except RoialignError as error:
+        return error
+    return None
+
+
+def write_all(writer: FeatureWriter) -> None:
+    for image in range(IMAGES):
+        writer.begin(image)
+        writer.features("features", image, image, values(image))
+        writer.done(image)
+    writer.close()
+
+
+def done_of(content: bytes, path: Path) -> dict[str, bytes]:
+    """Return the rows of the images that are done."""
+    path.write_bytes(content)
+    with FeatureFile(path) as file:
+        return {name: np.array(file[name].features).tobytes() for name in file.done_names}
+
+
+def assert_done_follows_the_disk(syncs: Syncs, before: bytes | None, final: Path) -> None:
+    """Check that rows were on the disk before their image was marked done there, and that all of it is there at the end."""
+    assert syncs.durable[-1] == final.read_bytes()
+    snapshots = [*([before] if before else []), *syncs.durable, final.read_bytes()]
+    scratch = final.with_name("scratch.h5")
+    marked = 0
+    for earlier, later in pairwise(snapshots):
+        new = done_of(later, scratch).keys() - done_of(earlier, scratch).keys()
+        if not new:
+            continue
+        # The rows that were synced, read as if they were marked done.
+        with h5py.File(scratch, "r") as file:
+            names = [name.decode() for name in file["images/name"]]
+        scratch.write_bytes(earlier)
+        with h5py.File(scratch, "r+") as file:
+            file["images/status"][...] = DONE
+        synced, right = done_of(scratch.read_bytes(), scratch), done_of(final.read_bytes(), scratch)
+        assert all(synced[name] == right[name] for name in names if name in new)
+        marked += len(new)
+    assert marked == len(done_of(final.read_bytes(), scratch)) - (len(done_of(before, scratch)) if before else 0)
+
+
+def test_done_follows_the_disk(laid_out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "CHECKPOINT_SECONDS", 0.0)
+    before = laid_out.read_bytes()
+    syncs = Syncs(laid_out)
+    monkeypatch.setattr(os, "fsync", syncs)
+    run(laid_out.parent)
+    assert_done_follows_the_disk(syncs, before, laid_out)
+
+
+def test_all_of_a_run_is_on_the_disk_at_its_end(laid_out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs = Syncs(laid_out)
+    monkeypatch.setattr(os, "fsync", syncs)
+    run(laid_out.parent)
+    assert syncs.durable[-1] == laid_out.read_bytes()
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(five_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output, seen, sync = five_images / "f.h5", [], os.fsync
+
+    def fsync(descriptor: int) -> None:
+        seen.append((os.fstat(descriptor).st_ino, output.exists()))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    run(five_images, images=0)
+    assert (output.stat().st_ino, False) in seen
+    assert (five_images.stat().st_ino, True) in seen
+
+
+def test_merging_too(five_images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in (1, 2, 3):
+        run(five_images, shard=f"{number}/3")
+    shards = sorted(five_images.glob("f-*.h5"))
+    syncs = Syncs(five_images / "merged.h5")
+    monkeypatch.setattr(os, "fsync", syncs)
+    merge(shards, five_images / "merged.h5")
+    assert_done_follows_the_disk(syncs, None, five_images / "merged.h5")
+    # And where the images were done already, as of older shards: none stays marked while it is written.
+    older = five_images / "merged.h5"
+    with h5py.File(older, "r+") as file:
+        for image in range(IMAGES):
+            file["features"][image] = 0
+            file["images/crc32"][image] += 1
+            vouch(file, image)
+    before = older.read_bytes()
+    syncs = Syncs(older)
+    monkeypatch.setattr(os, "fsync", syncs)
+    merge(shards, older)
+    with FeatureFile(older) as file:
+        status = file.extents["images/status"].offset
+    changed = np.flatnonzero(np.frombuffer(before, np.uint8) != np.frombuffer(syncs.durable[0], np.uint8))
+    assert set(changed.tolist()) <= set(range(status, status + IMAGES))
+    right = done_of(older.read_bytes(), five_images / "scratch.h5")
+    old = done_of(before, five_images / "scratch.h5")
+    for content in syncs.durable:
+        for name, rows in done_of(content, five_images / "scratch.h5").items():
+            assert rows in (right[name], old[name]), name
+
+
+def test_an_image_is_pending_on_the_disk_before_it_is_written_again(
+    five_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(five_images)
+    paint(five_images / "im" / "1.png", 77)
+    before = (five_images / "f.h5").read_bytes()
+    with FeatureFile(five_images / "f.h5") as file:
+        status = file.extents["images/status"].offset
+    syncs = Syncs(five_images / "f.h5")
+    monkeypatch.setattr(os, "fsync", syncs)
+    with pytest.warns(RuntimeWarning, match="changed"):
+        run(five_images)
+    changed = np.flatnonzero(np.frombuffer(before, np.uint8) != np.frombuffer(syncs.durable[0], np.uint8))
+    assert changed.tolist() == [status + 1]
+
+
+@pytest.mark.parametrize("failing", [1, 2])
+def test_a_failed_sync_vouches_for_nothing(laid_out: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    """A second sync may succeed without the data, so it is not tried, and what follows is not vouched for."""
+    syncs = Syncs(laid_out, failing)
+    monkeypatch.setattr(writer_module, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(os, "fsync", syncs)
+    writer = open_writer(laid_out)
+    error = error_of(lambda: write_all(writer))
+    assert error is not None
+    assert (error.exit_code, error.reference) == (6, "output-write")
+    assert "Input/output error" in error.message
+    with pytest.raises(OutputError):
+        writer.close()
+    with FeatureFile(laid_out) as file:
+        allowed = 0 if failing == 1 else 1  # the first sync was of the first image's rows, the second of its status
+        assert (file.status != PENDING).sum() <= allowed
+        assert (file.status[1:] == PENDING).all()
+    assert syncs.count == failing
+
+
+@pytest.mark.parametrize("failing", range(1, 9))
+def test_a_failed_sync_ends_a_merge(five_images: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
+    for number in (1, 2):
+        run(five_images, shard=f"{number}/2")
+    shards, output = sorted(five_images.glob("f-*.h5")), five_images / "merged.h5"
+    syncs = Syncs(output, failing)
+    monkeypatch.setattr(os, "fsync", syncs)
+    error = error_of(lambda: merge(shards, output))
+    assert (error is not None) == (syncs.count >= failing)
+    assert error is None or error.exit_code == 6
+    if output.exists():
+        with FeatureFile(output) as file, FeatureFile(shards) as parts:
+            assert check(file).problems == []
+            for name in file.done_names:
+                assert np.array_equal(file[name].features, parts[name].features)
+
+
+def test_memory_is_released_after_it_was_written(laid_out: Path) -> None:
+    shared = values(0)
+    released = []
+
+    def release() -> None:
+        shared[...] = -1
+        released.append(1)
+
+    with open_writer(laid_out) as writer:
+        writer.features("features", 0, 0, shared, release)
+        writer.done(0)
+    assert released == [1]
+    with FeatureFile(laid_out) as file:
+        assert np.array_equal(file["0.png"].features, values(0))
+        assert check(file).problems == []
+
+
+def test_an_image_that_begins_again_is_counted_once(laid_out: Path) -> None:
+    """Memory may run out in the middle of a batch, which is then computed again."""
+    with open_writer(laid_out) as writer:
+        writer.begin(0)
+        writer.features("features", 0, 0, values(7))
+        writer.begin(0)
+        writer.features("features", 0, 0, values(0))
+        writer.rows("images/size", 0, np.array([[40, 60]]))
+        writer.done(0)
+    with FeatureFile(laid_out) as file:
+        assert check(file).problems == []
+        assert np.array_equal(file["0.png"].features, values(0))
+
+
+def test_the_checksum_is_of_all_rows(laid_out: Path) -> None:
+    """An image may have more rows than a block."""
+    with open_writer(laid_out) as writer:
+        writer.features("features", 0, 0, values(7)[:0])
+        writer.features("features", 0, 0, values(0))
+        writer.features("features", 0, 1, values(1)[:0])
+        writer.rows("images/size", 0, np.array([[40, 60]]))
+        writer.done(0)
+    with FeatureFile(laid_out) as file:
+        assert check(file).problems == []
+
+
+def test_what_is_written_lies_in_the_file(laid_out: Path) -> None:
+    """Rows beyond a dataset, or of another shape, would be another dataset's."""
+    for first, rows in ((IMAGES, values(0)), (-1, values(0)), (0, values(0)[:, :5]), (0, values(0).astype(np.float64))):
+        writer = open_writer(laid_out)
+        writer.features("features", 0, first, rows)
+        with pytest.raises(AssertionError):
+            writer.close()
+
+
+def test_done_rows_are_left_alone_on_resume(five_images: Path) -> None:
+    """Even where their batch is computed for the sake of another image."""
+    run(five_images, batch_size=IMAGES)
+    with h5py.File(five_images / "f.h5", "r+") as file:
+        file["features"][0] = 5
+        rows = np.full((1, 32, 2, 2), 5, np.float32)
+        import zlib
+
+        file["images/crc32"][0] = zlib.crc32(rows.tobytes())
+        file["images/status"][1] = PENDING
+        vouch(file, 0)
+    assert run(five_images, batch_size=IMAGES).finished
+    with FeatureFile(five_images / "f.h5") as file:
+        assert (np.array(file["0.png"].features) == 5).all()
+        assert check(file).problems == []
+
+
+def test_other_weights_under_the_same_name_are_refused(tmp_path: Path) -> None:
+    import torch
+    from torchvision.models import resnet18
+
+    def save(seed: int) -> None:
+        torch.manual_seed(seed)
+        torch.save(resnet18().state_dict(), tmp_path / "w.pth")
+
+    options: dict[str, Any] = {
+        "backbone": "resnet18",
+        "weights": str(tmp_path / "w.pth"),
+        "output_size": 1,
+        "resize": "64",
+    }
+    save(0)
+    asked = iter([False])
+    extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", should_stop=lambda: next(asked, True), **options)
+    save(1)
+    with pytest.raises(OutputError, match="the weights have changed since"):
+        extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", **options)
+
+
+def test_shards_of_another_plan_are_refused(five_images: Path) -> None:
+    """The images of shard 2 are the same in both plans; those of shard 1 are not."""
+    run(five_images, shard="2/2", images=1)
+    (five_images / "im" / "0.png").rename(five_images / "im" / "00.png")
+    with pytest.raises(OutputError, match="images, boxes or sizes of the whole run have changed since") as error:
+        run(five_images, shard="2/2")
+    assert error.value.reference == "output-mismatch"
+
+
+def test_shards_that_lack_images_do_not_belong_together(five_images: Path) -> None:
+    for number in (1, 2):
+        run(five_images, shard=f"{number}/2")
+    shards = sorted(five_images.glob("f-*.h5"))
+    for path in shards:
+        with h5py.File(path, "r+") as file:
+            file.attrs["plan_images"] = IMAGES + 1
+    with pytest.raises(OutputError, match=f"expected 2 shards of {IMAGES + 1} images, found 2 of {IMAGES}"):
+        FeatureFile(shards)
+
+
+def a_plan() -> Plan:
+    table = BoxTable(
+        names=PackedNames.from_strings(["a.jpg", "b.jpg"]),
+        offset=np.array([0, 1, 3]),
+        boxes=np.arange(12, dtype=np.float32).reshape(3, 4),
+        labels=np.array(["x", "y", "z"]),
+        scores=np.array([0.1, 0.2, 0.3], np.float32),
+        ids=np.array([1, 2, 3]),
+    )
+    return Plan(table, np.array([[10, 20], [30, 40]]), {}, 0, 0, 0)
+
+
+@pytest.mark.parametrize("change", ["names", "where names end", "offset", "boxes", "labels", "scores", "ids"])
+def test_what_identifies_a_table(change: str) -> None:
+    table = a_plan().table
+    other = {
+        "names": replace(table, names=PackedNames.from_strings(["a.jpg", "c.jpg"])),
+        "where names end": replace(table, names=PackedNames.from_strings(["a.jp", "gb.jpg"])),
+        "offset": replace(table, offset=np.array([0, 2, 3])),
+        "boxes": replace(table, boxes=table.boxes + np.float32(0.5)),
+        "labels": replace(table, labels=np.array(["x", "y", "w"])),
+        "scores": replace(table, scores=None),
+        "ids": replace(table, ids=np.array([1, 2, 4])),
+    }[change]
+    assert table_sha256(table) == table_sha256(replace(table))
+    assert table_sha256(other) != table_sha256(table)
+    if change in ("names", "where names end", "offset", "boxes"):
+        plan = a_plan()
+        assert plan_sha256(replace(plan, table=other)) != plan_sha256(plan)
+
+
+def test_what_identifies_a_plan_and_what_does_not() -> None:
+    plan = a_plan()
+    assert plan_sha256(replace(plan, sizes=plan.sizes + 1)) != plan_sha256(plan)  # shards are cut by it
+    relative_boxes = plan.table.boxes.astype(np.float64) / 100
+    relative = replace(plan.table, relative_boxes=relative_boxes)
+    assert table_sha256(replace(relative, boxes=relative.boxes * 2)) == table_sha256(relative)
+    assert table_sha256(replace(relative, relative_boxes=relative_boxes * 2)) != table_sha256(relative)
+
+
+@pytest.fixture(scope="module")
+def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with every table there is, one image that failed and one without boxes."""
+    import json
+
+    folder = tmp_path_factory.mktemp("rich")
+    (folder / "im").mkdir()
+    table = {}
+    for i in range(3):
+        paint(folder / "im" / f"{i}.png", i)
+        boxes = [[0, 0, 20, 20], [3, 3, 50, 30]] if i else []
+        count = range(len(boxes))
+        table[f"{i}.png"] = {
+            "boxes": boxes, "labels": [f"l{k}" for k in count], "scores": [0.5 for _ in count], "ids": [str(k) for k in count]
+        }  # fmt: skip
+    table["bad.png"] = {"boxes": [[0, 0, 9, 9]], "labels": ["bad"], "scores": [0.25], "ids": ["b"]}
+    (folder / "im" / "bad.png").write_bytes(b"none")
+    (folder / "boxes.json").write_text(json.dumps(table))
+    options = {"backbone": "fasterrcnn_mobilenet_v3_large_320_fpn", "weights": "random", "resize": "none"}
+    extract(folder / "im", folder / "boxes.json", folder / "f.h5", output_size=1, **options)
+    with FeatureFile(folder / "f.h5") as file:
+        assert check(file).problems == []
+        assert {"labels", "scores", "ids", "levels"} <= file.extents.keys()
+        assert file.status.tolist() == [1, 1, 1, 2]
+    return folder / "f.h5"
+
+
+TABLES_OF_BOXES = ["boxes", "labels", "scores", "ids", "levels"]
+TABLES_OF_IMAGES = [
+    "name",
+    "offset",
+    "size",
+    "status",
+    "error",
+    "crc32",
+    "table_crc32",
+    "file_size",
+    "modified",
+    "sha256",
+]
+
+
+@pytest.mark.parametrize("name", [*TABLES_OF_BOXES, *(f"images/{name}" for name in TABLES_OF_IMAGES), "features"])
+def test_every_damaged_byte_of_every_table_is_found(rich: Path, tmp_path: Path, name: str) -> None:
+    """Damage images that are done and the one that failed, whose features do not count."""
+    with FeatureFile(rich) as file:
+        place, offset = file.extents[name], file.offset.tolist()
+    whole = rich.read_bytes()
+    rows = {"images/": [0, 1, 3]}.get(name[:7], [offset[1], offset[2], *([offset[3]] if name != "features" else [])])
+    for row in rows:
+        for byte in {0, place.row_bytes // 2, place.row_bytes - 1}:
+            for bit in (0, 7):
+                damaged = bytearray(whole)
+                damaged[place.offset + row * place.row_bytes + byte] ^= 1 << bit
+                path = tmp_path / "x.h5"
+                path.write_bytes(damaged)
+                assert is_found(path), (name, row, byte, bit)
+
+
+def is_found(path: Path) -> bool:
+    """Return whether opening or checking a file finds its damage; a status that becomes pending is computed again."""
+    try:
+        with FeatureFile(path) as file:
+            report = check(file)
+    except OutputError:
+        return True
+    return bool(report.problems or report.pending)
+
+
+VALUES: dict[str, tuple[Callable[[h5py.File], None], str]] = {
+    "a status": (lambda file: file["images/status"].__setitem__(1, 3), "images/status"),
+    "a size": (lambda file: file["images/size"].__setitem__(1, [0, 5]), "images/size"),
+    "a negative size": (lambda file: file["images/size"].__setitem__(3, [-1, 5]), "images/size"),
+    "a box": (lambda file: file["boxes"].__setitem__(0, [9, 9, 3, 3]), "boxes"),
+    "no number": (lambda file: file["boxes"].__setitem__(0, [0, 0, np.nan, 3]), "boxes"),
+    "a score": (lambda file: file["scores"].__setitem__(0, np.inf), "scores"),
+    "a level": (lambda file: file["levels"].__setitem__(0, 9), "levels"),
+    "no checksums": (lambda file: file.__delitem__("images/table_crc32"), "images/table_crc32"),
+    "no checksum of attributes": (lambda file: file.attrs.__delitem__("attributes_crc32"), "attributes_crc32"),
+}
+
+
+@pytest.mark.parametrize("what", VALUES)
+def test_what_cannot_be_is_found_though_every_checksum_matches(rich: Path, tmp_path: Path, what: str) -> None:
+    harm, name = VALUES[what]
+    path = tmp_path / "x.h5"
+    shutil.copy(rich, path)
+    with h5py.File(path, "r+") as file:
+        harm(file)
+        if "images/table_crc32" in file:
+            for image in range(4):
+                vouch(file, image)
+    with FeatureFile(path) as file:
+        assert any(name in problem for problem in check(file).problems), check(file).problems
+
+
+@pytest.mark.parametrize(("image", "status"), [(1, 2), (3, 1)])
+def test_a_status_that_became_another_is_found(rich: Path, tmp_path: Path, image: int, status: int) -> None:
+    path = tmp_path / "x.h5"
+    shutil.copy(rich, path)
+    with h5py.File(path, "r+") as file:
+        file["images/status"][image] = status
+    assert is_found(path)
+    with FeatureFile(path) as file:
+        assert check(file).problems

@@ -1,0 +1,50 @@
+"""Test that the allocator keeps freed memory while a run lasts and gives it back afterwards."""
+
+from __future__ import annotations
+
+import multiprocessing
+import platform
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from roialign_cli.system import allocator
+
+
+def resident() -> float:
+    """Megabytes in memory."""
+    found = re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text())
+    return int(found[1]) / 1e3
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
+def test_memory_is_kept_and_then_given_back() -> None:
+    """In a process of its own: what other tests left free could be used instead of new memory."""
+    process = multiprocessing.get_context("forkserver").Process(target=keep_and_give_back)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def keep_and_give_back() -> None:
+    before = resident()
+    with allocator.retain_freed_memory():
+        torch.ones(64 << 20)  # 268 MB, freed at once
+        assert resident() > before + 200
+        allocator.release()
+        assert resident() < before + 100
+        with allocator.retain_freed_memory():  # a run within what keeps more than one
+            torch.ones(64 << 20)
+        assert resident() > before + 200
+        allocator.trim_for_size((480, 640))
+        torch.ones(64 << 20)
+        allocator.trim_for_size((480, 640))
+        assert resident() > before + 200
+        allocator.trim_for_size((640, 480))
+        assert resident() < before + 100
+        torch.ones(64 << 20)
+    assert resident() < before + 100
+    torch.ones(64 << 20)
+    assert resident() < before + 100
