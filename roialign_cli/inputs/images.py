@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from roialign_cli.arrays import NAMES_AT_ONCE, PackedNames
+from roialign_cli.arrays import NAMES_PER_BLOCK, PackedNames
 from roialign_cli.config import MAX_PIXELS
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.file_versions import version_of
@@ -77,8 +77,8 @@ class ImageListing:
     def has(self, names: PackedNames) -> npt.NDArray[np.bool_]:
         """Which of the names [M] are there."""
         found = np.zeros(len(names), np.bool_)
-        for begin in range(0, len(names) if len(self) else 0, NAMES_AT_ONCE):
-            wanted = np.fromiter(map(hash, names[begin : begin + NAMES_AT_ONCE].encoded()), np.int64)
+        for begin in range(0, len(names) if len(self) else 0, NAMES_PER_BLOCK):
+            wanted = np.fromiter(map(hash, names[begin : begin + NAMES_PER_BLOCK].encoded()), np.int64)
             place = np.minimum(np.searchsorted(self._hashes, wanted), len(self) - 1)
             found[begin : begin + len(wanted)] = self._hashes[place] == wanted
         return found
