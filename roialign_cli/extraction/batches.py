@@ -13,7 +13,7 @@ import numpy as np
 
 from roialign_cli.config import Settings
 from roialign_cli.extraction.plan import Size
-from roialign_cli.inputs.images import DecodedImage, ImageError, decode_image, too_slow
+from roialign_cli.inputs.images import DecodedImage, ImageError, decode_image, timeout_error
 from roialign_cli.system.file_threads import FileTask, FileThreads
 from roialign_cli.types import Plan
 
@@ -32,7 +32,7 @@ def load_batches(
         try:
             return threads.wait(task)
         except TimeoutError:
-            return too_slow(settings.image_timeout)
+            return timeout_error(settings.image_timeout)
         except ImageError as error:
             return error
 

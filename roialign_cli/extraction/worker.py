@@ -112,7 +112,7 @@ class BatchWorker:
 
     def _fail(self, image: int, error: ImageError) -> None:
         if self.job.settings.on_error == "stop":
-            raise error.of(self.job.plan.table.names[image])
+            raise error.with_name(self.job.plan.table.names[image])
         if not self.done[image]:
             self._writer.failed(image, error.message)
             self._settle(image)
