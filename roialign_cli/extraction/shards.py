@@ -127,7 +127,7 @@ def shard_plan(whole: PlanSplit, number: int) -> tuple[Plan, dict[str, Any]]:
     low, high = int(table.offset[first]), int(table.offset[stop])
     rows = {
         name: values[low:high]
-        for name in ("boxes", "labels", "scores", "ids", "crowd", "shares")
+        for name in ("boxes", "labels", "scores", "ids", "crowd", "relative_boxes")
         if (values := getattr(table, name)) is not None
     }
     part = replace(table, names=table.names[first:stop], offset=table.offset[first : stop + 1] - low, **rows)

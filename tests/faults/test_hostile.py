@@ -160,7 +160,7 @@ def test_paths_that_lead_out_of_the_folder(name: str, runs: Runs, tmp_path: Path
     Image.new("RGB", (20, 30)).save(tmp_path / "im" / "good.jpg")
     ended = run_over(tmp_path, {"good.jpg": [[0, 0, 9, 9]], name: [[0, 0, 9, 9]]}, runs)
     assert ended.code == 3, ended
-    assert "inside it" in ended.log
+    assert "inside the image folder" in ended.log
     TABLE["path out of the folder"].runs += 1
 
 
