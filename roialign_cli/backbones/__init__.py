@@ -74,10 +74,10 @@ def load_backbone(settings: Settings) -> Backbone:
 
     kind = available().get(settings.backbone)
     if settings.head == "box" and kind != "detection":
-        message = f"{settings.backbone}: head: expected a detection model, which has a box head, found another"
+        message = f"{settings.backbone}: head: expected a detection model, which has a box head, found another model"
         raise BackboneError("backbone-head", message, "--backbone fasterrcnn_resnet50_fpn")
     if settings.head == "c5" and kind != "classification":
-        message = f"{settings.backbone}: head: expected a ResNet, which has a stage C5, found another"
+        message = f"{settings.backbone}: head: expected a ResNet, which has a stage C5, found another model"
         raise BackboneError("backbone-head", message, "--backbone resnet101")
     if settings.backbone == "gabor":
         from roialign_cli.backbones import gabor

@@ -1,8 +1,9 @@
 """Load the user's models: `module.path:function` returns one, `file.pt2` was saved by torch.export, `timm:NAME` is timm's.
 
 A model takes images [N, 3, H, W], normalised as (x - mean) / std, and returns a map [N, C, H', W'] or a dict or list of
-maps. Its attribute `preprocessing`, a dict, may set mean, std, resize (SHORT[,MAX]) and multiple (pixels, to which images
-are padded); the defaults are ImageNet's mean and std, the image's own size, and 1. Naming a module runs its code.
+maps. Its attribute `preprocessing`, a dict, may set mean, std, resize (SHORT[,MAX]) and multiple (height and width are
+padded to multiples of it); the defaults are ImageNet's mean and std, the image's own size, and 1. Importing a module runs
+its code.
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ def _box_head(settings: Settings, whole: Any) -> tuple[nn.Module, int]:
     The head takes RoIs that are pooled from the whole pyramid in the output size that it was trained with.
     """
     if not hasattr(whole, "roi_heads"):
-        message = f"{settings.backbone}: head: expected a two-stage detector, which has a box head, found another"
+        message = f"{settings.backbone}: head: expected a two-stage detector, which has a box head, found another model"
         raise BackboneError("backbone-head", message, "--backbone fasterrcnn_resnet50_fpn")
     size = tuple(whole.roi_heads.box_roi_pool.output_size)
     if settings.output_size != size or settings.layers not in ((), (PYRAMID,)):

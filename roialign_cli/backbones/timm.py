@@ -31,7 +31,7 @@ def build_model(name: str, layers: tuple[str, ...], weights: bool | Mapping[str,
     try:
         import timm
     except ImportError:
-        message = f"{name}: expected the package timm, found none"
+        message = f"{name}: expected timm to be installed, found no such package"
         raise BackboneError("backbone-own", message, "pip install 'roialign[timm]'") from None
     model_name = name.removeprefix(PREFIX)
     if not timm.is_model(model_name):
@@ -51,7 +51,7 @@ def build_model(name: str, layers: tuple[str, ...], weights: bool | Mapping[str,
         reason = textwrap.shorten(str(error), MAX_REASON_CHARACTERS, placeholder=" ...")
         if not isinstance(weights, bool):
             raise BackboneError("weights-mismatch", f"{name}: {reason}", "is it another model?") from None
-        hint = "--weights PATH with a state dict fetched elsewhere, or --weights random" if weights else ""
+        hint = "--weights PATH with a state dict downloaded elsewhere, or --weights random" if weights else ""
         raise BackboneError("weights-unreachable", f"{name}: cannot be created: {reason}", hint) from None
     if not isinstance(weights, bool):  # timm silently leaves parameters random that the state dict lacks
         initial = dict(_create(model_name, output_options).named_parameters())

@@ -166,7 +166,7 @@ def _c5_head(settings: Settings, whole: nn.Module) -> tuple[tuple[str, ...], nn.
     appendix A). It turns RoIs of 14 x 14 bins into vectors [K, 2048], or [K, 512] on a ResNet-18 or ResNet-34.
     """
     if not isinstance(whole, ResNet):
-        message = f"{settings.backbone}: head: expected a ResNet, which has a stage C5, found another"
+        message = f"{settings.backbone}: head: expected a ResNet, which has a stage C5, found another model"
         raise BackboneError("backbone-head", message, "--backbone resnet101")
     if settings.layers not in ((), (C4_LAYER,)):
         expected = f"expected layer {C4_LAYER} with head c5"

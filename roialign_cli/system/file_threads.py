@@ -29,7 +29,7 @@ class FileTask(Generic[Result]):
 
 
 class FileThreads(Generic[Result]):
-    """A pool of threads that work on files and replaces a thread whose work takes longer than `timeout` seconds.
+    """A pool of threads that work on files; it replaces a thread whose work takes longer than `timeout` seconds.
 
     A thread cannot be ended from outside, so it is abandoned. The threads are daemons, so that the process can exit in
     spite of them; concurrent.futures would wait for its threads. `timeout` 0: no limit.

@@ -1,4 +1,4 @@
-"""Read files that a user names safely: only regular files, and only YAML that is plain data of limited size."""
+"""Safely read the files that a user names: only regular files, and only YAML that is plain data of limited size."""
 
 from __future__ import annotations
 

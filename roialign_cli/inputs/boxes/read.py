@@ -63,7 +63,9 @@ def read_boxes(path: Path | None, folder: Path | None = None, settings: Settings
             raise ConfigError("config-value", f"grid: expected no box file, found {path}")
         return select("grid", grid.make(settings.grid, images), settings)
     if path is None:
-        raise ConfigError("config-value", "expected a box file, found none", "or --whole-image, or --grid 3x3")
+        raise ConfigError(
+            "config-value", "expected a box file, found none", "name one, or use --whole-image or --grid 3x3"
+        )
     source = Source(path, images, settings)
     with _input_errors(path):
         if not path.is_dir():

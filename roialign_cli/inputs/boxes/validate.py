@@ -24,7 +24,7 @@ def check_text(path: str, table: BoxTable) -> None:
             if wrong.any():
                 row = begin + int(wrong.argmax())
                 raise format_error(
-                    _place(path, table, row), f"{what}: expected Unicode text, found {str(column[row])!r}"
+                    _row_location(path, table, row), f"{what}: expected Unicode text, found {str(column[row])!r}"
                 )
 
 
@@ -33,14 +33,16 @@ def check_values(path: str, table: BoxTable, boxes_format: str) -> None:
     if table.scores is not None and not np.isfinite(table.scores).all():
         row = int((~np.isfinite(table.scores)).argmax())
         raise InputError(
-            "score-not-finite", f"{_place(path, table, row)}: expected a finite score, found {table.scores[row]}"
+            "score-not-finite", f"{_row_location(path, table, row)}: expected a finite score, found {table.scores[row]}"
         )
     boxes = table.boxes
     for begin in range(0, len(boxes), ROWS_PER_BLOCK):
         block = boxes[begin : begin + ROWS_PER_BLOCK]
         wrong = ~np.isfinite(block).all(axis=1) | (block[:, 2] < block[:, 0]) | (block[:, 3] < block[:, 1])
         if wrong.any():
-            raise _box_error(_place(path, table, begin + int(wrong.argmax())), block[wrong.argmax()], boxes_format)
+            raise _box_error(
+                _row_location(path, table, begin + int(wrong.argmax())), block[wrong.argmax()], boxes_format
+            )
 
 
 def _box_error(where: str, box: Floats, boxes_format: str) -> InputError:
@@ -58,7 +60,7 @@ def _box_error(where: str, box: Floats, boxes_format: str) -> InputError:
     )
 
 
-def _place(path: str, table: BoxTable, row: int) -> str:
-    """Return where a row of the table stands in the file, for an error message."""
+def _row_location(path: str, table: BoxTable, row: int) -> str:
+    """Return the location of a row in the file, for an error message."""
     image = int(np.searchsorted(table.offset, row, side="right")) - 1
     return f'{path}: "{table.names[image]}", box {row - int(table.offset[image])}'

@@ -44,7 +44,8 @@ def read(source: Source) -> BoxTable:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
-        raise format_error(source.path, "expected pyarrow to read Parquet, found none", "pip install pyarrow") from None
+        expected = "expected pyarrow to be installed to read Parquet"
+        raise format_error(source.path, f"{expected}, found no such package", "pip install pyarrow") from None
     pool = pyarrow.default_memory_pool()
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # the default pool keeps freed memory
     try:
