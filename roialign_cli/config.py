@@ -27,6 +27,7 @@ Head = Literal["none", "box", "c5"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["float32", "float16"]
 Kernel = Literal["auto", "cpu", "cuda", "torchvision"]
+Resize = tuple[int, int | None] | None  # (short side, longest side or None) in pixels; None: the image's own size
 
 MAX_PIXELS = 178_956_970  # above this, Pillow raises DecompressionBombError by default
 DETECTION_RESIZE = (800, 1333)  # pixels: short side and maximum of the long side in torchvision's detection models
@@ -146,7 +147,7 @@ def suggest(name: str, known: list[str]) -> str:
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
-def parse_resize(resize: str) -> tuple[int, int | None] | None:
+def parse_resize(resize: str) -> Resize:
     """Parse `none` to None and `SHORT[,MAX]` to (SHORT, MAX or None), in pixels."""
     if resize == "none":
         return None

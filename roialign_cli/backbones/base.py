@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from roialign_cli.backbones.optimize import OnDemand
-from roialign_cli.config import Settings, parse_resize
+from roialign_cli.config import Resize, Settings, parse_resize
 
 Levels = tuple[Tensor | None, ...]  # one map [N, C, H, W] per level, or None if it was not requested
 Maps = tuple[Levels, ...]  # one entry per layer
 # Per layer, for each level that any RoI reads: rectangles of cells [k, 5] as (image, first row, first column, last row,
 # last column).
 Reads = Sequence[Mapping[int, Tensor]]
-Resize = tuple[int, int | None] | None  # (short side, longest side or None) in pixels; None: the image's own size
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1], as in torchvision's ImageNet transforms
 IMAGENET_STD = (0.229, 0.224, 0.225)
