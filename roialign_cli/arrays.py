@@ -1,4 +1,4 @@
-"""Packed names and the array types that travel between the parts."""
+"""Packed names, and the array types that the parts of the package exchange."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import overload
 import numpy as np
 import numpy.typing as npt
 
-NAMES_AT_ONCE = 1 << 14  # unpacked at a time
+NAMES_PER_BLOCK = 1 << 14  # names that are unpacked at a time
 
 Floats = npt.NDArray[np.float32]
 Integers = npt.NDArray[np.int64]
@@ -21,17 +21,17 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class PackedNames(Sequence[str]):
-    """Names of images as UTF-8 one after another: name i is text[ends[i]:ends[i + 1]].
+    """Image names as one run of UTF-8 bytes: name i is text[ends[i]:ends[i + 1]].
 
-    10 million of them take 0.2 GB, not the 0.7 of as many strings, and travel between processes as two arrays.
+    10 million names take 0.2 GB instead of 0.7 GB as Python strings, and are pickled as two arrays.
     """
 
     text: npt.NDArray[np.uint8]
-    ends: Integers  # [M + 1], from 0
+    ends: Integers  # [M + 1], starting at 0
 
     @classmethod
     def from_strings(cls, names: Iterable[str]) -> PackedNames:
-        """Pack strings; what is no text in a file name, Python's surrogates, is kept."""
+        """Pack strings; bytes of file names that are not UTF-8, which Python holds as surrogates, are kept."""
         text, ends = bytearray(), array("q", [0])
         for name in names:
             text += name.encode("utf-8", "surrogateescape")
@@ -40,25 +40,25 @@ class PackedNames(Sequence[str]):
 
     @classmethod
     def from_bytes(cls, names: Sequence[bytes]) -> PackedNames:
-        """Pack names that are UTF-8 already."""
+        """Pack names that are already encoded as UTF-8."""
         ends = np.zeros(len(names) + 1, np.int64)
         np.cumsum([len(name) for name in names], out=ends[1:])
         return cls(np.frombuffer(b"".join(names), np.uint8), ends)
 
     @classmethod
     def join(cls, parts: Sequence[PackedNames]) -> PackedNames:
-        """All names of the parts, one after another."""
+        """Concatenate the names of several parts."""
         counts = [np.diff(part.ends) for part in parts]
         ends = np.zeros(sum(map(len, counts)) + 1, np.int64)
         np.concatenate([*counts, np.empty(0, np.int64)], out=ends[1:])
         return cls(np.concatenate([*(part.text for part in parts), np.empty(0, np.uint8)]), ends.cumsum(out=ends))
 
-    def where(self, chosen: npt.NDArray[np.bool_]) -> PackedNames:
-        """Those that are chosen [M], in their order."""
+    def where(self, mask: npt.NDArray[np.bool_]) -> PackedNames:
+        """Return the names for which the mask [M] is true, in their order."""
         lengths = np.diff(self.ends)
-        ends = np.zeros(int(chosen.sum()) + 1, np.int64)
-        np.cumsum(lengths[chosen], out=ends[1:])
-        return PackedNames(self.text[np.repeat(chosen, lengths)], ends)
+        ends = np.zeros(int(mask.sum()) + 1, np.int64)
+        np.cumsum(lengths[mask], out=ends[1:])
+        return PackedNames(self.text[np.repeat(mask, lengths)], ends)
 
     def __len__(self) -> int:
         return len(self.ends) - 1
@@ -71,7 +71,7 @@ class PackedNames(Sequence[str]):
         if isinstance(key, slice):
             first, stop, step = key.indices(len(self))
             if step != 1:
-                raise ValueError(f"expected names in a row, found every {step}th")
+                raise ValueError(f"expected a slice of step 1, found step {step}")
             ends = self.ends[first : max(first, stop) + 1]
             return PackedNames(self.text[ends[0] : ends[-1]], ends - ends[0])
         index = range(len(self))[key]
@@ -81,9 +81,9 @@ class PackedNames(Sequence[str]):
         return (name.decode("utf-8", "surrogateescape") for name in self.encoded())
 
     def encoded(self) -> Iterator[bytes]:
-        """Each as UTF-8."""
-        for first in range(0, len(self), NAMES_AT_ONCE):
-            ends = self.ends[first : first + NAMES_AT_ONCE + 1]
+        """Yield each name as UTF-8 bytes."""
+        for first in range(0, len(self), NAMES_PER_BLOCK):
+            ends = self.ends[first : first + NAMES_PER_BLOCK + 1]
             text = self.text[ends[0] : ends[-1]].tobytes()
             for begin, end in pairwise((ends - ends[0]).tolist()):
                 yield text[begin:end]
@@ -95,16 +95,16 @@ class PackedNames(Sequence[str]):
 
 
 def is_text(name: str) -> bool:
-    """Return whether a name is text, and not the bytes of a file name that are no UTF-8."""
-    return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
+    """Return whether a name is valid text, without the surrogates that stand for bytes that are not UTF-8."""
+    return name.isascii() or not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def unsafe_name(names: PackedNames) -> str | None:
-    """Return the first name that is empty, absolute, or could lead out of the image folder; None if all are safe."""
+    """Return the first name that is empty, absolute or could lead out of the image folder, or None if all are safe."""
     text = names.text.tobytes()
     plain = not any(part in text for part in (b"..", b"\0", b"\\")) and bool(np.diff(names.ends).all())
     if plain and not (names.text[names.ends[:-1]] == ord("/")).any():
-        return None  # as nearly always, which of millions is known at once
+        return None  # the usual case, checked for millions of names without decoding them
     for name in names:
         pure = PurePosixPath(name)
         if not name or pure.is_absolute() or ".." in pure.parts or "\0" in name or "\\" in name:

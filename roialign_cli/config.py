@@ -1,16 +1,19 @@
-"""YAML and keywords -> one validated Settings. The only home of defaults.
+"""Turn YAML files and keywords into one validated Settings. This module is the only home of defaults.
 
-The help of the command line reads its defaults here, so importing this must stay cheap.
+The help of the command line reads its defaults here, so importing this module must stay cheap.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
 
 from roialign_cli.errors import ConfigError
 from roialign_cli.system.safe_read import YamlError, read_yaml
@@ -18,75 +21,88 @@ from roialign_cli.system.safe_read import YamlError, read_yaml
 BoxesFormat = Literal[
     "auto", "native", "jsonl", "coco", "coco-results", "voc", "yolo", "labelme", "csv", "parquet", "npz"
 ]
+Mode = Literal["avg", "max", "exact"]
+Reduce = Literal["none", "mean", "max"]
+Head = Literal["none", "box", "c5"]
+Precision = Literal["float32", "bfloat16", "float16"]
+Dtype = Literal["float32", "float16"]
+Kernel = Literal["auto", "cpu", "cuda", "torchvision"]
+Resize = tuple[int, int | None] | None  # (short side, longest side or None) in pixels; None: the image's own size
 
-
-MAX_PIXELS = 178_956_970  # Pillow's limit
-# The averages of so many samples are 1e-6 of the maximum from mode exact for a RoI of 50 cells (measured), the rounding of
-# float32; the time of a RoI has grown by then from 0.03 ms to 0.13, and of mode max to seconds.
+MAX_PIXELS = 178_956_970  # above this, Pillow raises DecompressionBombError by default
+DETECTION_RESIZE = (800, 1333)  # pixels: short side and maximum of the long side in torchvision's detection models
+# With this many samples per bin and axis, the average over a RoI of 50 cells differs from mode exact by 1e-6 of the
+# maximum (measured), which is the rounding of float32. One RoI then takes 0.13 ms instead of 0.03, and seconds in mode max.
 MAX_SAMPLING_RATIO = 1024
+
+NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
+SamplingRatio = Annotated[int, msgspec.Meta(ge=0, le=MAX_SAMPLING_RATIO)]
+
+TYPE_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "array": "a list"}
+BOUND_WORDS = {">=": "at least", "<=": "at most"}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How features are made. The fields up to `dtype` decide what the file holds; the others only how it gets there."""
+    """The settings of a run. The fields up to `dtype` decide what the file holds; the others only how it is made."""
 
     backbone: str = "fasterrcnn_resnet50_fpn"
     weights: str = "DEFAULT"
     layers: tuple[str, ...] = ()  # empty: the backbone's own choice
-    output_size: tuple[int, int] = (7, 7)
-    sampling_ratio: int = 0
+    output_size: tuple[PositiveInt, PositiveInt] = (7, 7)  # bins: (height, width)
+    sampling_ratio: SamplingRatio = 0  # samples per bin and axis; 0: adaptive
     aligned: bool = True
-    mode: Literal["avg", "max", "exact"] = "avg"
-    reduce: Literal["none", "mean", "max"] = "none"
-    head: Literal["none", "box", "c5"] = "none"  # a vector per box: by a detector's box head, by a ResNet's last stage
-    resize: str = "backbone"  # backbone (its own choice), none, or SHORT[,MAX]
-    clip: bool = False
-    labels: tuple[str, ...] = ()  # of the boxes that are wanted; empty: all
-    min_score: float = 0.0
-    min_size: float = 0.0  # pixels of the shorter side
-    max_boxes: int = 0  # per image; 0: all
-    crowd: bool = True  # whether boxes that COCO calls a crowd are wanted
-    grid: str = ""  # ROWSxCOLUMNS boxes of every image, instead of a box file
-    canonical_level: int = 4  # k0 of Eq. 1 of arXiv:1612.03144: the level of a box of canonical_size
-    canonical_size: int = 224
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    dtype: Literal["float32", "float16"] = "float32"
-    compile: bool = False  # the backbone, by torch.compile
+    mode: Mode = "avg"
+    reduce: Reduce = "none"
+    head: Head = "none"  # one vector per box, from a detector's box head or a ResNet's last stage (c5)
+    resize: str = "backbone"  # backbone (its own choice), none, or SHORT[,MAX] pixels
+    clip: bool = False  # clip boxes to their image
+    labels: tuple[str, ...] = ()  # keep only boxes with these labels; empty: all
+    min_score: NonNegativeFloat = 0.0
+    min_size: NonNegativeFloat = 0.0  # pixels of the shorter side
+    max_boxes: NonNegativeInt = 0  # per image; 0: all
+    crowd: bool = True  # keep boxes that COCO marks as iscrowd
+    grid: str = ""  # ROWSxCOLUMNS boxes on every image, instead of a box file
+    canonical_level: NonNegativeInt = 4  # k0 in Eq. 1 of arXiv:1612.03144: the level of a box of canonical_size
+    canonical_size: PositiveInt = 224  # pixels
+    precision: Precision = "float32"  # of the computation
+    dtype: Dtype = "float32"  # of the stored features
+    compile: bool = False  # run the backbone through torch.compile
     device: str = "auto"
-    kernel: Literal["auto", "cpu", "cuda", "torchvision"] = "auto"
-    batch_size: int = 0  # 0: by image size
-    workers: int = 0  # 0: by number of cores
-    processes: int = 0  # 0: one per device
+    kernel: Kernel = "auto"
+    batch_size: NonNegativeInt = 0  # 0: chosen by image size
+    workers: NonNegativeInt = 0  # 0: the number of cores
+    processes: NonNegativeInt = 0  # 0: one per device
     boxes_format: BoxesFormat = "auto"
-    columns: str = ""  # of a table, where their names do not say what they are
-    classes: str = ""  # file of YOLO's class names
-    images_json: str = ""  # COCO file that names the images of COCO results
-    voc_origin: Literal[0, 1] = 1  # what the first pixel of a VOC file is called
-    max_pixels: int = MAX_PIXELS  # of an image: more are taken for an attack; 0: no limit
-    image_timeout: float = 300.0  # seconds to decode an image; 0: no limit
+    columns: str = ""  # WHAT=NAME,... for tables whose column names are not recognised
+    classes: str = ""  # file with the class names of YOLO labels
+    images_json: str = ""  # COCO file with the image names for COCO results
+    voc_origin: Literal[0, 1] = 1  # coordinate of the first pixel in VOC files
+    max_pixels: NonNegativeInt = MAX_PIXELS  # per image; larger ones are refused as possible attacks; 0: no limit
+    image_timeout: NonNegativeFloat = 300.0  # seconds to decode an image; 0: no limit
     on_error: Literal["skip", "stop"] = "skip"
-    on_nonfinite: Literal["error", "keep"] = (
-        "error"  # an image with NaN or infinite features fails, or is kept and noted
-    )
+    on_nonfinite: Literal["error", "keep"] = "error"  # images with NaN or infinite features fail, or are kept and noted
 
     def identity(self) -> dict[str, Any]:
-        """The settings that decide what the file holds; a resumed run must agree in all of them."""
+        """Return the settings that decide what the file holds; a resumed run must have the same values."""
         names = [field.name for field in dataclasses.fields(self)]
         return {name: getattr(self, name) for name in names[: names.index("dtype") + 1]}
 
 
-HEADS: Mapping[str, Mapping[str, object]] = {  # what they take; what is given overrules
-    "box": {"sampling_ratio": 2, "aligned": False},  # as torchvision's were trained
-    "c5": {"output_size": (14, 14)},  # detectron2's POOLER_RESOLUTION of its C4 models
+HEADS: Mapping[str, Mapping[str, object]] = {  # default settings of each head; the user's settings override them
+    "box": {"sampling_ratio": 2, "aligned": False},  # the values that torchvision's box heads were trained with
+    "c5": {"output_size": (14, 14)},  # POOLER_RESOLUTION of detectron2's C4 models
 }
 SETTING_NAMES = [field.name for field in dataclasses.fields(Settings)]
 
 
 def load(config: str | None, given: Mapping[str, object], *, others: frozenset[str] = frozenset()) -> Settings:
-    """Settings from defaults, then a named or own YAML file, then what was given (None: not given).
+    """Return the settings: the defaults, overridden by a YAML file, overridden by the values in `given` that are not None.
 
-    `others` are keys of the file that are no settings, and somebody else's to read. Raises ConfigError naming the file or
-    option, the key, what was expected and what was found.
+    `config` is the name of a packaged config or the path of a YAML file. Its keys in `others` are not settings and are
+    ignored. Raises ConfigError naming the file or option, the key, what was expected and what was found.
     """
     merged: dict[str, object] = {}
     if config is not None:
@@ -98,41 +114,41 @@ def load(config: str | None, given: Mapping[str, object], *, others: frozenset[s
 
 
 def read(config: str) -> Mapping[str, object]:
-    """What a named or own YAML file says, unchecked."""
+    """Return the unchecked content of a YAML file, given its path or the name of a packaged config."""
     return _read_yaml(find_config(config))
 
 
 def config_folder() -> Path:
-    """Where the named configs are: in the installed package, or beside it in a checkout."""
+    """Return the folder of the packaged configs: inside the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def find_config(config: str) -> Path:
-    """The file of a named config, or the path itself."""
+    """Return the file of a packaged config, or the path itself. Raises ConfigError if there is no file."""
     path = Path(config)
     if path.suffix in (".yaml", ".yml") or path.is_file():
         if not path.is_file():
-            found = "no regular file" if path.exists() else "nothing there"
+            found = "something else" if path.exists() else "nothing there"
             raise ConfigError("config-missing", f"{config}: expected a YAML file, found {found}")
         return path
-    named = config_folder() / f"{config}.yaml"
-    if not named.is_file():
+    packaged = config_folder() / f"{config}.yaml"
+    if not packaged.is_file():
         known = sorted(p.stem for p in config_folder().glob("*.yaml"))
         expected = f"expected a file or one of {', '.join(known)}"
         raise ConfigError("config-missing", f"config: {expected}, found {config!r}", suggest(config, known))
-    return named
+    return packaged
 
 
 def suggest(name: str, known: list[str]) -> str:
-    """A hint naming what was probably meant, or nothing."""
+    """Return a hint with the known names closest to `name`, or an empty string if none is close."""
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     return f"did you mean {' or '.join(close)}?" if close else ""
 
 
-def parse_resize(resize: str) -> tuple[int, int | None] | None:
-    """`none` -> None, `SHORT[,MAX]` -> (SHORT, MAX or None)."""
+def parse_resize(resize: str) -> Resize:
+    """Parse `none` to None and `SHORT[,MAX]` to (SHORT, MAX or None), in pixels."""
     if resize == "none":
         return None
     short, _, longest = resize.partition(",")
@@ -165,11 +181,11 @@ def _check_keys(values: Mapping[str, object], where: str) -> dict[str, object]:
 
 
 def _normalise(name: str, value: object) -> object:
-    """The forms people write (`7x7`, `a,b`, `800,1333`) as the one form Settings holds."""
+    """Convert the spellings that people write (`7x7`, `a,b`, `800,1333`) to the types of Settings."""
     if name in ("layers", "labels") and isinstance(value, str):
         return [part.strip() for part in value.split(",") if part.strip()]
     if name == "labels" and isinstance(value, list):
-        return [str(label) for label in value]  # YAML reads 3 as a number
+        return [str(label) for label in value]  # YAML reads a label such as 3 as a number
     if name == "output_size" and isinstance(value, int) and not isinstance(value, bool):
         return [value, value]
     if name == "output_size" and isinstance(value, str):
@@ -183,46 +199,18 @@ def _normalise(name: str, value: object) -> object:
 
 
 def _validate(values: dict[str, object]) -> Settings:
-    import msgspec
-
     for name, kind in get_type_hints(Settings).items():
         if get_origin(kind) is Literal and values.get(name, get_args(kind)[0]) not in get_args(kind):
-            choices = ", ".join(get_args(kind))
-            hint = suggest(str(values[name]), list(get_args(kind)))
-            raise ConfigError("config-value", f"{name}: expected one of {choices}, found {values[name]!r}", hint)
+            choices = [str(choice) for choice in get_args(kind)]
+            expected = f"expected one of {', '.join(choices)}"
+            hint = suggest(str(values[name]), choices)
+            raise ConfigError("config-value", f"{name}: {expected}, found {values[name]!r}", hint)
     try:
         settings = msgspec.convert(values, Settings)
     except msgspec.ValidationError as error:
-        reason, _, place = str(error).partition(" - at `$.")
-        name = place.rstrip("`").split("[")[0]
-        found = f", found {values[name]!r}" if name in values else ""
-        raise ConfigError("config-value", f"{name or 'settings'}: {reason}{found}") from None
-    least = dict.fromkeys(
-        (
-            "sampling_ratio",
-            "batch_size",
-            "workers",
-            "processes",
-            "canonical_level",
-            "min_score",
-            "min_size",
-            "max_boxes",
-            "max_pixels",
-            "image_timeout",
-        ),
-        0,
-    )
-    least["canonical_size"] = 1
-    for name, low in least.items():
-        if getattr(settings, name) < low:
-            raise ConfigError("config-value", f"{name}: expected at least {low}, found {getattr(settings, name)}")
-    if settings.sampling_ratio > MAX_SAMPLING_RATIO:
-        found = f"expected at most {MAX_SAMPLING_RATIO}, found {settings.sampling_ratio}"
-        raise ConfigError("config-value", f"sampling_ratio: {found}", "mode exact is the limit of ever more samples")
-    if min(settings.output_size) < 1:
-        raise ConfigError("config-value", f"output_size: expected at least 1, found {settings.output_size}")
+        raise _value_error(str(error), values) from None
     if settings.head != "none" and settings.reduce != "none":
-        found = f"expected none beside head {settings.head}, found {settings.reduce!r}"
+        found = f"expected none with head {settings.head}, found {settings.reduce!r}"
         raise ConfigError("config-value", f"reduce: {found}")
     sides = settings.resize.split(",")
     if settings.resize not in ("backbone", "none") and not (
@@ -230,3 +218,20 @@ def _validate(values: dict[str, object]) -> Settings:
     ):
         raise ConfigError("config-value", f"resize: expected none or SHORT[,MAX], found {settings.resize!r}")
     return settings
+
+
+def _value_error(message: str, values: Mapping[str, object]) -> ConfigError:
+    """Return the error for a message of msgspec such as "Expected `int` >= 0 - at `$.workers`"."""
+    reason, _, place = message.partition(" - at `$.")
+    name = place.rstrip("`").split("[")[0]
+    match = re.match(r"Expected `(\w+)`(?: ([<>]=) ([^,\s]+)|( of length \d+))?", reason)
+    if match is None:
+        expected = reason
+    elif match[2]:
+        expected = f"expected {BOUND_WORDS[match[2]]} {float(match[3]):g}"
+    else:
+        expected = f"expected {TYPE_WORDS.get(match[1], match[1])}{match[4] or ''}"
+    found = f", found {values[name]!r}" if name in values else ""
+    above = name == "sampling_ratio" and "<=" in reason
+    hint = "mode exact is the limit of ever larger sampling ratios" if above else ""
+    return ConfigError("config-value", f"{name or 'settings'}: {expected}{found}", hint)

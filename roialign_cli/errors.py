@@ -1,23 +1,25 @@
-"""The error tree: every failure a user can meet, with its exit code. Imports only the standard library."""
+"""The error tree: every failure that a user can meet, with its exit code. Imports nothing of this package."""
+
+from __future__ import annotations
 
 from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """The exit codes of the command line."""
+    """Exit codes of the command line; 1 is left to Python, which uses it for uncaught exceptions."""
 
     DONE = 0
-    USAGE = 2
-    INPUT = 3
-    BACKBONE = 4
-    KERNEL = 5
-    OUTPUT = 6
-    IMAGES_FAILED = 7
-    INTERRUPTED = 130
+    USAGE = 2  # wrong usage or configuration
+    INPUT = 3  # images, boxes or tensors that cannot be used
+    BACKBONE = 4  # backbone, layer or weights
+    KERNEL = 5  # RoI Align kernel
+    OUTPUT = 6  # feature file
+    IMAGES_FAILED = 7  # the run is finished, but some images failed
+    INTERRUPTED = 130  # 128 + SIGINT, the convention of shells; the run can be resumed
 
 
 class RoialignError(Exception):
-    """A failure told to the user as `error[reference]: where: what was expected, what was found`, then one hint.
+    """A failure shown to the user as `error[reference]: where: expected ..., found ...`, followed by one hint.
 
     `reference` is a short stable name to search for; `message` says where, what was expected and what was found.
     """
@@ -31,7 +33,7 @@ class RoialignError(Exception):
         self.hint = hint
 
     def __reduce__(self) -> tuple[type, tuple[str, str, str]]:
-        return type(self), (self.reference, self.message, self.hint)  # errors travel between processes
+        return type(self), (self.reference, self.message, self.hint)  # errors are pickled between processes
 
 
 class ConfigError(RoialignError):
@@ -47,11 +49,11 @@ class InputError(RoialignError):
 
 
 class OperatorInputError(InputError, ValueError):
-    """Arguments of `roi_align` that have no meaning; names the offending row."""
+    """Invalid arguments of `roi_align`; the message names the offending row."""
 
 
 class BackboneError(RoialignError):
-    """An unknown backbone or layer, or weights that cannot be had or do not fit."""
+    """An unknown backbone or layer, or weights that are unavailable or do not fit the model."""
 
     exit_code = ExitCode.BACKBONE
 
@@ -69,6 +71,6 @@ class OutputError(RoialignError):
 
 
 class ImagesFailedError(RoialignError):
-    """The run is finished, but some images failed; the file's ledger names them."""
+    """The run is finished, but some images failed; the feature file names them and their errors."""
 
     exit_code = ExitCode.IMAGES_FAILED

@@ -1,4 +1,7 @@
-"""The frozen dataclasses that travel between the parts; sizes are (height, width), boxes (x1, y1, x2, y2) in pixels."""
+"""The frozen dataclasses that the parts of the package exchange.
+
+Sizes are (height, width), boxes are (x1, y1, x2, y2) in pixels of the original image.
+"""
 
 from __future__ import annotations
 
@@ -13,42 +16,40 @@ from roialign_cli.arrays import Floats, Integers, PackedNames
 
 @dataclass(frozen=True)
 class BoxTable:
-    """What a box file says: rows offset[i]:offset[i+1] belong to image names[i].
+    """The content of a box file, N boxes of M images: rows offset[i]:offset[i + 1] belong to image names[i].
 
-    boxes [N, 4] float32. labels and ids are int64 or strings, scores float32; each [N], or None where the file has none.
-    sizes [M, 2] (height, width) of the images, where the file states all of them. crowd [N]: COCO's iscrowd. Where
-    boxes are relative to their image, shares [N, 4] float64 has them exactly, and boxes are pixels once sizes are known.
+    Columns that the file does not have are None. Where boxes are relative to their image, `relative_boxes` has the exact
+    values from the file, and `boxes` is in pixels only after the plan has multiplied them by the sizes of the images.
     """
 
-    names: PackedNames
-    offset: Integers
-    boxes: Floats
-    labels: npt.NDArray[np.generic] | None = None
-    scores: Floats | None = None
-    ids: npt.NDArray[np.generic] | None = None
-    sizes: Integers | None = None
-    crowd: npt.NDArray[np.bool_] | None = None
-    relative_boxes: npt.NDArray[np.float64] | None = None
-    sha256: str = ""
+    names: PackedNames  # [M]
+    offset: Integers  # [M + 1] int64
+    boxes: Floats  # [N, 4] float32
+    labels: npt.NDArray[np.generic] | None = None  # [N] int64 or strings
+    scores: Floats | None = None  # [N] float32
+    ids: npt.NDArray[np.generic] | None = None  # [N] int64 or strings
+    sizes: Integers | None = None  # [M, 2] (height, width), where the file states the size of every image
+    crowd: npt.NDArray[np.bool_] | None = None  # [N] COCO's iscrowd
+    relative_boxes: npt.NDArray[np.float64] | None = None  # [N, 4] as shares of the image's width and height
+    sha256: str = ""  # of the files and options that the table was read from
+
+    def rows_of(self, image: int) -> slice:
+        """Return the rows of an image, given its index in `names`."""
+        return slice(int(self.offset[image]), int(self.offset[image + 1]))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything known before the first image is decoded: which images, which rows, how big.
+    """Everything that is known before the first image is decoded: the images, their boxes and their sizes."""
 
-    sizes [M, 2] int64 as (height, width) after EXIF orientation, zeros where an image cannot be read; `problems` says why.
-    `sized`: boxes depend on the sizes, having been clipped or relative. `table_sha256` identifies the table of the whole run
-    as it was read, see `identity`.
-    """
-
-    table: BoxTable
-    sizes: Integers
-    problems: dict[int, str]
-    unused_images: int
-    outside_boxes: int
-    empty_boxes: int
-    boxes_depend_on_size: bool = False
-    table_sha256: str = ""
+    table: BoxTable  # boxes in pixels, clipped if the settings ask for it
+    sizes: Integers  # [M, 2] int64 (height, width) after EXIF orientation; zeros where an image cannot be read
+    problems: dict[int, str]  # by index of the image: why it cannot be read
+    unused_images: int  # images in the folder that the box file does not name
+    outside_boxes: int  # boxes that reach out of their image
+    empty_boxes: int  # boxes of zero area
+    boxes_depend_on_size: bool = False  # boxes were relative or have been clipped, so they depend on the sizes
+    table_sha256: str = ""  # of the table of the whole run as it was read, before a shard was taken; see `identity`
 
     @property
     def images(self) -> int:
@@ -63,19 +64,19 @@ class Plan:
 
 @dataclass(frozen=True)
 class FileVersion:
-    """Identify the content of a file: size in bytes, time of modification in nanoseconds since 1970, SHA-256."""
+    """The version of a file, which identifies its content."""
 
-    size: int
-    modified: int
+    size: int  # bytes
+    modified: int  # nanoseconds since 1970
     sha256: bytes
 
 
-NO_VERSION = FileVersion(0, 0, bytes(32))  # of an image that was not read
+NO_VERSION = FileVersion(0, 0, bytes(32))  # stands for an image that was not read
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: images and boxes done or failed, of how many, and bytes of features so far."""
+    """The progress of a run: images and boxes that are done or failed, their totals, and bytes of features so far."""
 
     images: int
     total_images: int
@@ -86,7 +87,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Summary:
-    """The result of a run, as printed and as `--json`."""
+    """The result of a run, which the command prints as text or as `--json`."""
 
     output: str
     images: int
@@ -109,7 +110,7 @@ class Summary:
 
     @classmethod
     def of(cls, plan: Plan, *, done: int, failed: int, **rest: Any) -> Summary:
-        """The summary of a plan of which so many images are done and failed; the rest are the other fields, as they are."""
+        """Return the summary of a plan given its numbers of done and failed images; `rest` are the remaining fields."""
         pending = plan.images - done - failed
         return cls(
             images=plan.images,

@@ -163,7 +163,7 @@ def _views(
         (image,) = batch.images
         if isinstance(decoded, ImageError):
             if settings.on_error == "stop":
-                raise decoded.of(plan.table.names[image])
+                raise decoded.with_name(plan.table.names[image])
             failures[plan.table.names[image]] = decoded.message
             features.failed(image, decoded.message)
             continue

@@ -1,4 +1,4 @@
-"""Backbones: a name becomes a model that gives feature maps of known strides."""
+"""Load backbones by name: models that return feature maps of known strides."""
 
 from __future__ import annotations
 
@@ -8,18 +8,29 @@ from roialign_cli.backbones.base import Backbone
 from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
 
-__all__ = ["Backbone", "available", "describe", "fetch_weights", "load_backbone", "size"]
+__all__ = [
+    "Backbone",
+    "available",
+    "cached_weights",
+    "count_parameters",
+    "describe",
+    "fetch_weights",
+    "load_backbone",
+]
 
 
 def available() -> dict[str, str]:
-    """Names of all backbones with their kind: built-in, classification, segmentation, detection."""
+    """Return the kind of each backbone by its name: built-in, classification, segmentation or detection."""
     from roialign_cli.backbones import torchvision
 
     return {"gabor": "built-in", **torchvision.available()}
 
 
 def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """(channels, stride) of every layer of a backbone, and the names of its weights."""
+    """Return (channels, stride) of each layer of a backbone, and the names of its weights.
+
+    Raises BackboneError if the name is unknown.
+    """
     if name == "gabor":
         from roialign_cli.backbones import gabor
 
@@ -29,35 +40,44 @@ def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
     return torchvision.describe(name)
 
 
-def size(name: str) -> tuple[int, list[str]]:
-    """Number of parameters of a backbone's whole model, and which of its weights are in the cache."""
+def count_parameters(name: str) -> int:
+    """Return the number of parameters of a backbone's whole model, before it is cut at a layer."""
     if name == "gabor":
-        return 0, []
+        return 0
     from roialign_cli.backbones import torchvision
 
-    return torchvision.size(name)
+    return torchvision.count_parameters(name)
+
+
+def cached_weights(name: str) -> list[str]:
+    """Return the names of those weights of a backbone that are in torchvision's cache and need no network."""
+    if name == "gabor":
+        return []
+    from roialign_cli.backbones import torchvision
+
+    return torchvision.cached_weights(name)
 
 
 def fetch_weights(name: str, weights: str) -> tuple[Path, str]:
-    """Download torchvision's weights into its cache: their file and its SHA-256. BackboneError where that cannot be."""
+    """Download torchvision's weights into its cache and return the file and its SHA-256. Raises BackboneError."""
     from roialign_cli.backbones import torchvision
 
     return torchvision.fetch(name, weights)
 
 
 def load_backbone(settings: Settings) -> Backbone:
-    """The backbone of the settings with its weights, in eval mode on the CPU.
+    """Load the backbone of the settings with its weights, in eval mode on the CPU.
 
-    Raises BackboneError: unknown name or layer, weights that cannot be had or do not fit.
+    Raises BackboneError if the name or a layer is unknown, or if the weights are unavailable or do not fit the model.
     """
     from roialign_cli.backbones import custom
 
     kind = available().get(settings.backbone)
     if settings.head == "box" and kind != "detection":
-        message = f"{settings.backbone}: head: expected a detection model, which has a box head, found another"
+        message = f"{settings.backbone}: head: expected a detection model, which has a box head, found another model"
         raise BackboneError("backbone-head", message, "--backbone fasterrcnn_resnet50_fpn")
     if settings.head == "c5" and kind != "classification":
-        message = f"{settings.backbone}: head: expected a ResNet, which has a stage C5, found another"
+        message = f"{settings.backbone}: head: expected a ResNet, which has a stage C5, found another model"
         raise BackboneError("backbone-head", message, "--backbone resnet101")
     if settings.backbone == "gabor":
         from roialign_cli.backbones import gabor

@@ -1,4 +1,4 @@
-"""What every backbone is: a model with named layers of known strides, and the preprocessing it wants."""
+"""The common form of all backbones: a model with named layers of known strides, and the preprocessing it needs."""
 
 from __future__ import annotations
 
@@ -9,17 +9,41 @@ import torch
 from torch import Tensor, nn
 
 from roialign_cli.backbones.optimize import OnDemand
-from roialign_cli.config import Settings, parse_resize
+from roialign_cli.config import Resize, Settings, parse_resize
 
-Levels = tuple[Tensor | None, ...]  # one map [N, C, H, W] per level; None: not asked for
+Levels = tuple[Tensor | None, ...]  # one map [N, C, H, W] per level, or None if it was not requested
 Maps = tuple[Levels, ...]  # one entry per layer
-# Per layer, of each level that is read at all: rectangles [k, 5] of cells (image, first row, column, last row, column).
+# Per layer, for each level that any RoI reads: rectangles of cells [k, 5] as (image, first row, first column, last row,
+# last column).
 Reads = Sequence[Mapping[int, Tensor]]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # RGB in [0, 1], as in torchvision's ImageNet transforms
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer whose maps are extracted: a single map, or the levels of a pyramid, finest first."""
+
+    name: str
+    channels: int
+    strides: tuple[int, ...]  # image pixels per map cell, one per level
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How to prepare images for a backbone: RGB in [0, 1], resized, then (x - mean) / std, then padded with zeros."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    resize: Resize = None
+    antialias: bool = True
+    multiple: int = 1  # pixels; height and width are padded to multiples of it
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """A ready model: images [N, 3, H, W], preprocessed, to one tuple of level maps per layer."""
+    """A loaded model, from preprocessed images [N, 3, H, W] to one tuple of level maps per layer."""
 
     name: str
     model: nn.Module
@@ -27,59 +51,38 @@ class Backbone:
     preprocessing: Preprocessing
     weights: str
     weights_sha256: str
-    head: nn.Module | None = None  # region features [K, C, PH, PW] to vectors [K, head_channels]
+    head: nn.Module | None = None  # maps region features [K, C, PH, PW] to vectors [K, head_channels]
     head_channels: int = 0
 
     def to(self, device: torch.device) -> None:
-        """Move the model, in channels-last format, and the head to a device."""
-        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        """Move the model, as channels-last, and the head, if there is one, to a device."""
+        self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         if self.head is not None:
             self.head.to(device)
 
     def __call__(self, images: Tensor, precision: str = "float32", reads: Reads | None = None) -> Maps:
-        """The maps of every layer, levels finest first; of each no more than is read, if `reads` says what is.
+        """Return the maps of every layer, levels finest first; with `reads`, only what those rectangles need.
 
-        `precision` names the type that convolutions and products are computed in.
+        `precision` names the dtype in which autocast computes convolutions and matrix products.
         """
-        kind = getattr(torch, precision)
-        with torch.autocast(images.device.type, kind, enabled=kind != torch.float32):
+        dtype = getattr(torch, precision)
+        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
             if not isinstance(self.model, OnDemand):  # one map per layer
                 maps = self.model(images)
                 return tuple((features,) for features in (maps if isinstance(maps, list) else [maps]))
             names = iter(self.model.names)
-            grouped = [[next(names) for _ in layer.strides] for layer in self.layers]
-            wanted = None
+            names_by_layer = [[next(names) for _ in layer.strides] for layer in self.layers]
+            reads_by_name = None
             if reads is not None:
-                wanted = {
-                    group[level]: cells for group, of in zip(grouped, reads, strict=True) for level, cells in of.items()
+                reads_by_name = {
+                    level_names[level]: cells
+                    for level_names, layer_reads in zip(names_by_layer, reads, strict=True)
+                    for level, cells in layer_reads.items()
                 }
-            named = self.model(images, wanted)
-        return tuple(tuple(named.get(name) for name in group) for group in grouped)
+            maps_by_name = self.model(images, reads_by_name)
+        return tuple(tuple(maps_by_name.get(name) for name in level_names) for level_names in names_by_layer)
 
 
-def chosen_resize(settings: Settings, own: tuple[int, int | None] | None) -> tuple[int, int | None] | None:
-    """What --resize says, or the backbone's own choice."""
-    return own if settings.resize == "backbone" else parse_resize(settings.resize)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One tapped layer: a single map, or the levels of a pyramid, finest first."""
-
-    name: str
-    channels: int
-    strides: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a backbone wants its images: [0, 1] RGB resized, normalised, zero-padded to a multiple of `multiple` pixels.
-
-    resize is (short side, longest side or None) or None for the image's own size.
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    resize: tuple[int, int | None] | None = None
-    antialias: bool = True
-    multiple: int = 1
+def resolve_resize(settings: Settings, default: Resize) -> Resize:
+    """Return the resize that the settings ask for, or the backbone's default."""
+    return default if settings.resize == "backbone" else parse_resize(settings.resize)

@@ -1,8 +1,9 @@
-"""Models from elsewhere: `module.path:function`, which returns one, `file.pt2`, which torch.export has made, `timm:NAME`.
+"""Load the user's models: `module.path:function` returns one, `file.pt2` was saved by torch.export, `timm:NAME` is timm's.
 
-It takes images [N, 3, H, W], in [0, 1] less `mean` over `std`, and returns a map [N, C, H', W'] or a dict of named ones. An
-attribute `preprocessing` of the module, a dict, may say mean, std, resize (SHORT[,MAX]) and multiple (of pixels a side that
-images are padded to); otherwise it is ImageNet's mean and std, the image's own size, and 1. Naming a module runs its code.
+A model takes images [N, 3, H, W], normalised as (x - mean) / std, and returns a map [N, C, H', W'] or a dict or list of
+maps. Its attribute `preprocessing`, a dict, may set mean, std, resize (SHORT[,MAX]) and multiple (height and width are
+padded to multiples of it); the defaults are ImageNet's mean and std, the image's own size, and 1. Importing a module runs
+its code.
 """
 
 from __future__ import annotations
@@ -19,64 +20,63 @@ import torch
 from torch import Tensor, nn
 
 from roialign_cli.backbones import timm
-from roialign_cli.backbones.base import Backbone, Layer, Preprocessing, chosen_resize
+from roialign_cli.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone, Layer, Preprocessing, resolve_resize
 from roialign_cli.backbones.optimize import Compiled
 from roialign_cli.backbones.weights import load_matching, read_weights_file, state_sha256
 from roialign_cli.config import Settings, parse_resize
 from roialign_cli.errors import BackboneError
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-KEYS = ("mean", "std", "resize", "multiple")
-FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
-SIZES = (256, 512)  # pixels a side at which strides are measured
+PREPROCESSING_KEYS = ("mean", "std", "resize", "multiple")
+FUNCTION_PATTERN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+MEASURED_SIDES = (256, 512)  # pixels: sides of the square images at which strides are measured
 
 
 def is_custom(name: str) -> bool:
-    """Whether a backbone's name is that of a function, of an exported program, or of timm's."""
-    return name.startswith(timm.PREFIX) or name.endswith(".pt2") or FUNCTION.fullmatch(name) is not None
+    """Return whether a backbone's name refers to a function, an exported program or a timm model."""
+    return name.startswith(timm.PREFIX) or name.endswith(".pt2") or FUNCTION_PATTERN.fullmatch(name) is not None
 
 
 def load(settings: Settings) -> Backbone:
-    """The model with its weights, or with those of --weights PATH; strides measured."""
+    """Load the model with its own weights, or with those of --weights PATH, and measure its strides."""
     name = settings.backbone
-    exported, of_timm = name.endswith(".pt2"), name.startswith(timm.PREFIX)
+    is_exported, is_timm = name.endswith(".pt2"), name.startswith(timm.PREFIX)
     weights, sha256, state = "its own", "", None
-    if settings.weights == "random" and of_timm:
+    if settings.weights == "random" and is_timm:
         weights = "random:0"
     elif settings.weights != "DEFAULT":
-        if exported:
+        if is_exported:
             raise BackboneError(
-                "weights-unknown", f"{name}: expected no --weights, it has its own, found {settings.weights}"
+                "weights-unknown", f"{name}: expected no --weights, as it has its own, found {settings.weights}"
             )
         found = read_weights_file(Path(settings.weights))
         weights, sha256, state = found.name, found.sha256, found.state
-    if of_timm:
-        model = timm.make(name, settings.layers, state or settings.weights == "DEFAULT")
+    if is_timm:
+        model = timm.build_model(name, settings.layers, state or settings.weights == "DEFAULT")
     else:
-        model = _exported(Path(name)) if exported else _made(name)
+        model = _load_exported(Path(name)) if is_exported else _call_function(name)
         if state is not None:
             load_matching(model, state, set(model.state_dict()), weights)
-    about = _preprocessing(name, getattr(model, "preprocessing", {}))
-    maps = _measure(name, model, about.multiple)
+    own = _parse_preprocessing(name, getattr(model, "preprocessing", {}))
+    maps = _measure_maps(name, model, own.multiple)
     unknown = [layer for layer in settings.layers if layer not in maps]
     if unknown:
         raise BackboneError("layer-unknown", f"{name}: expected one of {', '.join(maps)}, found {unknown[0]!r}")
     names = settings.layers or tuple(maps)
     digest = sha256 or state_sha256(model)
-    tapped: nn.Module = _Tapped(Compiled(model) if settings.compile else model, names)
-    resize = chosen_resize(settings, about.resize)
+    selected: nn.Module = _SelectedMaps(Compiled(model) if settings.compile else model, names)
+    resize = resolve_resize(settings, own.resize)
     return Backbone(
         name=name,
-        model=tapped,
+        model=selected,
         layers=tuple(Layer(layer, maps[layer][0], (maps[layer][1],)) for layer in names),
-        preprocessing=Preprocessing(about.mean, about.std, resize, about.antialias, about.multiple),
+        preprocessing=Preprocessing(own.mean, own.std, resize, own.antialias, own.multiple),
         weights=weights,
         weights_sha256=digest,
     )
 
 
-class _Tapped(nn.Module):
-    """The maps of the layers that were asked for, in their order."""
+class _SelectedMaps(nn.Module):
+    """A model that returns a list of the requested maps, in the order of their names."""
 
     def __init__(self, model: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
@@ -84,16 +84,17 @@ class _Tapped(nn.Module):
         self.names = names
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        maps = _named(self.model(images))
+        maps = _maps_by_name(self.model(images))
         return [maps[name] for name in self.names]
 
-    def train(self, mode: bool = True) -> _Tapped:
-        """Stays as it is: exported programs know no modes, and others are in eval mode."""
+    def train(self, mode: bool = True) -> _SelectedMaps:
+        """Do nothing: exported programs cannot change their mode, and other models stay in eval mode."""
         del mode
         return self
 
 
-def _named(output: Any) -> dict[str, Any]:
+def _maps_by_name(output: Any) -> dict[str, Any]:
+    """Return the outputs of a model by name: by dict key, by list index, or as `features` if there is only one."""
     if isinstance(output, Mapping):
         return {str(name): features for name, features in output.items()}
     if isinstance(output, list | tuple):
@@ -101,16 +102,16 @@ def _named(output: Any) -> dict[str, Any]:
     return {"features": output}
 
 
-def _made(name: str) -> nn.Module:
-    """What the function returns; modules are looked for in the working directory, too."""
+def _call_function(name: str) -> nn.Module:
+    """Import `module.path:function`, also from the working directory, and return the model that it returns."""
     module_name, _, function_name = name.partition(":")
     sys.path.insert(0, str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), function_name)
         model = function()
-    except Exception as error:  # it is the user's code: anything may be raised
+    except Exception as error:  # the user's code may raise anything
         message = f"{name}: expected a function that returns a model, found {type(error).__name__}: {error}"
-        raise BackboneError("backbone-own", message, "--debug shows where") from error
+        raise BackboneError("backbone-own", message, "--debug shows the traceback") from error
     finally:
         sys.path.remove(str(Path.cwd()))
     if not isinstance(model, nn.Module):
@@ -119,12 +120,12 @@ def _made(name: str) -> nn.Module:
     return model.eval()
 
 
-def _exported(path: Path) -> nn.Module:
+def _load_exported(path: Path) -> nn.Module:
     if not path.is_file():
         raise BackboneError("backbone-own", f"{path}: expected a program saved by torch.export, found nothing there")
     try:
         model: nn.Module = torch.export.load(path).module()
-    except Exception as error:  # torch raises many kinds on files that are none of its own
+    except Exception as error:  # torch raises errors of many types for files that it did not write
         reason = str(error).split("\n", maxsplit=1)[0]
         raise BackboneError(
             "backbone-own", f"{path}: expected a program saved by torch.export, found: {reason}"
@@ -132,12 +133,11 @@ def _exported(path: Path) -> nn.Module:
     return model
 
 
-def _preprocessing(name: str, given: Any) -> Preprocessing:
-    if not isinstance(given, Mapping) or set(given) - set(KEYS):
-        raise BackboneError(
-            "backbone-own", f"{name}: preprocessing: expected a dict of {', '.join(KEYS)}, found {given!r}"
-        )
-    values = {**IMAGENET, **given}
+def _parse_preprocessing(name: str, given: Any) -> Preprocessing:
+    if not isinstance(given, Mapping) or set(given) - set(PREPROCESSING_KEYS):
+        keys = ", ".join(PREPROCESSING_KEYS)
+        raise BackboneError("backbone-own", f"{name}: preprocessing: expected a dict of {keys}, found {given!r}")
+    values = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, **given}
     try:
         mean, std = (tuple(float(v) for v in values[key]) for key in ("mean", "std"))
         resize = parse_resize(str(values["resize"])) if "resize" in values else None
@@ -150,22 +150,22 @@ def _preprocessing(name: str, given: Any) -> Preprocessing:
     return Preprocessing((mean[0], mean[1], mean[2]), (std[0], std[1], std[2]), resize, multiple=multiple)
 
 
-def _measure(name: str, model: nn.Module, multiple: int) -> dict[str, tuple[int, int]]:
-    """(channels, stride) of each map, from running it at two sizes; on a copy, for a model may keep what it sees."""
-    shadow = copy.deepcopy(model)
-    small, large = (-(-size // multiple) * multiple for size in SIZES)
+def _measure_maps(name: str, model: nn.Module, multiple: int) -> dict[str, tuple[int, int]]:
+    """Measure (channels, stride) of each map by running a copy of the model, which may be stateful, at two sizes."""
+    model_copy = copy.deepcopy(model)
+    small, large = (-(-side // multiple) * multiple for side in MEASURED_SIDES)
     try:
         with torch.inference_mode():
-            outputs = [_named(shadow(torch.zeros(1, 3, size, size))) for size in (small, large)]
-    except Exception as error:  # the user's code again
+            outputs = [_maps_by_name(model_copy(torch.zeros(1, 3, side, side))) for side in (small, large)]
+    except Exception as error:  # the user's code may raise anything
         reason = str(error).split("\n", maxsplit=1)[0]
-        message = f"{name}: expected a model that takes images of {small} and {large} pixels a side, found: {reason}"
+        message = f"{name}: expected a model that takes square images of {small} and {large} pixels, found: {reason}"
         raise BackboneError("backbone-own", message, "export with dynamic height and width") from error
     found = {}
     for layer, first in outputs[0].items():
         second = outputs[1][layer]
-        good = isinstance(first, Tensor) and first.dim() == 4 and first.shape[0] == 1 and first.is_floating_point()
-        grown = second.shape[-1] - first.shape[-1] if good else 0
+        is_map = isinstance(first, Tensor) and first.dim() == 4 and first.shape[0] == 1 and first.is_floating_point()
+        grown = second.shape[-1] - first.shape[-1] if is_map else 0
         if grown <= 0:
             shape = list(first.shape) if isinstance(first, Tensor) else type(first).__name__
             message = f"{name}: {layer}: expected a map [N, C, H, W] that grows with the image, found {shape}"

@@ -1,9 +1,9 @@
-"""The backbone that needs no weights: oriented energy, colour and local contrast at stride 4, 32 channels.
+"""A backbone without weights: oriented energy, colour and local contrast in 32 channels at stride 4.
 
 Channels 0-23: energy of quadrature Gabor pairs (Daugman, 1985), 3 wavelengths (4, 8, 16 pixels) by 8 orientations, of
 the luminance; 24-26: mean red, green, blue; 27-28: red-green and blue-yellow opponents; 29-31: standard deviation of the
-luminance in Gaussian windows of sigma 2, 4, 8 pixels. All filters have even sides, so that cell i is centred on the
-middle of pixels 4i .. 4i+3; borders are replicated.
+luminance in Gaussian windows of sigma 2, 4, 8 pixels. All filters have even sides, so that cell i is centred on pixels
+4i .. 4i+3; borders are replicated.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from roialign_cli.backbones.base import Backbone, Layer, Preprocessing, chosen_resize
+from roialign_cli.backbones.base import Backbone, Layer, Preprocessing, resolve_resize
 from roialign_cli.backbones.optimize import Compiled
 from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
 
 STRIDE = 4
-WAVELENGTHS = (4.0, 8.0, 16.0)
+WAVELENGTHS = (4.0, 8.0, 16.0)  # pixels
 ORIENTATIONS = 8
-SIGMAS = (2.0, 4.0, 8.0)
+SIGMAS = (2.0, 4.0, 8.0)  # pixels
 CHANNELS = len(WAVELENGTHS) * ORIENTATIONS + 5 + len(SIGMAS)
 
 
 class Gabor(nn.Module):
-    """The filter bank; images [N, 3, H, W] in [0, 1] to [N, 32, ceil(H / 4), ceil(W / 4)]."""
+    """The filter bank, from images [N, 3, H, W] in [0, 1] to maps [N, 32, ceil(H / 4), ceil(W / 4)]."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Gabor(nn.Module):
             self.register_buffer(f"window{i}", _gaussian(sigma)[None, None])
 
     def forward(self, images: Tensor) -> Tensor:
-        """All channels, concatenated."""
+        """Return all channels, concatenated."""
         luminance = (images * images.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
         channels = []
         for i in range(len(WAVELENGTHS)):
@@ -55,9 +55,9 @@ class Gabor(nn.Module):
 
 
 def load(settings: Settings) -> Backbone:
-    """The bank; it has one layer and no weights."""
+    """Build the filter bank, which has one layer. Raises BackboneError if weights or another layer are requested."""
     if settings.weights != "DEFAULT":
-        message = f"gabor: expected no weights, its filters are fixed, found --weights {settings.weights}"
+        message = f"gabor: expected no weights, as its filters are fixed, found --weights {settings.weights}"
         raise BackboneError("weights-unknown", message)
     if set(settings.layers) - {"gabor"}:
         raise BackboneError("layer-unknown", f"gabor: expected its one layer gabor, found {', '.join(settings.layers)}")
@@ -65,28 +65,29 @@ def load(settings: Settings) -> Backbone:
     digest = hashlib.sha256()
     for _, buffer in sorted(model.named_buffers()):
         digest.update(buffer.numpy().tobytes())
-    preprocessing = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), chosen_resize(settings, None))
+    preprocessing = Preprocessing((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), resolve_resize(settings, None))
     if settings.compile:
         model = Compiled(model)
     return Backbone("gabor", model, (Layer("gabor", CHANNELS, (STRIDE,)),), preprocessing, "fixed", digest.hexdigest())
 
 
-def _grid(half: int) -> tuple[Tensor, Tensor]:
-    at = torch.arange(2 * half, dtype=torch.float64) - half + 0.5
-    y, x = torch.meshgrid(at, at, indexing="ij")
+def _centred_grid(half: int) -> tuple[Tensor, Tensor]:
+    """Return y and x [2 * half, 2 * half] of pixel centres around the middle of a filter."""
+    centres = torch.arange(2 * half, dtype=torch.float64) - half + 0.5
+    y, x = torch.meshgrid(centres, centres, indexing="ij")
     return y, x
 
 
 def _gaussian(sigma: float) -> Tensor:
-    y, x = _grid(2 * round(1.5 * sigma))
+    y, x = _centred_grid(2 * round(1.5 * sigma))
     window = torch.exp(-(x.square() + y.square()) / (2 * sigma**2))
     return (window / window.sum()).float()
 
 
 def _gabor_bank(wavelength: float) -> Tensor:
-    """[2 * ORIENTATIONS, 1, side, side]: even filters without their mean, then odd ones, gain about one at their wave."""
+    """Return filters [2 * ORIENTATIONS, 1, side, side]: even ones of zero mean, then odd ones; gain 1 at `wavelength`."""
     sigma = 0.56 * wavelength  # one octave of bandwidth
-    y, x = _grid(2 * round(1.5 * sigma))
+    y, x = _centred_grid(2 * round(1.5 * sigma))
     window = torch.exp(-(x.square() + y.square()) / (2 * sigma**2))
     window = window / window.sum()
     even, odd = [], []
@@ -100,7 +101,7 @@ def _gabor_bank(wavelength: float) -> Tensor:
 
 
 def _pad(images: Tensor, side: int) -> Tensor:
-    """Replicated borders such that filters of an even side, STRIDE apart, are centred on blocks of STRIDE pixels."""
+    """Replicate borders so that filters of an even side, STRIDE pixels apart, are centred on blocks of STRIDE pixels."""
     height, width = images.shape[-2:]
     before = (side - STRIDE) // 2
     right, bottom = (-width % STRIDE) + before, (-height % STRIDE) + before

@@ -1,6 +1,6 @@
-"""The same features from less work: batch norm folded into convolutions, sums in place, nothing that no RoI reads.
+"""Compute the same features with less work: fold batch norms, add in place, and skip what no RoI reads.
 
-All of it rewrites the model's graph (torch.fx); its weights stay the same tensors but where they are folded.
+This rewrites the model's graph with torch.fx; weights stay the same tensors unless a batch norm is folded into them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-TILE = 16  # cells a side; smaller ones follow the RoIs more closely, larger ones read fewer borders twice
-MAX_TILED_SHARE = 0.6  # of a map; above, one convolution over all of it is faster than over its tiles
+TILE_SIDE = 16  # cells; smaller tiles follow the RoIs more closely, larger ones read fewer border cells twice
+MAX_TILED_SHARE = 0.6  # share of a map in tiles that are read; above it, convolving the whole map is faster
 
 
 def fold(model: nn.Module) -> fx.GraphModule:
-    """The model with every batch norm that follows a convolution, and only it, folded into its weights.
+    """Return a copy of a model with each batch norm folded into the convolution that it follows.
 
-    For a model in eval mode whose forward can be traced; the outputs agree to rounding. What is added to a convolution's
-    output is added in place: new memory costs as much as the sum.
+    A batch norm is folded only if nothing else uses the convolution or its output. The model must be in eval mode and
+    traceable; the outputs agree to rounding. Tensors are added to the output of a convolution in place, because memory
+    for a new tensor costs as much time as the addition.
     """
     graph = copy.deepcopy(model.graph) if isinstance(model, fx.GraphModule) else fx.Tracer().trace(model)
     folded = fx.GraphModule(copy.deepcopy(model), graph).eval()
@@ -37,12 +38,12 @@ def fold(model: nn.Module) -> fx.GraphModule:
         if norm is None or not _is_convolution(source, modules) or calls.count(source.target) > 1:
             continue
         fused = fuse_conv_bn_eval(modules[str(source.target)], norm)
-        modules[str(source.target)] = fused  # another batch norm may follow
+        modules[str(source.target)] = fused  # so that another batch norm that follows is folded into it, too
         folded.set_submodule(str(source.target), fused)
         node.replace_all_uses_with(source)
         graph.erase_node(node)
     for name in {str(node.target) for node in graph.nodes if node.op == "call_module"}:
-        for module in folded.get_submodule(name).modules():  # what the tracer did not look into
+        for module in folded.get_submodule(name).modules():  # leaf modules, which the tracer did not enter
             if isinstance(module, nn.Sequential):
                 _fold_sequence(module)
     for node in graph.nodes:
@@ -54,7 +55,7 @@ def fold(model: nn.Module) -> fx.GraphModule:
 
 
 def _fold_sequence(sequence: nn.Sequential) -> None:
-    """The same for a container whose modules follow one another; in place, on copies of its convolutions."""
+    """Fold the batch norms of a Sequential in place, on copies of its convolutions."""
     for place in range(1, len(sequence)):
         norm, convolution = _batch_norm(sequence[place]), sequence[place - 1]
         if norm is not None and type(convolution) is nn.Conv2d:
@@ -63,7 +64,7 @@ def _fold_sequence(sequence: nn.Sequential) -> None:
 
 
 def _is_convolution(node: Any, modules: Mapping[str, nn.Module]) -> TypeGuard[fx.Node]:
-    """Whether a node is a plain convolution whose values only one other node uses; its shape may be asked for."""
+    """Return whether a node is a plain convolution whose values only one node uses, apart from reading its shape."""
     if not isinstance(node, fx.Node) or node.op != "call_module":
         return False
     users = [user for user in node.users if user.target is not getattr]
@@ -71,7 +72,7 @@ def _is_convolution(node: Any, modules: Mapping[str, nn.Module]) -> TypeGuard[fx
 
 
 def _batch_norm(module: nn.Module | None) -> nn.BatchNorm2d | None:
-    """A module as batch norm, if it is one; torchvision's frozen kind has no class of its own in torch."""
+    """Return a module as nn.BatchNorm2d, also for torchvision's FrozenBatchNorm2d, or None if it is not a batch norm."""
     if isinstance(module, nn.BatchNorm2d):
         return module
     if not isinstance(module, FrozenBatchNorm2d):
@@ -84,7 +85,7 @@ def _batch_norm(module: nn.Module | None) -> nn.BatchNorm2d | None:
 
 
 class Compiled(nn.Module):
-    """A model behind torch.compile, once for images of all sizes; the plain model, with a warning, if that fails here."""
+    """A model compiled by torch.compile once for images of all sizes; if that fails, it warns and runs uncompiled."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -92,12 +93,12 @@ class Compiled(nn.Module):
         self._call = torch.compile(model, dynamic=True)
 
     def forward(self, images: Tensor) -> Any:
-        """What the model gives."""
-        from torch._dynamo.exc import TorchDynamoException  # a second to import
+        """Return the output of the model."""
+        from torch._dynamo.exc import TorchDynamoException  # takes a second to import
 
         try:
             return self._call(images)
-        except TorchDynamoException as error:  # no C++ compiler, no Triton, or a defect of theirs
+        except TorchDynamoException as error:  # the C++ compiler or Triton is missing or failed
             reason = str(error).strip().splitlines()[0]
             warnings.warn(f"--compile: the model runs uncompiled, torch.compile failed: {reason}", stacklevel=2)
             self._call = self.model
@@ -105,11 +106,11 @@ class Compiled(nn.Module):
 
 
 class OnDemand(nn.Module):
-    """A traced model of named output maps that computes what RoIs read of them, and little more.
+    """A traced model with named output maps that computes little more of them than RoIs read.
 
-    A map that no RoI is on is left out with all that only it needs. Where a map is the output of a 3 x 3 convolution, as
-    the levels of a feature pyramid are (a third of the work of a ResNet-50 with one), that convolution is done on the
-    tiles of the map that RoIs touch; the rest of the map is zeros.
+    A map that no RoI reads is skipped, with every operation that only it needs. Where a map is the output of a 3 x 3
+    convolution, as are the levels of a feature pyramid (a third of the work of a ResNet-50 with a pyramid), only the
+    tiles of the map that RoIs touch are convolved; the rest of the map is zero.
     """
 
     def __init__(self, model: fx.GraphModule, *, compiled: bool = False) -> None:
@@ -118,46 +119,47 @@ class OnDemand(nn.Module):
         self.compiled = compiled
         self.names: list[str] = list(_outputs(model.graph))
         modules = dict(model.named_modules())
-        self._tails = {
+        self._final_convolutions = {
             name: str(node.target)
             for name, node in _outputs(model.graph).items()
             if _is_convolution(node, modules) and _keeps_size(modules[str(node.target)])
         }
-        self._parts: dict[tuple[str, ...], nn.Module] = {}
+        self._subgraphs: dict[tuple[str, ...], nn.Module] = {}
 
     def forward(self, images: Tensor, reads: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The maps [N, C, H, W]: all, or those in `reads`, which says of each the rectangles of cells that are read.
+        """Return the maps [N, C, H, W] by name: all of them, or those in `reads`, valid where they are read.
 
-        reads[name] is [k, 5] int64 on the host: image, first row, first column, last row, last column.
+        reads[name] holds the rectangles of cells that are read, [k, 5] int64 on the CPU: image, first row, first column,
+        last row, last column.
         """
         if reads is None:
             maps: dict[str, Tensor] = self.model(images)
             return maps
         names = tuple(name for name in self.names if name in reads)
-        # Compiled, it is one part for all: compiling another for each set of levels takes longer than the levels do.
-        maps = self._part(tuple(self.names) if self.compiled else names)(images)
+        # A compiled model uses one graph for all sets of levels: compiling one per set takes longer than it saves.
+        maps = self._subgraph(tuple(self.names) if self.compiled else names)(images)
         maps = {name: maps[name] for name in names}
         for name in names:
-            if name in self._tails:
-                convolution = self.model.get_submodule(self._tails[name])
+            if name in self._final_convolutions:
+                convolution = self.model.get_submodule(self._final_convolutions[name])
                 assert isinstance(convolution, nn.Conv2d)
-                maps[name] = _convolve_under(maps[name], convolution, reads[name])
+                maps[name] = _convolve_tiles(maps[name], convolution, reads[name])
         return maps
 
-    def _part(self, names: tuple[str, ...]) -> nn.Module:
-        """The graph that gives these maps, or what the convolution at their end takes."""
-        if names not in self._parts:
+    def _subgraph(self, names: tuple[str, ...]) -> nn.Module:
+        """Return the part of the graph that computes these maps, up to the input of their final convolution, if any."""
+        if names not in self._subgraphs:
             graph = copy.deepcopy(self.model.graph)
             maps = _outputs(graph)
             graph.output_node().args = (
-                {name: maps[name].args[0] if name in self._tails else maps[name] for name in names},
+                {name: maps[name].args[0] if name in self._final_convolutions else maps[name] for name in names},
             )
-            part = fx.GraphModule(self.model, graph)
-            # Sums in place count as side effects elsewhere; here what they add to is only theirs.
-            part.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
-            part.recompile()
-            self._parts[names] = Compiled(part) if self.compiled else part
-        return self._parts[names]
+            subgraph = fx.GraphModule(self.model, graph)
+            # torch.fx keeps in-place additions as side effects; here nothing else uses the tensor that they change.
+            subgraph.graph.eliminate_dead_code(is_impure_node=lambda node: node.op in ("placeholder", "output"))
+            subgraph.recompile()
+            self._subgraphs[names] = Compiled(subgraph) if self.compiled else subgraph
+        return self._subgraphs[names]
 
 
 def _outputs(graph: fx.Graph) -> dict[str, fx.Node]:
@@ -166,28 +168,30 @@ def _outputs(graph: fx.Graph) -> dict[str, fx.Node]:
 
 
 def _keeps_size(module: nn.Module) -> bool:
-    """Whether a module is a 3 x 3 convolution that gives a cell for a cell."""
+    """Return whether a convolution is 3 x 3 and its output has as many cells as its input."""
     assert isinstance(module, nn.Conv2d)
-    simple = module.stride == module.dilation == (1, 1) and module.padding_mode == "zeros"
-    return simple and module.kernel_size == (3, 3) and module.padding == (1, 1)
+    is_plain = module.stride == module.dilation == (1, 1) and module.padding_mode == "zeros"
+    return is_plain and module.kernel_size == (3, 3) and module.padding == (1, 1)
 
 
-def _convolve_under(features: Tensor, convolution: nn.Conv2d, reads: Tensor) -> Tensor:
-    """The convolution's output where it is read, in whole tiles, and zeros elsewhere; channels-last."""
+def _convolve_tiles(features: Tensor, convolution: nn.Conv2d, reads: Tensor) -> Tensor:
+    """Return the output of a convolution in the tiles that `reads` touches, and zeros elsewhere; channels-last."""
     n, _, height, width = features.shape
-    rows, columns = -(-height // TILE), -(-width // TILE)
+    rows, columns = -(-height // TILE_SIDE), -(-width // TILE_SIDE)
     touched = torch.zeros(n, rows, columns, dtype=torch.bool)
-    for image, top, left, bottom, right in (reads // torch.tensor([1, TILE, TILE, TILE, TILE])).tolist():
+    in_tiles = reads // torch.tensor([1, TILE_SIDE, TILE_SIDE, TILE_SIDE, TILE_SIDE])
+    for image, top, left, bottom, right in in_tiles.tolist():
         touched[image, top : bottom + 1, left : right + 1] = True
     if touched.float().mean() > MAX_TILED_SHARE:
         whole: Tensor = convolution(features)
         return whole
     touched = touched.to(features.device)
-    border = functional.pad(features, (1, columns * TILE - width + 1, 1, rows * TILE - height + 1))
-    tiles = border.unfold(2, TILE + 2, TILE).unfold(3, TILE + 2, TILE).permute(0, 2, 3, 4, 5, 1)[touched]
-    pooled = functional.conv2d(
+    padded = functional.pad(features, (1, columns * TILE_SIDE - width + 1, 1, rows * TILE_SIDE - height + 1))
+    tiles = padded.unfold(2, TILE_SIDE + 2, TILE_SIDE).unfold(3, TILE_SIDE + 2, TILE_SIDE)
+    tiles = tiles.permute(0, 2, 3, 4, 5, 1)[touched]
+    convolved = functional.conv2d(
         tiles.permute(0, 3, 1, 2), convolution.weight, convolution.bias, groups=convolution.groups
     )
-    result = pooled.new_zeros(n, rows, TILE, columns, TILE, pooled.shape[1])
-    result.transpose(2, 3)[touched] = pooled.permute(0, 2, 3, 1)
-    return result.view(n, rows * TILE, columns * TILE, -1)[:, :height, :width].permute(0, 3, 1, 2)
+    result = convolved.new_zeros(n, rows, TILE_SIDE, columns, TILE_SIDE, convolved.shape[1])
+    result.transpose(2, 3)[touched] = convolved.permute(0, 2, 3, 1)
+    return result.view(n, rows * TILE_SIDE, columns * TILE_SIDE, -1)[:, :height, :width].permute(0, 3, 1, 2)

@@ -1,4 +1,4 @@
-"""torchvision's detection models: the levels of their feature pyramid, and the box head on top of it."""
+"""Load torchvision's detection models: the levels of their feature pyramid, and the box head on top of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
-from roialign_cli.backbones.base import Backbone, Layer, Preprocessing, chosen_resize
+from roialign_cli.backbones.base import Backbone, Layer, Preprocessing, resolve_resize
 from roialign_cli.backbones.measure import measure_maps
 from roialign_cli.backbones.optimize import OnDemand, fold
 from roialign_cli.backbones.weights import Weights, load_matching, load_part, state_sha256
@@ -20,13 +20,13 @@ PYRAMID = "fpn"
 
 
 def level_names(backbone: nn.Module) -> list[str]:
-    """Names of the levels, finest first; `pool`, which serves proposals only, is none."""
+    """Return the names of the levels, finest first, without `pool`, which only the proposal network uses."""
     with torch.inference_mode():
         return [key for key in backbone(torch.zeros(1, 3, 64, 64)) if key != "pool"]
 
 
 class Pyramid(nn.Module):
-    """The maps of a pyramid that were asked for, named."""
+    """A feature pyramid that returns the requested maps; `names` gives the key of torchvision for each output name."""
 
     def __init__(self, backbone: BackboneWithFPN, names: dict[str, str]) -> None:
         super().__init__()
@@ -34,13 +34,13 @@ class Pyramid(nn.Module):
         self.names = names
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """Images of a multiple of 32 pixels a side."""
+        """Return the maps of images [N, 3, H, W] whose sides are multiples of 32 pixels."""
         maps = self.backbone(images)
         return OrderedDict((name, maps[key]) for name, key in self.names.items())
 
 
 def load(settings: Settings, whole: Any, weights: Weights) -> Backbone:
-    """The pyramid or single levels of a detection model, and with --head box what its box head takes and gives."""
+    """Load the pyramid or single levels of a detection model, and its box head with --head box."""
     backbone = whole.backbone
     assert isinstance(backbone, BackboneWithFPN)
     levels = level_names(backbone)
@@ -53,28 +53,28 @@ def load(settings: Settings, whole: Any, weights: Weights) -> Backbone:
     head, head_channels = _box_head(settings, whole) if settings.head == "box" else (None, 0)
     model = Pyramid(backbone, names).eval()
     if weights.state is not None:
-        everything = set(whole.state_dict())
+        known_keys = set(whole.state_dict())
         state = weights.state
         if not any(key.startswith("backbone.") for key in state):
             state = {f"backbone.{key}": value for key, value in state.items()}
         own = {key for key in state if key.startswith("backbone.")}
-        rest = everything if own else set()  # a fine-tuned head of any shape is of no concern here
-        load_matching(model, {key: state[key] for key in own}, rest, weights.name)
+        unused = known_keys if own else set()  # a fine-tuned head may have any shape, because it is not used here
+        load_matching(model, {key: state[key] for key in own}, unused, weights.name)
         if head is not None:
             load_part(head, "roi_heads.box_head.", state, weights.name)
         if weights.origin is not None and weights.origin.name in ("COCO_V1", "COCO_LEGACY"):
-            _legacy_epsilon(settings.backbone, model)
+            _set_legacy_epsilon(settings.backbone, model)
     found = measure_maps(model, multiple=32)
-    tapped = []
+    described = []
     for layer in layers:
-        own_maps = [found[name] for name in names if name.startswith(f"{layer}/")]
-        tapped.append(Layer(layer, own_maps[0][0], tuple(stride for _, stride in own_maps)))
+        maps = [found[name] for name in names if name.startswith(f"{layer}/")]
+        described.append(Layer(layer, maps[0][0], tuple(stride for _, stride in maps)))
     transform = whole.transform
-    resize = chosen_resize(settings, (transform.min_size[0], transform.max_size))
+    resize = resolve_resize(settings, (transform.min_size[0], transform.max_size))
     return Backbone(
         name=settings.backbone,
         model=OnDemand(fold(model), compiled=settings.compile),
-        layers=tuple(tapped),
+        layers=tuple(described),
         preprocessing=Preprocessing(
             tuple(transform.image_mean), tuple(transform.image_std), resize, antialias=False, multiple=32
         ),
@@ -86,9 +86,12 @@ def load(settings: Settings, whole: Any, weights: Weights) -> Backbone:
 
 
 def _box_head(settings: Settings, whole: Any) -> tuple[nn.Module, int]:
-    """The model's box head and the length of its vectors; it takes RoIs of the whole pyramid in its own output size."""
+    """Return the model's box head and the length of its vectors. Raises BackboneError if the settings do not fit it.
+
+    The head takes RoIs that are pooled from the whole pyramid in the output size that it was trained with.
+    """
     if not hasattr(whole, "roi_heads"):
-        message = f"{settings.backbone}: head: expected a two-stage detector, which has a box head, found another"
+        message = f"{settings.backbone}: head: expected a two-stage detector, which has a box head, found another model"
         raise BackboneError("backbone-head", message, "--backbone fasterrcnn_resnet50_fpn")
     size = tuple(whole.roi_heads.box_roi_pool.output_size)
     if settings.output_size != size or settings.layers not in ((), (PYRAMID,)):
@@ -100,8 +103,8 @@ def _box_head(settings: Settings, whole: Any) -> tuple[nn.Module, int]:
         return head, int(head(torch.zeros(1, whole.backbone.out_channels, *size)).shape[1])
 
 
-def _legacy_epsilon(name: str, model: nn.Module) -> None:
-    """torchvision's first ResNet-50 detection weights were trained with frozen batch norm of epsilon 0."""
+def _set_legacy_epsilon(name: str, model: nn.Module) -> None:
+    """Set the epsilon of batch norms to 0, with which torchvision's first ResNet-50 detection weights were trained."""
     if "resnet50_fpn" in name and not name.endswith("_v2") and "fcos" not in name:
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -1,4 +1,4 @@
-"""Weights: torchvision's by name, a file of yours, or random; always as a checked state dict with its SHA-256."""
+"""Find weights, by a name of torchvision, in a file or at random, and load them as checked state dicts with a SHA-256."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ from roialign_cli.system.safe_read import require_regular_file
 
 @dataclass(frozen=True)
 class Weights:
-    """A state dict, or None for random initialisation; `origin` is the torchvision entry it is known to be."""
+    """Weights of a model, and where they come from."""
 
     name: str
-    state: Mapping[str, Tensor] | None
-    sha256: str
-    seed: int = 0
-    origin: Any = None
+    state: Mapping[str, Tensor] | None  # state dict; None: random initialisation
+    sha256: str  # of the file; empty for random weights
+    seed: int = 0  # of random weights
+    origin: Any = None  # torchvision's entry, if the weights are known to be one
 
 
 def find_weights(spec: str, entries: Any) -> Weights:
-    """What --weights names: DEFAULT, an entry of the model's torchvision enum, a path, or random[:SEED]."""
+    """Return the weights that --weights names: DEFAULT or another entry of torchvision's enum, a path, or random[:SEED].
+
+    `entries` is the model's weights enum. Raises BackboneError if the weights are unknown, unreachable or unreadable.
+    """
     kind, _, seed = spec.partition(":")
     if kind == "random":
         if seed and not seed.isdecimal():
@@ -39,7 +42,7 @@ def find_weights(spec: str, entries: Any) -> Weights:
         return Weights(f"random:{int(seed or 0)}", None, "", seed=int(seed or 0))
     names = [*entries.__members__]
     if spec in names:
-        return _named(entries[spec])
+        return _load_entry(entries[spec])
     path = Path(spec)
     if path.suffix or path.exists():
         return read_weights_file(path, entries)
@@ -48,7 +51,7 @@ def find_weights(spec: str, entries: Any) -> Weights:
 
 
 def state_sha256(model: nn.Module) -> str:
-    """SHA-256 over the names and bytes of a model's state, for weights that come from no file."""
+    """Return the SHA-256 of the names and bytes in a model's state dict, for weights that do not come from a file."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -56,25 +59,26 @@ def state_sha256(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def load_matching(model: nn.Module, state: Mapping[str, Tensor], everything: set[str], where: str) -> None:
-    """Load what `model` needs from `state`; keys of `everything`, the unpruned model, may be left over.
+def load_matching(model: nn.Module, state: Mapping[str, Tensor], known_keys: set[str], where: str) -> None:
+    """Load a state dict into a model that was cut at its layers; `known_keys` are the keys of the whole model.
 
-    The counters of batch norm, which only training uses, may be missing: torchvision's detection weights have none.
+    Raises BackboneError if a tensor is missing, unknown to the whole model, or of another shape. The counters of batch
+    norm may be missing, as in torchvision's detection weights, because only training uses them.
     """
     wanted = model.state_dict()
     missing = [key for key in wanted if key not in state and not key.endswith("num_batches_tracked")]
-    strange = [key for key in state if key not in everything]
+    unknown = [key for key in state if key not in known_keys]
     if missing:
-        found = f"{len(state)} tensors, {len(strange)} of them of no use here"
+        found = f"{len(state)} tensors, {len(unknown)} of them unknown to the model"
         first = (
             f"expected {len(wanted)} tensors, {len(missing)} are missing, the first is {missing[0]!r}; found {found}"
         )
-        hint = f"the first without use is {strange[0]!r}; is it another model?" if strange else "is it another model?"
+        hint = f"the first unknown one is {unknown[0]!r}; is it another model?" if unknown else "is it another model?"
         raise BackboneError("weights-mismatch", f"{where}: {first}", hint)
-    if strange:
+    if unknown:
         raise BackboneError(
             "weights-mismatch",
-            f"{where}: {len(strange)} tensors have no place in the model, the first is {strange[0]!r}",
+            f"{where}: expected only tensors of the model, found {len(unknown)} others, the first is {unknown[0]!r}",
         )
     for key, tensor in wanted.items():
         if key in state and state[key].shape != tensor.shape:
@@ -83,33 +87,36 @@ def load_matching(model: nn.Module, state: Mapping[str, Tensor], everything: set
     model.load_state_dict({key: state[key] for key in wanted if key in state}, strict=False)
 
 
-def load_part(part: nn.Module, begin: str, state: Mapping[str, Tensor], where: str) -> None:
-    """The same for a part of a model whose keys begin so; the rest of the state is of no concern."""
-    own = {key.removeprefix(begin): value for key, value in state.items() if key.startswith(begin)}
+def load_part(part: nn.Module, prefix: str, state: Mapping[str, Tensor], where: str) -> None:
+    """Load the tensors of a state dict whose keys have a prefix into a part of the model; ignore the others."""
+    own = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     load_matching(part, own, set(part.state_dict()), where)
 
 
-def _named(entry: Any) -> Weights:
-    """torchvision's own download and cache."""
+def _load_entry(entry: Any) -> Weights:
+    """Load weights of torchvision from its cache, or download them into it."""
     try:
         state = entry.get_state_dict(progress=False, check_hash=True)
     except (URLError, OSError, RuntimeError) as error:
         reason = getattr(error, "reason", None) or error
         raise BackboneError(
             "weights-unreachable",
-            f"{entry}: neither in the cache nor to be downloaded: {reason}",
-            "use -c quickstart, which needs no weights, or --weights PATH with a file fetched elsewhere",
+            f"{entry}: not in the cache, and the download failed: {reason}",
+            "use -c quickstart, which needs no weights, or --weights PATH with a file downloaded elsewhere",
         ) from None
     return Weights(str(entry), state, hashlib.sha256(cached_file(entry).read_bytes()).hexdigest(), origin=entry)
 
 
 def cached_file(entry: Any) -> Path:
-    """Where torchvision keeps the file of one of its entries."""
+    """Return the path at which torchvision caches the file of an entry."""
     return Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(entry.url).path).name
 
 
 def read_weights_file(path: Path, entries: Any = ()) -> Weights:
-    """A state dict of tensors; nothing else is unpickled. `entries` are torchvision's that it may be a copy of."""
+    """Read a state dict of tensors from a .pth, .pt or .safetensors file; no other Python objects are unpickled.
+
+    `entries` are the entries of torchvision that the file may be a copy of. Raises BackboneError.
+    """
     try:
         content = require_regular_file(path).read_bytes()
     except OSError as error:
@@ -124,7 +131,7 @@ def read_weights_file(path: Path, entries: Any = ()) -> Weights:
     except pickle.UnpicklingError:
         message = f"{path}: expected a state dict of tensors, found other Python objects, which are not loaded"
         raise BackboneError("weights-unsafe", message, "save it with torch.save(model.state_dict(), path)") from None
-    except Exception as error:  # torch and safetensors raise many kinds on files that are none of theirs
+    except Exception as error:  # torch and safetensors raise errors of many types for files of other formats
         reason = str(error).split("\n", maxsplit=1)[0]
         raise BackboneError("weights-unreadable", f"{path}: expected a state dict, found: {reason}") from None
     for wrapper in ("state_dict", "model"):
@@ -136,10 +143,10 @@ def read_weights_file(path: Path, entries: Any = ()) -> Weights:
         )
     plain = {str(key).removeprefix("module."): value for key, value in state.items()}
     digest = hashlib.sha256(content).hexdigest()
-    return Weights(path.name, plain, digest, origin=_origin(digest, entries))
+    return Weights(path.name, plain, digest, origin=_find_origin(digest, entries))
 
 
-def _origin(digest: str, entries: Any) -> Any:
-    """The torchvision entry a file is a copy of, if any: their names end in the first digits of their hash."""
+def _find_origin(digest: str, entries: Any) -> Any:
+    """Return the entry that a file is a copy of, if any: torchvision's file names end in the first digits of their hash."""
     known = [entry for entry in entries if digest.startswith(Path(urlparse(entry.url).path).stem.split("-")[-1])]
     return known[0] if known else None

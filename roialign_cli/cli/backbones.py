@@ -17,7 +17,7 @@ def backbones(
     """
     from rich.table import Table
 
-    from roialign_cli.backbones import available, describe, size
+    from roialign_cli.backbones import available, cached_weights, count_parameters, describe
     from roialign_cli.cli.console import print_json, stdout
 
     if name is None:
@@ -31,7 +31,7 @@ def backbones(
             )
         return
     layers, weights = describe(name)
-    parameters, cached = size(name)
+    parameters, cached = count_parameters(name), cached_weights(name)
     if json:
         print_json({
             "name": name,

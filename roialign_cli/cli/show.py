@@ -103,7 +103,7 @@ def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str
         with limit_pixels():
             pixels = decode(image)
     except ImageError as error:
-        raise error.of(str(image)) from None
+        raise error.with_name(str(image)) from None
     import numpy as np
 
     from roialign_cli.backbones import load_backbone

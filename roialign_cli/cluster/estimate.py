@@ -8,9 +8,8 @@ import numpy as np
 
 from roialign_cli.arrays import Integers
 from roialign_cli.cluster.simulation import Nodes, makespans
-from roialign_cli.config import Settings, parse_resize
+from roialign_cli.config import DETECTION_RESIZE, Resize, Settings, parse_resize
 from roialign_cli.extraction.shards import estimate_work, shard_boundaries
-from roialign_cli.regions.resize import DETECTION_RESIZE, Resize
 from roialign_cli.types import Plan
 
 MEASURED_IMAGES = 8  # of the short run that measures this machine

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from roialign_cli.config import Settings
-from roialign_cli.inputs.images import DecodedImage, ImageError, decode_image, too_slow
-from roialign_cli.regions.resize import Resize, resized
+from roialign_cli.config import Resize, Settings
+from roialign_cli.inputs.images import DecodedImage, ImageError, decode_image, timeout_error
+from roialign_cli.regions.resize import resized
 from roialign_cli.system.file_threads import FileTask, FileThreads
 from roialign_cli.types import Plan
 
@@ -70,7 +70,7 @@ def load_batches(
         try:
             return threads.wait(task)
         except TimeoutError:
-            return too_slow(settings.image_timeout)
+            return timeout_error(settings.image_timeout)
         except ImageError as error:
             return error
 

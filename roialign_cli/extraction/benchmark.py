@@ -23,7 +23,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from roialign_cli.config import Settings
+from roialign_cli.config import DETECTION_RESIZE, Resize, Settings
 from roialign_cli.extraction.job import Job, prepare_job
 from roialign_cli.extraction.plan import plan_run
 from roialign_cli.extraction.run import run_job
@@ -31,7 +31,7 @@ from roialign_cli.inputs.images import decode
 from roialign_cli.ops import roi_align
 from roialign_cli.regions.pooling import pool
 from roialign_cli.regions.preprocessing import prepare
-from roialign_cli.regions.resize import DETECTION_RESIZE, Resize, resized
+from roialign_cli.regions.resize import resized
 from roialign_cli.regions.rois import batch_rois, roi_levels
 from roialign_cli.system import allocator
 

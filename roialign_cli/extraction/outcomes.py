@@ -43,7 +43,7 @@ class OutcomeRecorder:
     def failed(self, image: int, error: ImageError) -> None:
         """Record an image as failed, or raise its error with --on-error stop."""
         if self._job.settings.on_error == "stop":
-            raise error.of(self._job.plan.table.names[image])
+            raise error.with_name(self._job.plan.table.names[image])
         if not self._done[image]:
             self._writer.failed(image, error.message)
             self._mark_finished(image)

@@ -13,7 +13,7 @@ from roialign_cli.arrays import Floats, Integers, PackedNames
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes import read_boxes
-from roialign_cli.inputs.images import NOT_THERE, ImageError, ImageListing, list_images, read_size, too_slow
+from roialign_cli.inputs.images import IMAGE_MISSING, ImageError, ImageListing, list_images, read_size, timeout_error
 from roialign_cli.store.identity import table_sha256
 from roialign_cli.store.layout import check_space
 from roialign_cli.system import allocator
@@ -55,7 +55,7 @@ def make_plan(folder: Path, table: BoxTable, *, clip: bool, on_error: str, image
 
     boxes_depend_on_size = clip or table.relative_boxes is not None
     if table.sizes is not None and not boxes_depend_on_size:  # no need to open every image
-        problems = dict.fromkeys(missing, NOT_THERE)
+        problems = dict.fromkeys(missing, IMAGE_MISSING)
         sizes = table.sizes
         if missing:
             sizes = sizes.copy()
@@ -107,9 +107,9 @@ def _read_sizes(folder: Path, names: PackedNames, on_error: str, timeout: float)
             try:
                 sizes[i] = result()
             except (ImageError, TimeoutError) as error:
-                problem = error if isinstance(error, ImageError) else too_slow(timeout)
+                problem = error if isinstance(error, ImageError) else timeout_error(timeout)
                 if on_error == "stop":
-                    raise problem.of(names[i]) from None
+                    raise problem.with_name(names[i]) from None
                 problems[i] = problem.message
     finally:
         threads.close()

@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.arrays import Integers
+from roialign_cli.config import Resize
 from roialign_cli.errors import ConfigError
-from roialign_cli.regions.resize import Resize, resize_scale
+from roialign_cli.regions.resize import resize_scale
 from roialign_cli.store.identity import plan_sha256
 from roialign_cli.types import Plan
 

@@ -1,1 +1,1 @@
-"""What a user brings: images and box files."""
+"""Read the user's inputs: images and box files."""

@@ -1,4 +1,4 @@
-"""Which version of a file was read: its size, when it was modified, and its content. So a later run finds what has changed."""
+"""Identify the version of a file that was read, so that a later run finds out which files have changed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from roialign_cli.types import NO_VERSION, FileVersion
 
 
 def version_of(file: BufferedReader) -> FileVersion | None:
-    """Return the version of an open file, whose content is read once more; None if it changes meanwhile."""
+    """Return the version of an open file, reading its content once more, or None if the file changes meanwhile."""
     before = os.fstat(file.fileno())
     file.seek(0)
     digest = hashlib.file_digest(file, "sha256").digest()
     after = os.fstat(file.fileno())
-    same = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
-    return FileVersion(before.st_size, before.st_mtime_ns, digest) if same else None
+    unchanged = (before.st_size, before.st_mtime_ns) == (after.st_size, after.st_mtime_ns)
+    return FileVersion(before.st_size, before.st_mtime_ns, digest) if unchanged else None
 
 
 def has_changed(path: Path, version: FileVersion) -> bool:
-    """Return whether a file holds something else than it did; its content is read only where its time alone differs.
+    """Return whether the content of a file differs from a version; it is read only if size and time cannot decide.
 
-    A file that cannot be read has not changed as far as we know.
+    A file that cannot be read counts as unchanged.
     """
     if version == NO_VERSION:
         return False

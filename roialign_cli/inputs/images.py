@@ -1,7 +1,7 @@
-"""Images: names in a folder, sizes from headers, decoding to RGB.
+"""List the images of a folder, read their sizes from headers, and decode them to RGB.
 
-Conventions: EXIF orientation is applied (boxes refer to the upright image); alpha is laid over black; 16-bit gray is
-scaled to 8 bits; of animations and multi-page files the first picture counts.
+Conventions: EXIF orientation is applied, because boxes refer to the upright image; alpha is composited over black; 16-bit
+gray is scaled to 8 bits; animations and multi-page files are represented by their first picture.
 """
 
 from __future__ import annotations
@@ -18,53 +18,57 @@ import numpy as np
 import numpy.typing as npt
 from PIL import ExifTags, Image, ImageCms, ImageOps
 
-from roialign_cli.arrays import NAMES_AT_ONCE, PackedNames
+from roialign_cli.arrays import NAMES_PER_BLOCK, PackedNames
 from roialign_cli.config import MAX_PIXELS
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.file_versions import version_of
 from roialign_cli.types import FileVersion
 
 EXTENSIONS = frozenset({b"jpg", b"jpeg", b"png", b"webp", b"bmp", b"tif", b"tiff", b"gif", b"avif", b"mpo"})
-NOT_THERE = "expected an image file, found nothing there"
-TURNED = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
+IMAGE_MISSING = "expected an image file, found nothing there"
+SWAPPED_ORIENTATIONS = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
 
 
 class ImageError(InputError):
-    """One image that cannot be used; recorded in the ledger of the file, or the end of the run with --on-error stop."""
+    """One image that cannot be used; it is recorded in the feature file, or ends the run with --on-error stop."""
 
-    def of(self, name: str) -> ImageError:
-        """The same error, naming its image."""
+    def with_name(self, name: str) -> ImageError:
+        """Return the same error with the name of the image in its message."""
         return ImageError(self.reference, f'"{name}": {self.message}', self.hint)
 
 
-def too_slow(seconds: float) -> ImageError:
-    """An image that takes longer than --image-timeout to read."""
-    return ImageError("image-timeout", f"expected it to be read in {seconds:g} s, it was not")
+def timeout_error(seconds: float) -> ImageError:
+    """Return the error of an image that takes longer than --image-timeout to read."""
+    return ImageError("image-timeout", f"expected to read it within {seconds:g} s, found that it takes longer")
 
 
 def list_images(folder: Path) -> set[str]:
-    """Names of the image files below a folder, relative to it, with forward slashes; InputError if it is no folder."""
+    """Return the names of the image files below a folder, relative to it and with forward slashes.
+
+    Raises InputError if the folder does not exist.
+    """
     return set(map(os.fsdecode, _walk(folder)))
 
 
 def _walk(folder: Path) -> Iterator[bytes]:
-    """The same one after another and as bytes, which of millions is faster."""
+    """Yield the names of the image files below a folder as bytes, which is faster for millions of files."""
     if not folder.is_dir():
         found = "a file" if folder.exists() else "nothing there"
         raise InputError("images-folder", f"{folder}: expected a folder of images, found {found}")
     for parent, _, files in os.walk(os.fsencode(folder)):
-        inside = Path(os.fsdecode(parent)).relative_to(folder).as_posix()
-        begin = b"" if inside == "." else os.fsencode(inside) + b"/"
+        relative = Path(os.fsdecode(parent)).relative_to(folder).as_posix()
+        prefix = b"" if relative == "." else os.fsencode(relative) + b"/"
         for file in files:
             stem, _, extension = file.rpartition(b".")
             if stem and extension.lower() in EXTENSIONS:
-                yield begin + file
+                yield prefix + file
 
 
 class ImageListing:
-    """Which images are in a folder, remembered by the hashes of their names: of 10 million in 0.1 GB instead of 1.
+    """The images of a folder, stored as hashes of their names: 10 million of them take 0.1 GB instead of 1 GB.
 
-    That a name is wrongly taken for one of them happens once in 10^12 lists; its image then fails when it is read.
+    A missing name is mistaken for an image, by a collision of hashes, about once in 10^12 listings; that image then
+    fails when it is read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,44 +79,44 @@ class ImageListing:
         return len(self._hashes)
 
     def has(self, names: PackedNames) -> npt.NDArray[np.bool_]:
-        """Which of the names [M] are there."""
+        """Return a mask [M] of the names that are in the folder."""
         found = np.zeros(len(names), np.bool_)
-        for begin in range(0, len(names) if len(self) else 0, NAMES_AT_ONCE):
-            wanted = np.fromiter(map(hash, names[begin : begin + NAMES_AT_ONCE].encoded()), np.int64)
+        for begin in range(0, len(names) if len(self) else 0, NAMES_PER_BLOCK):
+            wanted = np.fromiter(map(hash, names[begin : begin + NAMES_PER_BLOCK].encoded()), np.int64)
             place = np.minimum(np.searchsorted(self._hashes, wanted), len(self) - 1)
             found[begin : begin + len(wanted)] = self._hashes[place] == wanted
         return found
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """(height, width) of the upright image from its header, or ImageError."""
+    """Return (height, width) of the upright image in pixels from its header. Raises ImageError."""
     with _open(path) as (image, _):
         width, height = image.size
-        # Pillow turns TIFF headers by itself, and would decode a whole PNG in search of a late EXIF chunk.
+        # Pillow applies the orientation of TIFF headers itself, and decodes a whole PNG to look for a late EXIF chunk.
         if image.format not in ("TIFF", "PNG") or (image.format == "PNG" and "exif" in image.info):
             orientation = image.getexif().get(ExifTags.Base.Orientation)
-            if orientation in TURNED:
+            if orientation in SWAPPED_ORIENTATIONS:
                 return width, height
         return height, width
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An upright image as RGB [H, W, 3] uint8, and which version of its file it was read from."""
+    """An upright image as RGB [H, W, 3] uint8, and the version of the file that it was read from."""
 
     pixels: npt.NDArray[np.uint8]
     version: FileVersion
 
 
 def decode_image(path: Path) -> DecodedImage:
-    """Decode an image; ImageError if that fails, or if the file changes meanwhile."""
+    """Decode an image and identify the version of its file. Raises ImageError, also if the file changes meanwhile."""
     with _open(path) as (image, file):
         before = os.fstat(file.fileno())
-        image.load()  # a first failure must not be forgotten: Pillow may not raise it again
+        image.load()  # raises decoding errors here, because Pillow may not raise them again later
         pixels = np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
         version = version_of(file)
         if version is None or (version.size, version.modified) != (before.st_size, before.st_mtime_ns):
-            raise ImageError("image-changed", "expected a file that stays as it is, found it changed while it was read")
+            raise ImageError("image-changed", "expected an unchanged file, found that it changed while it was read")
         return DecodedImage(pixels, version)
 
 
@@ -123,7 +127,10 @@ def decode(path: Path) -> npt.NDArray[np.uint8]:
 
 @contextmanager
 def limit_pixels(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
-    """Images of more pixels are refused before they are decoded; without Pillow's warnings: what matters becomes an error."""
+    """Refuse images of more pixels before they are decoded, and silence Pillow's warnings; 0: no limit.
+
+    The warnings are not needed, because problems that matter are raised as ImageError.
+    """
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = max_pixels // 2 or None  # Pillow warns at this many and refuses at twice as many
     try:
@@ -136,11 +143,11 @@ def limit_pixels(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[Image.Image, BufferedReader]]:
-    """Open an image and its file; whatever goes wrong with them becomes an ImageError."""
+    """Open an image and its file, and turn every error of reading and decoding in this context into an ImageError."""
     if not path.is_file():
-        there = os.path.lexists(path)
+        exists = os.path.lexists(path)
         raise ImageError(
-            "image-missing", "expected an image file, found no file but another thing" if there else NOT_THERE
+            "image-missing", "expected an image file, found something that is not a file" if exists else IMAGE_MISSING
         )
     try:
         with path.open("rb") as file, Image.open(file) as image:
@@ -153,7 +160,7 @@ def _open(path: Path) -> Iterator[tuple[Image.Image, BufferedReader]]:
     except MemoryError:
         raise ImageError("image-memory", "not enough memory to decode it") from None
     except Exception as error:  # Pillow's plugins raise nearly anything on hostile input
-        text = str(error).partition(" <_io.")[0] or type(error).__name__  # Pillow names the object it was given
+        text = str(error).partition(" <_io.")[0] or type(error).__name__  # cut Pillow's description of the file object
         raise ImageError("image-unreadable", f"cannot be decoded: {text}") from None
 
 
@@ -162,10 +169,10 @@ def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
         raise ImageError("image-mode", "expected 8 or 16 bits per channel, found floating-point pixels")
     if image.mode.startswith("I"):
         gray = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        clear = image.info.get("transparency")
-        gray[gray == (clear if isinstance(clear, int) else -1)] = 0
-        eight = np.rint(gray / 257).astype(np.uint8)
-        return np.repeat(eight[:, :, None], 3, axis=2)
+        transparent = image.info.get("transparency")
+        gray[gray == (transparent if isinstance(transparent, int) else -1)] = 0
+        gray_8bit = np.rint(gray / 257).astype(np.uint8)
+        return np.repeat(gray_8bit[:, :, None], 3, axis=2)
     if image.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from roialign_cli.config import Mode, Reduce
 from roialign_cli.ops import checks
 from roialign_cli.ops.dispatch import KERNELS, choose_kernel
-from roialign_cli.ops.request import MODES, REDUCTIONS, SCHEMA, Mode, Reduce, Request
+from roialign_cli.ops.request import MODES, REDUCTIONS, SCHEMA, Request
 
 
 def roi_align(

@@ -6,15 +6,15 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-Mode = Literal["avg", "max", "exact"]
-Reduce = Literal["none", "mean", "max"]
+from roialign_cli.config import Mode, Reduce
+
 MODES: tuple[Mode, ...] = get_args(Mode)
 REDUCTIONS: tuple[Reduce, ...] = get_args(Reduce)
 

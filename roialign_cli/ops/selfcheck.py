@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from roialign_cli.config import Mode
 from roialign_cli.errors import KernelError
 from roialign_cli.ops import roi_align
 from roialign_cli.ops.cpu.kernel import cache_folder
@@ -17,7 +18,6 @@ from roialign_cli.ops.cuda import nvrtc
 from roialign_cli.ops.cuda import run as cuda
 from roialign_cli.ops.cuda.launch import LOAD_BYTES, specialise
 from roialign_cli.ops.dispatch import choose_kernel
-from roialign_cli.ops.request import Mode
 from roialign_cli.version import __version__
 
 PACKAGES = ("torch", "torchvision", "numba", "numpy", "h5py", "pillow", "msgspec", "cuda-core")

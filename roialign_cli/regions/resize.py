@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 
-Resize = tuple[int, int | None] | None  # (short side, longest side or None) in pixels; None keeps the image's own size
-DETECTION_RESIZE = (800, 1333)  # the default of torchvision's detection models
+from roialign_cli.config import Resize
 
 
 def resize_scale(height: Any, width: Any, resize: Resize) -> Any:

@@ -1,1 +1,1 @@
-"""The operating system: memory allocator, devices, threads for files, atomic replacement, signals and standard output."""
+"""Interfaces to the operating system: allocator, devices, file threads, atomic replacement, signals, standard output."""

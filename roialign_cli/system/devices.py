@@ -1,4 +1,4 @@
-"""Devices by the names that users give them."""
+"""Find torch devices by the names that users give."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from roialign_cli.errors import ConfigError
 
 
 def find_devices(names: str, processes: int = 0) -> tuple[torch.device, ...]:
-    """A device for each process: of `auto`, `cpu`, `cuda:all` or `cuda:0,2`, in turn. 0: as many processes as devices.
+    """Return one device for each process, cycling through the devices that `auto`, `cpu`, `cuda:all` or `cuda:0,2` name.
 
-    Raises ConfigError: a device is not here, or there are fewer processes than devices.
+    With `processes` 0 there is one process per device. Raises ConfigError if this machine lacks a device, a device is
+    named twice, or there are fewer processes than devices.
     """
     kind, _, numbers = names.partition(":")
     if kind == "cuda" and numbers == "all":
@@ -29,7 +30,7 @@ def find_devices(names: str, processes: int = 0) -> tuple[torch.device, ...]:
 
 
 def find_device(name: str) -> torch.device:
-    """One device of a setting; ConfigError if it is not here."""
+    """Return the device of one name. Raises ConfigError if the name is unknown or this machine lacks the device."""
     expected = "expected auto, cpu, cuda, cuda:all or cuda:0,2"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -40,8 +41,10 @@ def find_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda") or (
         device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
     ):
-        found = (
-            f"{torch.cuda.device_count()} CUDA devices are here" if device.type == "cuda" else "it is of another kind"
+        reason = (
+            f"this machine has {torch.cuda.device_count()} CUDA devices"
+            if device.type == "cuda"
+            else "other device types are not supported"
         )
-        raise ConfigError("device-unknown", f"device: {expected}, found {name!r}: {found}")
+        raise ConfigError("device-unknown", f"device: {expected}, found {name!r}: {reason}")
     return device

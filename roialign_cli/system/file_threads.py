@@ -1,4 +1,4 @@
-"""Work on files that may hang, such as those of a lost network disk: on threads, each piece with a limit on its time."""
+"""Run work on files in threads with a time limit per file, because reading can hang, for example on a lost network disk."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
-POLL_SECONDS = 0.5  # how often a wait looks whether a piece takes too long
+POLL_SECONDS = 0.5  # interval at which a waiting caller checks the time limit
 
 Result = TypeVar("Result")
 
 
 class FileTask(Generic[Result]):
-    """A piece of work: on which file, since when it is being done, and what came of it."""
+    """The work on one file: when it started, in seconds of the monotonic clock, and its result or error."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,10 +29,10 @@ class FileTask(Generic[Result]):
 
 
 class FileThreads(Generic[Result]):
-    """Threads that work on files. One that does not come back in time is left to itself, and another takes its place.
+    """A pool of threads that work on files; it replaces a thread whose work takes longer than `timeout` seconds.
 
-    No thread can be ended from outside. These are daemons, so that at least the process can end: concurrent.futures waits for
-    its threads whatever happens. `timeout` 0: no limit.
+    A thread cannot be ended from outside, so it is abandoned. The threads are daemons, so that the process can exit in
+    spite of them; concurrent.futures would wait for its threads. `timeout` 0: no limit.
     """
 
     def __init__(self, work: Callable[[Path], Result], count: int, timeout: float) -> None:
@@ -42,27 +42,27 @@ class FileThreads(Generic[Result]):
         self._closed = False
         self._count = 0
         for _ in range(count):
-            self._add()
+            self._add_thread()
 
     def start(self, path: Path) -> FileTask[Result]:
-        """Work on a file when its turn comes."""
+        """Queue the work on a file and return its task."""
         task: FileTask[Result] = FileTask(path)
         self._tasks.put(task)
         return task
 
     def wait(self, task: FileTask[Result]) -> Result:
-        """What came of it; TimeoutError if nothing did in time."""
+        """Wait for a task and return its result. Raises the error of the work, or TimeoutError after the time limit."""
         while not task.finished.wait(POLL_SECONDS):
             if self._timeout and task.started is not None and time.monotonic() - task.started > self._timeout:
                 task.given_up = True
-                self._add()
+                self._add_thread()
                 raise TimeoutError
         if task.error is not None:
             raise task.error
-        return task.result  # type: ignore[return-value]  # it has one, or an error
+        return task.result  # type: ignore[return-value]  # a finished task without an error has a result
 
     def map(self, paths: Iterable[Path], ahead: int) -> Iterator[Callable[[], Result]]:
-        """For each file in turn a call that waits for its result, while the next `ahead` are worked on."""
+        """Yield, for each file in order, a function that waits for its result, while the next `ahead` files are worked on."""
         waiting: deque[FileTask[Result]] = deque()
         for path in paths:
             waiting.append(self.start(path))
@@ -72,12 +72,12 @@ class FileThreads(Generic[Result]):
             yield partial(self.wait, waiting.popleft())
 
     def close(self) -> None:
-        """Let every thread end after the file it is at."""
+        """Let every thread end after its current file."""
         self._closed = True
         for _ in range(self._count):
             self._tasks.put(None)
 
-    def _add(self) -> None:
+    def _add_thread(self) -> None:
         self._count += 1
         threading.Thread(target=self._run, name="roialign-files", daemon=True).start()
 
@@ -86,7 +86,7 @@ class FileThreads(Generic[Result]):
             task.started = time.monotonic()
             try:
                 task.result = self._work(task.path)
-            except BaseException as error:  # raised again where it is waited for
+            except BaseException as error:  # `wait` raises it in the caller's thread
                 task.error = error
             task.finished.set()
             if task.given_up:

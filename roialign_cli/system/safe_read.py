@@ -1,4 +1,4 @@
-"""Files that a user names, read safely: only regular files, and YAML that is data and ends soon."""
+"""Safely read the files that a user names: only regular files, and only YAML that is plain data of limited size."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import yaml
 
-# Far more than configurations and lists of classes have: PyYAML takes two seconds for so many bytes (measured), and numbers
-# of many digits take it the longer the more there are.
+# Far above what configurations and lists of classes need. PyYAML takes two seconds for 1 MB (measured), and more than
+# linear time for numbers of many digits, hence the limit on single values.
 MAX_YAML_BYTES = 1 << 20
 MAX_VALUE_LENGTH = 4096
 MAX_DEPTH = 50
 
 
 def require_regular_file(path: Path) -> Path:
-    """Return the path of a regular file; OSError if it is a folder, or a pipe, device or socket, which may never end."""
+    """Return the path of a regular file. Raises OSError for folders, and for pipes, devices and sockets, which may not end."""
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "a folder", str(path))
     if not stat.S_ISREG(mode):
-        raise OSError(errno.EINVAL, "no regular file but a pipe, device or socket", str(path))
+        raise OSError(errno.EINVAL, "a pipe, device or socket, not a regular file", str(path))
     return path
 
 
 class YamlError(ValueError):
-    """What is no YAML, or more than plain data."""
+    """Text that is not YAML, or YAML that is not plain data."""
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a YAML file says; YamlError, or OSError if it cannot be read.
+    """Return the content of a YAML file. Raises YamlError, or OSError if the file cannot be read.
 
-    Aliases are refused: a few lines of them expand to more than any memory holds.
+    Aliases are refused, because a few lines of them can expand to more than fits in memory.
     """
     import yaml
 
@@ -44,13 +44,13 @@ def read_yaml(path: Path) -> Any:
         return yaml.load(path.read_text(encoding="utf-8-sig"), _loader())
     except (OSError, YamlError):
         raise
-    except Exception as error:  # PyYAML's constructors of dates, numbers and the like raise whatever they meet
+    except Exception as error:  # PyYAML's constructors of dates and numbers raise errors of many types
         found = str(error) if isinstance(error, (yaml.YAMLError, ValueError)) else type(error).__name__
         raise YamlError(f"expected YAML, found: {found}") from None
 
 
 def _loader() -> type[yaml.SafeLoader]:
-    """PyYAML's safe loader, without aliases, deep nesting and endless values."""
+    """Return a subclass of PyYAML's safe loader that refuses aliases, deep nesting and long values."""
     import yaml
 
     class Loader(yaml.SafeLoader):

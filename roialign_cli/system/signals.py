@@ -1,4 +1,4 @@
-"""Signals that ask a command to end. Imports nothing that takes long."""
+"""Handle the signals that ask a command to end. This module imports nothing slow, to be ready early."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from types import FrameType
 
 from roialign_cli.errors import ExitCode
 
-# What asks a command to end: Ctrl-C, a scheduler, and a terminal that is closed, which Windows does not have.
+# Sent by Ctrl-C, by schedulers, and by closing the terminal; Windows does not have the last one.
 STOPPING = tuple(signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 
 
 class Interrupt(KeyboardInterrupt):
-    """A signal has come. Of plain KeyboardInterrupt Python kills itself in the end, if it went through `exec` of text."""
+    """A signal was received. Python kills itself at exit after a plain KeyboardInterrupt that passed through `exec`."""
 
 
 class Stop:
-    """What a signal does: it raises Interrupt in a running command, once; else it ends the process at once.
+    """The signal handler: it raises Interrupt in a running command, once; otherwise it ends the process at once.
 
-    So an import is not broken into before a command has begun. In the last steps of Python signals are ignored: it gives
-    them back to the system, which would end the process as if the command had not come to its end.
+    Ending at once before the command runs avoids interrupting an import, which could turn the exception into another one.
+    Signals are ignored while Python shuts down: it restores the system's default handlers then, and one of those would
+    end a process whose command has already finished as if it had been killed.
     """
 
     def __init__(self) -> None:
@@ -30,23 +31,23 @@ class Stop:
         sys.unraisablehook = _unraisable
         for number in not_ignored():
             signal.signal(number, self)
-            atexit.register(signal.signal, number, signal.SIG_IGN)  # of all such calls these are the last
+            atexit.register(signal.signal, number, signal.SIG_IGN)  # registered first, so called last
 
     def __call__(self, _number: int, _frame: FrameType | None) -> None:
-        """Meet a signal."""
+        """Handle a signal."""
         if not self.running:
             os._exit(ExitCode.INTERRUPTED)
         self.running, self.met = False, True
         raise Interrupt
 
 
-def _unraisable(met: sys.UnraisableHookArgs) -> None:
-    """A signal that came in a destructor, where nothing can be raised, ends the process at once."""
-    if met.exc_type is Interrupt:
+def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """End the process at once after a signal during a destructor, from which exceptions cannot propagate."""
+    if unraisable.exc_type is Interrupt:
         os._exit(ExitCode.INTERRUPTED)
-    sys.__unraisablehook__(met)
+    sys.__unraisablehook__(unraisable)
 
 
 def not_ignored() -> list[signal.Signals]:
-    """Return the signals that end a command; nohup, or a shell that runs a job in the background, has some ignored."""
+    """Return the signals that end a command, without those that nohup or a shell's background job has set to ignored."""
     return [number for number in STOPPING if signal.getsignal(number) != signal.SIG_IGN]

@@ -1,4 +1,4 @@
-"""A standard output that remembers its failure."""
+"""A standard output that remembers whether writing to it has failed."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import TextIO
 
 
 class Output(io.TextIOWrapper):
-    """Standard output that remembers its failure: whoever meets it cannot tell it from one of a file."""
+    """Standard output that remembers its OSError, which a caller could not tell from the error of a file otherwise."""
 
     failure: OSError | None = None
 
     def write(self, text: str, /) -> int:
-        """Write text; what is no text in the name of a file stands as an escape."""
+        """Write text; characters that cannot be encoded are written as backslash escapes."""
         try:
             return super().write(text)
         except OSError as error:
@@ -22,7 +22,7 @@ class Output(io.TextIOWrapper):
             raise
 
     def flush(self) -> None:
-        """Hand over what was written."""
+        """Flush the buffer."""
         try:
             super().flush()
         except OSError as error:
@@ -31,12 +31,12 @@ class Output(io.TextIOWrapper):
 
 
 def discard(stream: TextIO) -> None:
-    """Let what is written to a stream go nowhere: Python tries again at its end, and says so if that fails."""
+    """Redirect a broken stream to the null device: Python flushes it again at exit, and would report another failure."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def take_stdout() -> Output | None:
-    """Put an `Output` in the place of sys.stdout; None if that is closed."""
+    """Replace sys.stdout by an `Output` and return it, or return None if sys.stdout is closed or not a text stream."""
     before = sys.stdout
     if not isinstance(before, io.TextIOWrapper):
         return None

@@ -137,7 +137,7 @@ def test_fetching_weights(place: Path, roialign: Run) -> None:
     env = {"TORCH_HOME": str(place), "https_proxy": "http://127.0.0.1:9", "http_proxy": "http://127.0.0.1:9"}
     offline = roialign("weights", "fetch", "squeezenet1_1", env=env)
     assert offline.returncode == 4
-    assert "neither in the cache nor to be downloaded" in offline.stderr
+    assert "not in the cache, and the download failed" in offline.stderr
     assert roialign("weights", "fetch", "squeezenet9", env=env).returncode == 4
     wrong = roialign("weights", "fetch", "squeezenet1_1", "--weights", "random", env=env)
     assert "expected one of IMAGENET1K_V1" in wrong.stderr

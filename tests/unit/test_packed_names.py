@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roialign_cli.arrays import NAMES_AT_ONCE, PackedNames
+from roialign_cli.arrays import NAMES_PER_BLOCK, PackedNames
 from roialign_cli.inputs.boxes import common
 from roialign_cli.inputs.images import ImageListing
 
@@ -40,7 +40,7 @@ def test_strings_come_back(names: list[str], data: st.DataObject) -> None:
 
 
 def test_more_than_are_unpacked_at_a_time() -> None:
-    names = [f"{i}.jpg" for i in range(2 * NAMES_AT_ONCE + 3)]
+    names = [f"{i}.jpg" for i in range(2 * NAMES_PER_BLOCK + 3)]
     assert PackedNames.from_strings(names) == names
 
 

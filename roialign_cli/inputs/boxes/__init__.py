@@ -1,4 +1,4 @@
-"""Box files: one reader in front of one small module per format. All give the one convention: x1, y1, x2, y2 in pixels."""
+"""Read box files of all formats into one convention: x1, y1, x2, y2 in pixels."""
 
 from roialign_cli.inputs.boxes.read import read_boxes
 

@@ -1,8 +1,8 @@
-"""Tables, a row per box: columns are told by their usual names, or by --columns image=Name,x1=Left,...; and CSV and TSV.
+"""Interpret tables with a row per box: columns are found by their usual names or by --columns image=Name,x1=Left,....
 
-Corners, or a corner with width and height, or a centre with them; in pixels, or relative to the image where all numbers
-lie in 0..1 (OpenImages), or as `units=pixels` or `units=relative` says. Decimal commas are understood. Where columns state
-the size of the images, their headers need not be read.
+Boxes are corners, a corner with width and height, or a centre with width and height. They are in pixels, or relative to
+the image if all numbers lie in 0..1 (as in OpenImages); `units=pixels` or `units=relative` overrides this. Decimal commas
+are accepted. If columns state the size of the images, the image headers are not read.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy.typing as npt
 
 from roialign_cli.arrays import Floats, Integers, PackedNames
 from roialign_cli.errors import ConfigError
-from roialign_cli.inputs.boxes.common import Column, Source, column, format_error, index_unique
+from roialign_cli.inputs.boxes.common import Column, Source, as_column, format_error, index_unique
 
 Numbers = npt.NDArray[np.float64]
 
-KNOWN = {
+COLUMN_ALIASES = {  # column names by role, as `normalise_name` returns them; the first alias that a table has wins
     "image": ("image", "imageid", "imagename", "imagepath", "imagefile", "filename", "filepath", "file", "path", "img", "name"),
     "x1": ("x1", "xmin", "left", "xtl", "bboxx1", "minx", "bboxxmin"),
     "y1": ("y1", "ymin", "top", "ytl", "bboxy1", "miny", "bboxymin"),
@@ -40,97 +40,101 @@ KNOWN = {
     "image_width": ("imagewidth", "imgwidth", "imagew", "imgw"),
     "image_height": ("imageheight", "imgheight", "imageh", "imgh"),
 }  # fmt: skip
-FORMS = (("x1", "y1", "x2", "y2"), ("cx", "cy", "w", "h"), ("x1", "y1", "w", "h"), ("x", "y", "w", "h"))
-SIZES = ("image_width", "image_height")
-ROWS_AT_ONCE = 1 << 18
+BOX_LAYOUTS = (("x1", "y1", "x2", "y2"), ("cx", "cy", "w", "h"), ("x1", "y1", "w", "h"), ("x", "y", "w", "h"))
+SIZE_ROLES = ("image_width", "image_height")
+ROWS_PER_BLOCK = 1 << 18  # rows that are checked at a time
 UNITS = ("pixels", "relative")
 DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+([eE][-+]?\d+)?\s*")
 
 
 @dataclass(frozen=True)
 class ColumnMapping:
-    """Which column is what, the form of the boxes among FORMS, and the units if they are said."""
+    """The roles of a table's columns."""
 
-    names: Mapping[str, str]
-    form: tuple[str, str, str, str]
-    units: str
+    names: Mapping[str, str]  # column name by role
+    layout: tuple[str, str, str, str]  # roles of the four columns of a box, one of BOX_LAYOUTS
+    units: str  # one of UNITS, or empty if --columns does not say
 
     @property
     def states_sizes(self) -> bool:
-        """Whether columns state the size of the images."""
-        return all(what in self.names for what in SIZES)
+        """Return whether columns state the size of the images."""
+        return all(role in self.names for role in SIZE_ROLES)
 
-    def relative(self, between: bool) -> bool:
-        """Whether boxes are relative to their image, if all do or do not lie between 0 and 1."""
-        return self.units == "relative" or (not self.units and between)
+    def is_relative(self, looks_relative: bool) -> bool:
+        """Return whether boxes are relative to their image, given whether their values look so."""
+        return self.units == "relative" or (not self.units and looks_relative)
 
 
 def map_columns(source: Source, names: list[str]) -> ColumnMapping:
-    """Find the columns; InputError: some are missing, ConfigError: --columns makes no sense."""
+    """Find the roles of the columns. Raises InputError if some are missing or ambiguous, ConfigError for bad --columns."""
     found, explicit, units = _match_columns(source, names)
-    form = next((form for form in FORMS if all(name in found for name in form)), None)
-    if form is None or "image" not in found:
+    layout = next((layout for layout in BOX_LAYOUTS if all(role in found for role in layout)), None)
+    if layout is None or "image" not in found:
         needed = "an image column and x1, y1, x2, y2, or x, y, w, h, or cx, cy, w, h"
         expected = f"expected {needed}, found {', '.join(names)}"
         raise format_error(
-            source.path, expected, "say which is which: --columns image=File,x1=Left,y1=Top,x2=Right,y2=Bottom"
+            source.path, expected, "name the columns: --columns image=File,x1=Left,y1=Top,x2=Right,y2=Bottom"
         )
-    for what in (*form, "image", "label", "score", "id", *SIZES):
-        if what in found:
-            _check_once(source, what, found[what], names, what in explicit)
-    return ColumnMapping(found, form, units)
+    for role in (*layout, "image", "label", "score", "id", *SIZE_ROLES):
+        if role in found:
+            _check_unambiguous(source, role, found[role], names, role in explicit)
+    return ColumnMapping(found, layout, units)
 
 
-def _check_once(source: Source, what: str, name: str, names: list[str], explicit: bool) -> None:
-    """Raise InputError if two columns have a name that is used, so that one of them would be ignored silently."""
-    unify_types = [
+def _check_unambiguous(source: Source, role: str, name: str, names: list[str], explicit: bool) -> None:
+    """Raise InputError if two columns match a name that is used, because one of them would be ignored silently."""
+    matching = [
         other for other in names if other == name or (not explicit and normalise_name(other) == normalise_name(name))
     ]
-    if len(unify_types) > 1:
-        expected = f"expected one column {name!r}, found {len(unify_types)}: {', '.join(unify_types)}"
-        raise format_error(source.path, expected, f"rename one, or say which is meant: --columns {what}=NAME")
+    if len(matching) > 1:
+        expected = f"expected one column {name!r}, found {len(matching)}: {', '.join(matching)}"
+        raise format_error(source.path, expected, f"rename one, or choose one: --columns {role}=NAME")
 
 
 def normalise_name(name: str) -> str:
-    """The letters and digits of a name of a column, by which it is known."""
+    """Return the lower-case letters and digits of a column name, by which it is compared with COLUMN_ALIASES."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def resolve_images(
     source: Source, names: PackedNames, owner: npt.NDArray[np.integer]
 ) -> tuple[PackedNames, npt.NDArray[np.integer]]:
-    """The images that names mean, of which several may mean the same one."""
+    """Return the images that names refer to, and the image of each row; several names may refer to the same image."""
     found = source.images.find_all(names)
     if found is names:
         return names, owner
-    images, which = index_unique(found)
-    return images, which[owner]
+    images, index = index_unique(found)
+    return images, index[owner]
 
 
-def to_corners(form: tuple[str, str, str, str], a: Numbers, b: Numbers, c: Numbers, d: Numbers) -> Numbers:
-    """Boxes [n, 4] as x1, y1, x2, y2 of four columns [n]."""
-    if form[0] == "cx":
+def to_corners(layout: tuple[str, str, str, str], a: Numbers, b: Numbers, c: Numbers, d: Numbers) -> Numbers:
+    """Return boxes [n, 4] as x1, y1, x2, y2 from the four columns [n] of a layout."""
+    if layout[0] == "cx":
         a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
-    elif form[2] == "w":
+    elif layout[2] == "w":
         c, d = a + c, b + d
     return np.stack([a, b, c, d], axis=1)
 
 
 def looks_relative(boxes: Floats) -> bool:
-    """Whether all numbers lie in 0..1, and not all are whole: those of no pixels."""
-    fractions = False
-    for begin in range(0, len(boxes), ROWS_AT_ONCE):
-        some = boxes[begin : begin + ROWS_AT_ONCE]
-        if not ((some >= 0) & (some <= 1)).all():
+    """Return whether all numbers lie in 0..1 and some are fractions, so that they cannot be pixels."""
+    has_fractions = False
+    for begin in range(0, len(boxes), ROWS_PER_BLOCK):
+        block = boxes[begin : begin + ROWS_PER_BLOCK]
+        if not ((block >= 0) & (block <= 1)).all():
             return False
-        fractions = fractions or bool((some != np.rint(some)).any())
-    return fractions
+        has_fractions = has_fractions or bool((block != np.rint(block)).any())
+    return has_fractions
 
 
-def sizes_of(
+def collect_sizes(
     source: Source, images: PackedNames, rows: Iterable[tuple[npt.NDArray[np.integer], Mapping[str, Numbers]]]
 ) -> Integers | None:
-    """(height, width) of each image [M, 2] as its rows state; None where some is not a size. InputError: rows disagree."""
+    """Return the sizes [M, 2] as (height, width) that rows state for their images, or None if some are not valid sizes.
+
+    `rows` are blocks of rows: the image of each row, and the numbers of SIZE_ROLES. Raises InputError if two rows of an
+    image disagree.
+    """
     sizes = np.zeros((len(images), 2), np.int64)
     for owner, given in rows:
         stated = np.stack([given["image_height"], given["image_width"]], axis=1)
@@ -146,30 +150,33 @@ def sizes_of(
 
 
 def _match_columns(source: Source, names: list[str]) -> tuple[dict[str, str], set[str], str]:
-    """Which column is what, which of those are said by --columns, and the units if they are said."""
+    """Return the column name by role, the roles that --columns sets, and the units, empty if --columns does not say."""
     given: dict[str, str] = {}
     for part in source.settings.columns.split(",") if source.settings.columns else ():
-        what, equals, name = part.partition("=")
-        what, name = what.strip(), name.strip()
-        if not equals or what not in (*KNOWN, "units"):
-            expected = f"expected WHAT=NAME with one of {', '.join(KNOWN)}, units"
+        role, equals, name = part.partition("=")
+        role, name = role.strip(), name.strip()
+        if not equals or role not in (*COLUMN_ALIASES, "units"):
+            expected = f"expected WHAT=NAME with one of {', '.join(COLUMN_ALIASES)}, units"
             raise ConfigError("config-value", f"columns: {expected}, found {part!r}")
-        if name not in (UNITS if what == "units" else names):
+        if name not in (UNITS if role == "units" else names):
             raise format_error(
                 source.path,
-                f"columns: expected one of {', '.join(UNITS if what == 'units' else names)}, found {name!r}",
+                f"columns: expected one of {', '.join(UNITS if role == 'units' else names)}, found {name!r}",
             )
-        given[what] = name
-    plain = {normalise_name(name): name for name in reversed(names)}
+        given[role] = name
+    normalised = {normalise_name(name): name for name in reversed(names)}
     guessed = {
-        what: plain[alias] for what, aliases in KNOWN.items() for alias in reversed(aliases) if alias in plain
-    }  # the first alias wins
+        role: normalised[alias]
+        for role, aliases in COLUMN_ALIASES.items()
+        for alias in reversed(aliases)
+        if alias in normalised
+    }
     units = given.pop("units", "")
     return {**guessed, **given}, set(given), units
 
 
 def number_column(source: Source, name: str, values: Sequence[Any], first: int = 2) -> Numbers:
-    """A column [n] as numbers, or InputError naming the row, counted from `first`."""
+    """Return a column [n] as numbers. Raises InputError naming the first wrong row, counted from `first`."""
     try:
         return np.array(values, np.float64)
     except (ValueError, TypeError, OverflowError):
@@ -184,12 +191,12 @@ def number_column(source: Source, name: str, values: Sequence[Any], first: int =
 
 
 def text_column(values: Sequence[Any]) -> Column:
-    """A column [n] of labels or ids."""
-    return column([_whole(value) for value in values])
+    """Return a column [n] of labels or ids, as int64 if all of them are whole numbers."""
+    return as_column([_integer_or_text(value) for value in values])
 
 
-def _whole(value: Any) -> int | str:
-    """A label or id: whole numbers as such, everything else as text."""
+def _integer_or_text(value: Any) -> int | str:
+    """Return a label or id as int if it is a whole number, otherwise as text."""
     if isinstance(value, str):
         text = value.strip()
         return int(text) if re.fullmatch(r"-?(0|[1-9]\d{0,17})", text) else text

@@ -1,4 +1,4 @@
-"""Boxes without a file: the whole of every image, or a grid of equal cells."""
+"""Make boxes without a box file: the whole of every image, or a grid of equal cells."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from roialign_cli.types import BoxTable
 
 
 def make(grid: str, images: ImageNames) -> BoxTable:
-    """ROWSxCOLUMNS cells of every image of the folder, row by row; images in order of their names."""
+    """Return ROWSxCOLUMNS cells of every image in the folder, row by row, with images sorted by name.
+
+    Raises ConfigError if the grid cannot be parsed, InputError if the folder has no images.
+    """
     match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})", grid)
     if match is None:
         raise ConfigError("config-value", f"grid: expected ROWSxCOLUMNS such as 3x3, found {grid!r}")
@@ -25,7 +28,7 @@ def make(grid: str, images: ImageNames) -> BoxTable:
     cells = np.stack([left, top, right, bottom], axis=1)
     names = PackedNames.from_strings(sorted(images.all))
     if not names:
-        raise InputError("images-empty", "expected images to lay a grid on, found none")
+        raise InputError("images-empty", "expected images for the grid, found none")
     return BoxTable(
         names=names,
         offset=offsets([len(cells)] * len(names)),

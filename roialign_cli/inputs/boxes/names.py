@@ -1,4 +1,4 @@
-"""Which image a box file means: names as they are found in annotations, looked up in the image folder."""
+"""Find the images that a box file refers to, looking up the names in annotations in the image folder."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from roialign_cli.inputs.images import ImageListing, list_images
 
 
 class ImageNames:
-    """The images of a folder by name, by file name without folder, and by stem."""
+    """The images of a folder, by relative name, by file name without folder, and by stem."""
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
 
     @cached_property
     def all(self) -> set[str]:
-        """Names relative to the folder."""
+        """Return the names of all images relative to the folder; an empty set if there is no folder."""
         return list_images(self._folder) if self._folder is not None else set()
 
     @cached_property
     def _ends(self) -> dict[str, list[str]]:
-        """Names by everything they may be called: a/b.jpg is also b.jpg, a/b and b."""
+        """Return the names of images by their shorter forms: a/b.jpg is also found as b.jpg, a/b and b."""
         ends = defaultdict(list)
         for name in sorted(self.all):
             pure = PurePosixPath(name)
@@ -32,7 +32,7 @@ class ImageNames:
         return ends
 
     def find(self, name: str) -> str:
-        """The image of a name; of its last part, or of the same stem, where there is just one such; else the name itself."""
+        """Return the image with this name, or else the only image with its file name or its stem, or else the name itself."""
         plain = name.replace("\\", "/").removeprefix("./")
         pure = PurePosixPath(plain)
         if plain in self.all or not pure.name:
@@ -44,12 +44,15 @@ class ImageNames:
         return plain
 
     def find_all(self, names: PackedNames) -> PackedNames:
-        """`find` of each: the very names, if they are names of images as they stand."""
-        as_they_stand = self._folder is not None and ImageListing(self._folder).has(names).all()
-        return names if as_they_stand else PackedNames.from_strings(map(self.find, names))
+        """Return `find` of each name; the same object if all of them are exact names of images."""
+        all_exact = self._folder is not None and ImageListing(self._folder).has(names).all()
+        return names if all_exact else PackedNames.from_strings(map(self.find, names))
 
     def find_by_stem(self, stem: str) -> str | None:
-        """The image of a relative path without its suffix, or None; folders count only where names alone are ambiguous."""
+        """Return the image for a relative path without suffix, or None if there is none or it is ambiguous.
+
+        Leading folders may differ as long as the rest of the path identifies one image.
+        """
         parts = PurePosixPath(stem).parts
         for begin in range(len(parts)):
             found = self._ends.get("/".join(parts[begin:]), [])

@@ -1,4 +1,4 @@
-"""Box files: one reader in front of one small module per format. All give the one convention: x1, y1, x2, y2 in pixels."""
+"""Read box files: one function in front of one module per format. All return the same convention: x1, y1, x2, y2 in pixels."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from roialign_cli.inputs.boxes.formats import (
 )
 from roialign_cli.inputs.boxes.json_objects import decode_top_level
 from roialign_cli.inputs.boxes.names import ImageNames
-from roialign_cli.inputs.boxes.recognise import IN_FOLDERS, recognise
+from roialign_cli.inputs.boxes.recognise import FOLDER_SUFFIXES, recognise
 from roialign_cli.inputs.boxes.select import select
 from roialign_cli.inputs.boxes.validate import check_text, check_values
 from roialign_cli.system.safe_read import require_regular_file
@@ -47,49 +47,54 @@ READERS: dict[str, Callable[[Source], BoxTable]] = {
     "parquet": parquet.read,
     "npz": npz.read,
 }
-PIECE_BYTES = 1 << 22  # of a file, digested at a time
+DIGEST_BLOCK_BYTES = 1 << 22
 
 
 def read_boxes(path: Path | None, folder: Path | None = None, settings: Settings | None = None) -> BoxTable:
-    """Read, select and validate the boxes of a file, or of a folder of annotations; of `grid`, without any.
+    """Read, validate and select the boxes of a file or a folder of annotations, or of the setting `grid` without a file.
 
-    `folder` has the images, whose names some formats only hint at. Raises InputError naming file, image, index and value.
+    `folder` has the images, against which names in the box file are resolved. Raises InputError naming file, image, index
+    and value, or ConfigError if the settings do not fit together.
     """
     settings = settings or Settings()
     images = ImageNames(folder)
     if settings.grid:
         if path is not None:
-            raise ConfigError("config-value", f"grid: expected no box file beside it, found {path}")
+            raise ConfigError("config-value", f"grid: expected no box file, found {path}")
         return select("grid", grid.make(settings.grid, images), settings)
     if path is None:
-        raise ConfigError("config-value", "expected a box file, found none", "or --whole-image, or --grid 3x3")
+        raise ConfigError(
+            "config-value", "expected a box file, found none", "name one, or use --whole-image or --grid 3x3"
+        )
     source = Source(path, images, settings)
-    with _explained(path):
+    with _input_errors(path):
         if not path.is_dir():
             require_regular_file(path)
-        found = settings.boxes_format if settings.boxes_format != "auto" else recognise(path)
-        table = READERS[found](source)
-        digest = _digest(path, settings)
+        boxes_format = settings.boxes_format if settings.boxes_format != "auto" else recognise(path)
+        table = READERS[boxes_format](source)
+        digest = _digest_sources(path, settings)
     if (name := unsafe_name(table.names)) is not None:
-        expected = "expected the name of an image relative to the image folder, inside it"
+        expected = "expected the name of an image inside the image folder, relative to it"
         raise InputError("image-name", f"{path}: {name!r}: {expected}")
     check_text(str(path), table)
-    check_values(str(path), table, found)
+    check_values(str(path), table, boxes_format)
     return replace(select(str(path), table, settings), sha256=digest)
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """Turn what may go wrong with a file of any format into an InputError: it cannot be read, or holds what none may hold."""
+def _input_errors(path: Path) -> Iterator[None]:
+    """Turn the errors that a file of any format can cause, in reading or in decoding, into an InputError."""
     try:
         yield
     except UnicodeDecodeError as error:
         raise format_error(path, f"expected text in UTF-8, found: {error.reason} at byte {error.start}") from None
-    except UnicodeEncodeError as error:  # half of a surrogate pair, which JSON can say and no text has
+    except (
+        UnicodeEncodeError
+    ) as error:  # half of a surrogate pair, which JSON can express but Unicode text cannot contain
         part = error.object[max(error.start - 20, 0) : error.start + 20]
         raise format_error(path, f"expected names and labels of Unicode text, found {part!r}") from None
     except RecursionError:
-        raise format_error(path, "expected plain lists and objects, found them nested too deep") from None
+        raise format_error(path, "expected flat lists and objects, found them nested too deeply") from None
     except msgspec.DecodeError as error:
         raise format_error(path, f"expected JSON, found: {error}") from None
     except OSError as error:
@@ -98,16 +103,21 @@ def _explained(path: Path) -> Iterator[None]:
         raise InputError("boxes-missing", f"{where}: {expected}, found: {error.strerror or error}") from None
 
 
-def _digest(path: Path, settings: Settings) -> str:
-    """Of all that was read, and how: a run goes on only with the same boxes."""
+def _digest_sources(path: Path, settings: Settings) -> str:
+    """Return the SHA-256 of all files that were read and of the options that change their meaning.
+
+    A run is resumed only with the same boxes.
+    """
     digest = hashlib.sha256()
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IN_FOLDERS) if path.is_dir() else [path]
+    files = (
+        sorted(file for file in path.rglob("*") if file.suffix.lower() in FOLDER_SUFFIXES) if path.is_dir() else [path]
+    )
     for file in filter(Path.is_file, files):
         if path.is_dir():
             digest.update(file.relative_to(path).as_posix().encode("utf-8", "surrogateescape") + b"\0")
         with file.open("rb") as opened:
-            while piece := opened.read(PIECE_BYTES):
-                digest.update(piece)
+            while block := opened.read(DIGEST_BLOCK_BYTES):
+                digest.update(block)
     for extra in (settings.classes, settings.images_json):
         if extra:
             digest.update(require_regular_file(Path(extra)).read_bytes())

@@ -1,4 +1,4 @@
-"""Which boxes of a file are wanted: by label, score, size, number per image, and without COCO's crowds."""
+"""Select boxes by label, score, size, number per image, and COCO's iscrowd."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from roialign_cli.types import BoxTable
 
 
 def select(path: str, table: BoxTable, settings: Settings) -> BoxTable:
-    """The table without the rows that are not wanted; its images all stay, also those without boxes then.
+    """Return the table with only the boxes that the settings ask for; images that lose all their boxes stay in it.
 
-    InputError: a choice by a column that the file has not, by a label that no box has, or by size where it is not known.
+    Raises InputError if the settings select by a column that the file lacks, by a label that no box has, or by size
+    while the boxes are relative to their image.
     """
     keep = np.ones(len(table.boxes), np.bool_)
     if settings.labels:
-        keep &= _labelled(path, table, settings.labels)
+        keep &= _mask_of_labels(path, table, settings.labels)
     if settings.min_score > 0:
-        keep &= _scores(path, table, "min_score") >= settings.min_score
+        keep &= _require_scores(path, table, "min_score") >= settings.min_score
     if not settings.crowd and table.crowd is not None:
         keep &= ~table.crowd
     if settings.min_size > 0:
@@ -31,49 +32,53 @@ def select(path: str, table: BoxTable, settings: Settings) -> BoxTable:
             raise InputError("boxes-select", f"{path}: min_size: expected boxes in pixels, found relative ones")
         keep &= (table.boxes[:, 2:] - table.boxes[:, :2]).min(axis=1, initial=np.inf) >= settings.min_size
     if settings.max_boxes > 0:
-        keep &= _best(table, keep, settings.max_boxes)
-    return table if keep.all() else take(table, keep)
+        keep &= _mask_of_highest_scores(table, keep, settings.max_boxes)
+    return table if keep.all() else keep_rows(table, keep)
 
 
-def take(table: BoxTable, keep: npt.NDArray[np.bool_]) -> BoxTable:
-    """The rows [N] that are to be kept."""
+def keep_rows(table: BoxTable, keep: npt.NDArray[np.bool_]) -> BoxTable:
+    """Return the table with only the rows for which the mask [N] is true."""
     owner = np.repeat(np.arange(len(table.names)), np.diff(table.offset))[keep]
 
-    def some(column: Any) -> Any:
+    def kept(column: Any) -> Any:
         return None if column is None else column[keep]
 
     return replace(
-        table, boxes=table.boxes[keep], labels=some(table.labels), scores=some(table.scores), ids=some(table.ids),
-        crowd=some(table.crowd), relative_boxes=some(table.relative_boxes),
+        table, boxes=table.boxes[keep], labels=kept(table.labels), scores=kept(table.scores), ids=kept(table.ids),
+        crowd=kept(table.crowd), relative_boxes=kept(table.relative_boxes),
         offset=offsets(np.bincount(owner, minlength=len(table.names))),
     )  # fmt: skip
 
 
-def _labelled(path: str, table: BoxTable, wanted: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+def _mask_of_labels(path: str, table: BoxTable, wanted: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+    """Return a mask [N] of the boxes with one of the labels. Raises InputError if no box has a label."""
     if table.labels is None:
         raise InputError("boxes-select", f"{path}: labels: expected boxes with labels, found none")
     labels = table.labels.astype(np.str_)
     unknown = sorted(set(wanted) - set(np.unique(labels).tolist()))
     if unknown:
-        there = ", ".join(np.unique(labels).tolist()[:20])
-        raise InputError("boxes-select", f"{path}: labels: expected some of {there}, found {unknown[0]!r}")
-    chosen: npt.NDArray[np.bool_] = np.isin(labels, list(wanted))
-    return chosen
+        known = ", ".join(np.unique(labels).tolist()[:20])
+        raise InputError("boxes-select", f"{path}: labels: expected some of {known}, found {unknown[0]!r}")
+    mask: npt.NDArray[np.bool_] = np.isin(labels, list(wanted))
+    return mask
 
 
-def _scores(path: str, table: BoxTable, setting: str) -> npt.NDArray[np.float32]:
+def _require_scores(path: str, table: BoxTable, setting: str) -> npt.NDArray[np.float32]:
     if table.scores is None:
         raise InputError("boxes-select", f"{path}: {setting}: expected boxes with scores, found none")
     return table.scores
 
 
-def _best(table: BoxTable, keep: npt.NDArray[np.bool_], most: int) -> npt.NDArray[np.bool_]:
-    """Of each image the boxes with the highest scores, the first where there are none or they are equal."""
+def _mask_of_highest_scores(table: BoxTable, keep: npt.NDArray[np.bool_], most: int) -> npt.NDArray[np.bool_]:
+    """Return a mask [N] of at most `most` kept boxes per image with the highest scores; earlier boxes win ties.
+
+    Without scores all boxes tie.
+    """
     rows = np.flatnonzero(keep)
     owner = np.repeat(np.arange(len(table.names)), np.diff(table.offset))[rows]
     scores = np.zeros(len(rows)) if table.scores is None else -table.scores[rows].astype(np.float64)
     order = np.lexsort((rows, scores, owner))
     first = np.searchsorted(owner[order], owner[order])
-    chosen = np.zeros(len(keep), np.bool_)
-    chosen[rows[order[np.arange(len(order)) - first < most]]] = True
-    return chosen
+    mask = np.zeros(len(keep), np.bool_)
+    mask[rows[order[np.arange(len(order)) - first < most]]] = True
+    return mask

@@ -9,41 +9,43 @@ from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes.common import format_error
 from roialign_cli.types import BoxTable
 
-ROWS_AT_ONCE = 1 << 20  # boxes checked at a time
+ROWS_PER_BLOCK = 1 << 20  # boxes that are checked at a time
 
 
 def check_text(path: str, table: BoxTable) -> None:
-    """Labels and ids are stored as UTF-8, in which half of a surrogate pair has no form."""
+    """Raise InputError naming the first label or id with half of a surrogate pair, which UTF-8 cannot encode."""
     for what, column in (("labels", table.labels), ("ids", table.ids)):
         if column is None or column.dtype.kind != "U":
             continue
-        letters = column.view(np.uint32).reshape(len(column), -1)
-        for begin in range(0, len(column), ROWS_AT_ONCE):
-            some = letters[begin : begin + ROWS_AT_ONCE]
-            wrong = ((some >= 0xD800) & (some < 0xE000)).any(axis=1)
+        characters = column.view(np.uint32).reshape(len(column), -1)
+        for begin in range(0, len(column), ROWS_PER_BLOCK):
+            block = characters[begin : begin + ROWS_PER_BLOCK]
+            wrong = ((block >= 0xD800) & (block < 0xE000)).any(axis=1)
             if wrong.any():
                 row = begin + int(wrong.argmax())
                 raise format_error(
-                    _place(path, table, row), f"{what}: expected Unicode text, found {str(column[row])!r}"
+                    _row_location(path, table, row), f"{what}: expected Unicode text, found {str(column[row])!r}"
                 )
 
 
 def check_values(path: str, table: BoxTable, boxes_format: str) -> None:
-    """Raise InputError naming the first score that is not finite, or the first box that is no box."""
+    """Raise InputError naming the first score that is not finite, or the first box that is not finite or is inverted."""
     if table.scores is not None and not np.isfinite(table.scores).all():
         row = int((~np.isfinite(table.scores)).argmax())
         raise InputError(
-            "score-not-finite", f"{_place(path, table, row)}: expected a finite score, found {table.scores[row]}"
+            "score-not-finite", f"{_row_location(path, table, row)}: expected a finite score, found {table.scores[row]}"
         )
     boxes = table.boxes
-    for begin in range(0, len(boxes), ROWS_AT_ONCE):
-        some = boxes[begin : begin + ROWS_AT_ONCE]
-        wrong = ~np.isfinite(some).all(axis=1) | (some[:, 2] < some[:, 0]) | (some[:, 3] < some[:, 1])
+    for begin in range(0, len(boxes), ROWS_PER_BLOCK):
+        block = boxes[begin : begin + ROWS_PER_BLOCK]
+        wrong = ~np.isfinite(block).all(axis=1) | (block[:, 2] < block[:, 0]) | (block[:, 3] < block[:, 1])
         if wrong.any():
-            raise _wrong_box(_place(path, table, begin + int(wrong.argmax())), some[wrong.argmax()], boxes_format)
+            raise _box_error(
+                _row_location(path, table, begin + int(wrong.argmax())), block[wrong.argmax()], boxes_format
+            )
 
 
-def _wrong_box(where: str, box: Floats, boxes_format: str) -> InputError:
+def _box_error(where: str, box: Floats, boxes_format: str) -> InputError:
     x1, y1, x2, y2 = (float(f"{value:.7g}") for value in box)
     if not np.isfinite(box).all():
         return InputError("box-not-finite", f"{where}: expected four finite numbers, found [{x1}, {y1}, {x2}, {y2}]")
@@ -58,7 +60,7 @@ def _wrong_box(where: str, box: Floats, boxes_format: str) -> InputError:
     )
 
 
-def _place(path: str, table: BoxTable, row: int) -> str:
-    """Where a row of the table stands in the file."""
+def _row_location(path: str, table: BoxTable, row: int) -> str:
+    """Return the location of a row in the file, for an error message."""
     image = int(np.searchsorted(table.offset, row, side="right")) - 1
     return f'{path}: "{table.names[image]}", box {row - int(table.offset[image])}'

@@ -58,7 +58,7 @@ def test_the_grid_is_every_combination_once() -> None:
         ("sampling-ratio", "expected NAME=VALUE"),
         ("sampling-ratio=", "expected NAME=VALUE"),
         ("ratio=1", "expected one of op, output_size"),
-        ("sampling-ratio=x", "sampling_ratio: Expected `int`, got `str`, found 'x'"),
+        ("sampling-ratio=x", "sampling_ratio: expected a whole number, found 'x'"),
         ("sampling-ratio=-1", "sampling_ratio: expected at least 0"),
         ("op=roi_crop", "op: expected one of roi_align, roi_pool"),
         ("aligned=perhaps", "aligned: Expected `bool`"),

@@ -126,7 +126,7 @@ def test_named_weights_give_what_torchvision_gives(
     if by_name:
         found = load(name)
     else:  # as a path the file is known by its hash, which a made-up one does not have: say it here
-        monkeypatch.setattr("roialign_cli.backbones.weights._origin", lambda digest, entries: entry)
+        monkeypatch.setattr("roialign_cli.backbones.weights._find_origin", lambda digest, entries: entry)
         found = load(name, weights=str(cached))
     with torch.inference_mode():
         maps = [m for key, m in expected.backbone(images).items() if key != "pool"]
@@ -290,7 +290,7 @@ def test_the_c5_head_is_the_last_stage_on_regions(name: str, tmp_path: Path) -> 
     [
         ({"backbone": "vgg11", "head": "c5"}, "expected a ResNet"),
         ({"backbone": "fasterrcnn_resnet50_fpn", "head": "c5"}, "expected a ResNet"),
-        ({"backbone": "resnet18", "head": "c5", "layers": ("layer2",)}, "expected layer layer3 beside head c5"),
+        ({"backbone": "resnet18", "head": "c5", "layers": ("layer2",)}, "expected layer layer3 with head c5"),
         ({"backbone": "resnet18"}, "expected a detection model"),
         ({"backbone": "retinanet_resnet50_fpn"}, "expected a two-stage detector"),
         ({"backbone": "fasterrcnn_resnet50_fpn", "output_size": (5, 5)}, "expected output size 7x7 of fpn, found 5x5"),

@@ -1,4 +1,4 @@
-"""COCO instances: images, annotations with bbox [x, y, width, height], categories (cocodataset.org, object detection)."""
+"""Read COCO instances: images, annotations with bbox [x, y, width, height], and categories (cocodataset.org/#format-data)."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import numpy.typing as npt
 
 from roialign_cli.arrays import Floats, Integers, PackedNames
 from roialign_cli.errors import InputError
-from roialign_cli.inputs.boxes.common import Column, as_boxes, as_scores, column, format_error, offsets, unify_types
+from roialign_cli.inputs.boxes.common import Column, as_boxes, as_column, as_scores, format_error, offsets, unify_types
 from roialign_cli.types import BoxTable
 
-Places = npt.NDArray[np.int32]
-PART_BYTES = 1 << 20
+Indices = npt.NDArray[np.int32]
+PART_BYTES = 1 << 20  # annotations that are decoded at a time
 OBJECT_END = re.compile(rb"\}\s*,")
-Number = float | str  # a string only where NaN or Infinity stood, marked by a leading NUL
+Number = float | str  # NaN and Infinity are strings that start with NUL, see `json_objects`
 
 
 class Image(msgspec.Struct, gc=False):
@@ -32,7 +32,7 @@ class Image(msgspec.Struct, gc=False):
 
 
 class Annotation(msgspec.Struct, gc=False):
-    """One entry of `annotations`; segmentations and the like are skipped, not decoded."""
+    """One entry of `annotations`; other keys, such as segmentations, are skipped and not decoded."""
 
     image_id: int | str
     bbox: tuple[Number, Number, Number, Number]
@@ -50,52 +50,57 @@ class Category(msgspec.Struct):
 
 
 def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
-    """Boxes image by image in the order of `images`; labels are category names where the file has them."""
+    """Return the boxes sorted by image in the order of `images`; labels are category names where the file has them.
+
+    `keys` are the undecoded values of the file's outermost object. Raises InputError.
+    """
     for key in ("images", "annotations"):
         if key not in keys:
             raise format_error(path, f"expected COCO instances with {key!r}, found only {', '.join(list(keys)[:5])}")
-    names, sizes, place = _images(path, keys)
+    names, sizes, image_index = _read_images(path, keys)
     categories: list[Category] = _decode(path, keys, "categories", list[Category]) if "categories" in keys else []
-    parts, count = [_columns(path, 0, [], place)], 0
-    for some in _in_parts(path, keys["annotations"]):
-        parts.append(_columns(path, count, some, place))
-        count += len(some)
-    del place  # what is large goes as soon as it has served: millions of boxes shall fit in little memory
+    parts, count = [_to_columns(path, 0, [], image_index)], 0
+    for decoded in _iter_annotations(path, keys["annotations"]):
+        parts.append(_to_columns(path, count, decoded, image_index))
+        count += len(decoded)
+    del image_index  # large objects are freed early, so that millions of boxes fit in little memory
     owner = np.concatenate([part.owner for part in parts])
     offset = offsets(np.bincount(owner, minlength=len(names)))
     row = np.empty(count, np.int32)
     row[np.argsort(owner, kind="stable")] = np.arange(count, dtype=np.int32)
     del owner
-    category = _ordered([part.category for part in parts], row)
-    scores = _ordered([part.score for part in parts], row)
+    category = _sort_column([part.category for part in parts], row)
+    scores = _sort_column([part.score for part in parts], row)
     return BoxTable(
         names=names,
         offset=offset,
         labels=None if category is None else _labels(path, category, {c.id: c.name for c in categories}),
         scores=None if scores is None or not count else as_scores(scores),
-        ids=_ordered([part.id for part in parts], row),
-        boxes=_gather([part.boxes for part in parts], row),
+        ids=_sort_column([part.id for part in parts], row),
+        boxes=_scatter([part.boxes for part in parts], row),
         sizes=sizes,
-        crowd=_gather([part.crowd for part in parts], row),
+        crowd=_scatter([part.crowd for part in parts], row),
     )
 
 
-def _images(path: str, keys: Mapping[str, msgspec.Raw]) -> tuple[PackedNames, Integers | None, dict[int | str, int]]:
-    """Names; (height, width) of each if all are stated; and the place of each id."""
+def _read_images(
+    path: str, keys: Mapping[str, msgspec.Raw]
+) -> tuple[PackedNames, Integers | None, dict[int | str, int]]:
+    """Return the names, the sizes [M, 2] as (height, width) if all are stated, and the index of each id."""
     images: list[Image] = _decode(path, keys, "images", list[Image])
     names = [image.file_name for image in images]
-    place = {image.id: i for i, image in enumerate(images)}
-    if len(place) < len(images) or len(set(names)) < len(images):
+    image_index = {image.id: i for i, image in enumerate(images)}
+    if len(image_index) < len(images) or len(set(names)) < len(images):
         raise format_error(f"{path}: images", "expected every id and file_name once, found one twice")
     sizes = np.array([(image.height or 0, image.width or 0) for image in images], np.int64).reshape(-1, 2)
-    return PackedNames.from_strings(names), sizes if (sizes > 0).all() else None, place
+    return PackedNames.from_strings(names), sizes if (sizes > 0).all() else None, image_index
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Annotations as arrays, so that millions of them fit in memory: [n] each, None where some have no value."""
+    """Annotations as arrays of n rows, so that millions of them fit in memory; None where some have no value."""
 
-    owner: Places
+    owner: Indices
     boxes: Floats
     category: Column | None
     score: Column | None
@@ -103,9 +108,9 @@ class Columns:
     crowd: npt.NDArray[np.bool_]
 
 
-def _columns(path: str, first: int, annotations: list[Annotation], place: Mapping[int | str, int]) -> Columns:
-    """Annotations first, first + 1, ... of the file."""
-    owner = [place.get(annotation.image_id, -1) for annotation in annotations]
+def _to_columns(path: str, first: int, annotations: list[Annotation], image_index: Mapping[int | str, int]) -> Columns:
+    """Convert annotations to columns; `first` is the index of the first one in the file, for error messages."""
+    owner = [image_index.get(annotation.image_id, -1) for annotation in annotations]
     if -1 in owner:
         i = owner.index(-1)
         found = f"expected the id of an image, found image_id {annotations[i].image_id!r}"
@@ -117,30 +122,30 @@ def _columns(path: str, first: int, annotations: list[Annotation], place: Mappin
     return Columns(
         owner=np.array(owner, np.int32),
         boxes=as_boxes(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)),
-        category=_column([annotation.category_id for annotation in annotations]),
-        score=_column([annotation.score for annotation in annotations]),
-        id=_column([annotation.id for annotation in annotations]),
+        category=_column_or_none([annotation.category_id for annotation in annotations]),
+        score=_column_or_none([annotation.score for annotation in annotations]),
+        id=_column_or_none([annotation.id for annotation in annotations]),
         crowd=np.array([annotation.iscrowd != 0 for annotation in annotations], np.bool_),
     )
 
 
-def _column(values: list[Any]) -> Column | None:
+def _column_or_none(values: list[Any]) -> Column | None:
     if None in values:
         return None
-    return np.array(values) if values and isinstance(values[0], float) else column(values)
+    return np.array(values) if values and isinstance(values[0], float) else as_column(values)
 
 
-def _ordered(parts: list[Column | None], row: Places) -> Column | None:
-    """The parts as one column, in the order of the rows; None if one has none. Numbers among strings become strings."""
-    there = [part for part in parts if part is not None]
-    if len(there) < len(parts):
+def _sort_column(parts: list[Column | None], row: Indices) -> Column | None:
+    """Join parts into one column whose i-th entry moves to row[i]; None if a part is None. Mixed types become strings."""
+    present = [part for part in parts if part is not None]
+    if len(present) < len(parts):
         return None
-    joined: Column = _gather(unify_types(there), row)
+    joined: Column = _scatter(unify_types(present), row)
     return joined
 
 
-def _gather(parts: list[Any], row: Places) -> Any:
-    """result[row[i]] = the i-th entry of the parts, without ever holding them all twice."""
+def _scatter(parts: list[Any], row: Indices) -> Any:
+    """Return an array with result[row[i]] = the i-th entry of all parts, without joining the parts first."""
     filled = [part for part in parts if len(part)] or parts[:1]
     result = np.empty((len(row), *filled[0].shape[1:]), np.result_type(*filled))
     begin = 0
@@ -150,14 +155,14 @@ def _gather(parts: list[Any], row: Places) -> Any:
     return result
 
 
-def _in_parts(path: str, raw: msgspec.Raw) -> Iterator[list[Annotation]]:
-    """The annotations, some thousands at a time: all at once they would take ten times the memory of the file.
+def _iter_annotations(path: str, raw: msgspec.Raw) -> Iterator[list[Annotation]]:
+    """Yield the annotations some thousands at a time: all at once they would take ten times the memory of the file.
 
-    Cut where an object seems to end. In a string or inside another object that is a mistake, but then the part is no
-    JSON, and the next such place is tried.
+    The text is cut where an object seems to end. If that is inside a string or another object, the part is not valid
+    JSON, and the next candidate is tried.
     """
     text, decoder = memoryview(raw), msgspec.json.Decoder(list[Annotation])
-    first = 0  # annotations in the parts before
+    first = 0  # index of the first annotation of the part
     begin = 0
     while begin < len(text):
         search = begin + PART_BYTES
@@ -168,11 +173,11 @@ def _in_parts(path: str, raw: msgspec.Raw) -> Iterator[list[Annotation]]:
                 found = decoder.decode(part if begin == 0 else b"".join((b"[", part)))
                 break
             except msgspec.ValidationError as error:
-                raise _misfit(path, "annotations", error, first) from None
+                raise _entry_error(path, "annotations", error, first) from None
             except msgspec.DecodeError:
                 if cut is None:
                     raise
-                search = begin + 2 * (cut.end() - begin)  # doubled, as each try decodes the part again
+                search = begin + 2 * (cut.end() - begin)  # doubled, because each attempt decodes the part again
         yield found
         first += len(found)
         begin = len(text) if cut is None else cut.end()
@@ -182,11 +187,11 @@ def _decode(path: str, keys: Mapping[str, msgspec.Raw], key: str, kind: Any) -> 
     try:
         return msgspec.json.decode(keys[key], type=kind)
     except msgspec.ValidationError as error:
-        raise _misfit(path, key, error, 0) from None
+        raise _entry_error(path, key, error, 0) from None
 
 
-def _misfit(path: str, key: str, error: msgspec.ValidationError, first: int) -> InputError:
-    """The error of an entry of another form than expected, `first` entries into the list."""
+def _entry_error(path: str, key: str, error: msgspec.ValidationError, first: int) -> InputError:
+    """Return the error of an invalid entry; msgspec counts entries from the one with index `first`."""
     reason, _, place = str(error).partition(" - at `$")
     place = re.sub(r"^\[(\d+)\]", lambda match: f"[{int(match[1]) + first}]", place.rstrip("`"))
     return format_error(f"{path}: {key}{place}", reason.replace(" | str", ""))
@@ -200,11 +205,11 @@ def _numbers(path: str, index: int, annotation: Annotation) -> list[float]:
 
 
 def _labels(path: str, category: Column, names: dict[int, str]) -> Column:
-    """Category names, or their numbers where the file names none."""
+    """Return the category names of rows, or their numbers if the file has no names. Raises InputError for unknown ones."""
     if not names:
         return category
-    used, which = np.unique(category, return_inverse=True)
+    used, index = np.unique(category, return_inverse=True)
     unknown = [int(number) for number in used if int(number) not in names]
     if unknown:
         raise format_error(f"{path}: annotations", f"expected a category_id listed in categories, found {unknown[0]}")
-    return column([names[int(number)] for number in used])[which]
+    return as_column([names[int(number)] for number in used])[index]

@@ -1,4 +1,4 @@
-"""JSON Lines: {"image": "a.jpg", "boxes": [[x1, y1, x2, y2], ...], "labels", "scores", "ids"} per line; as native JSON."""
+"""Read JSON Lines: {"image": "a.jpg", "boxes": [[x1, y1, x2, y2], ...], "labels", "scores", "ids"} per line."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from roialign_cli.types import BoxTable
 
 
 class Line(msgspec.Struct):
-    """What tells a line's image; the rest is read as native JSON."""
+    """The image of a line; its other keys are read as those of native JSON."""
 
     image: str
 
 
-NAMES = quoted_field_names(Line)
+FIELD_NAMES = quoted_field_names(Line)
 
 
 def read(source: Source) -> BoxTable:
-    """Line by line; an error names its line."""
+    """Read the boxes line by line. Raises InputError naming the line."""
     keys: dict[str, msgspec.Raw] = {}
     with source.path.open("rb") as file:
         for number, text in enumerate(file, 1):
@@ -34,6 +34,6 @@ def read(source: Source) -> BoxTable:
                 raise format_error(where, f"{expected}, found: {error}") from None
             if image in keys:
                 raise format_error(where, f'"{image}": expected each image once, found it twice')
-            check_field_names(where, text, NAMES)
+            check_field_names(where, text, FIELD_NAMES)
             keys[image] = msgspec.Raw(text)
     return native.read(str(source.path), keys)

@@ -1,4 +1,4 @@
-"""LabelMe JSON, a file per image: rectangles as they are, circles and everything else by their bounding box."""
+"""Read LabelMe JSON, a file per image: rectangles, and the bounding boxes of circles and all other shapes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from roialign_cli.types import BoxTable
 
 
 class Shape(msgspec.Struct):
-    """One thing that was drawn."""
+    """One annotated shape."""
 
     points: list[tuple[float, float]]
     label: str | int = ""
@@ -23,17 +23,20 @@ class Shape(msgspec.Struct):
 
 
 class Content(msgspec.Struct):
-    """What is read of a file."""
+    """The parts of a file that are read."""
 
     shapes: list[Shape]
     imagePath: str | None = None  # noqa: N815 - LabelMe's name
 
 
-NAMES = quoted_field_names(Content)
+FIELD_NAMES = quoted_field_names(Content)
 
 
 def read(source: Source) -> BoxTable:
-    """Files in order of their names; an image is imagePath, or called as its file where no such image is there."""
+    """Read files sorted by path; the image is imagePath, or if that does not exist, the one with the stem of the file.
+
+    Raises InputError.
+    """
     entries = []
     for path in source.files(".json"):
         try:
@@ -41,8 +44,8 @@ def read(source: Source) -> BoxTable:
             content = msgspec.json.decode(text, type=Content)
         except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
             raise format_error(path, f"expected LabelMe JSON, found: {error}") from None
-        check_field_names(path, text, NAMES)
-        boxes = [_box(path, number, shape) for number, shape in enumerate(content.shapes)]
+        check_field_names(path, text, FIELD_NAMES)
+        boxes = [_bounding_box(path, number, shape) for number, shape in enumerate(content.shapes)]
         name = source.images.find(PureWindowsPath(content.imagePath or path.stem).as_posix())
         if name not in source.images.all:
             name = source.images.find_by_stem(path.stem) or name
@@ -51,8 +54,8 @@ def read(source: Source) -> BoxTable:
     return table_from_entries(source, entries)
 
 
-def _box(path: Path, number: int, shape: Shape) -> list[float]:
-    if shape.shape_type == "circle" and len(shape.points) == 2:  # the centre and a point of the edge
+def _bounding_box(path: Path, number: int, shape: Shape) -> list[float]:
+    if shape.shape_type == "circle" and len(shape.points) == 2:  # the centre and a point on the circle
         (x, y), edge = shape.points
         radius = math.dist((x, y), edge)
         return [x - radius, y - radius, x + radius, y + radius]

@@ -1,4 +1,4 @@
-"""npz, a file per image: `bbox` [n, 4] as x1, y1, x2, y2 in pixels, what bottom-up-attention's tools write; no pickles."""
+"""Read npz, a file per image with `bbox` [n, 4] as x1, y1, x2, y2 in pixels, as bottom-up-attention's tools write it."""
 
 from __future__ import annotations
 
@@ -13,28 +13,33 @@ from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes.common import MAX_EXPANDED_BYTES, Entry, Source, format_error, table_from_entries
 from roialign_cli.types import BoxTable
 
-NAMES, SCORES, LABELS = ("bbox", "boxes"), ("scores", "conf"), ("labels", "classes")
+BOX_ARRAYS, SCORE_ARRAYS, LABEL_ARRAYS = ("bbox", "boxes"), ("scores", "conf"), ("labels", "classes")
 
 
 def read(source: Source) -> BoxTable:
-    """Files in order of their names: a.npz or a.jpg.npz for a.jpg; `scores` or `conf`, `labels` or `classes` if there."""
+    """Read files sorted by path: a.npz or a.jpg.npz for a.jpg, also with scores or conf and labels or classes.
+
+    Raises InputError. Pickled objects are not loaded.
+    """
     entries = []
     for path in source.files(".npz"):
-        inside = path.relative_to(source.path) if source.path.is_dir() else Path(path.name)
-        stem = inside.with_suffix("").as_posix()
+        relative = path.relative_to(source.path) if source.path.is_dir() else Path(path.name)
+        stem = relative.with_suffix("").as_posix()
         image = stem if stem in source.images.all else source.images.find_by_stem(stem) or f"{stem}.jpg"
-        entries.append(_file(path, image))
+        entries.append(_read_file(path, image))
     return table_from_entries(source, entries)
 
 
-def _file(path: Path, image: str) -> Entry:
+def _read_file(path: Path, image: str) -> Entry:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-            boxes, scores, labels = (_array(path, arrays, names) for names in (NAMES, SCORES, LABELS))
+            boxes, scores, labels = (
+                _read_array(path, arrays, names) for names in (BOX_ARRAYS, SCORE_ARRAYS, LABEL_ARRAYS)
+            )
             found = ", ".join(arrays.files)
     except InputError:
         raise
-    except Exception as error:  # zipfile, zlib and the header parser raise whatever they like
+    except Exception as error:  # zipfile, zlib and the header parser raise errors of many types
         raise format_error(
             path, f"expected an npz file of plain arrays, found: {type(error).__name__}: {error}"
         ) from None
@@ -47,27 +52,31 @@ def _file(path: Path, image: str) -> Entry:
             raise format_error(path, f"{name}: expected [{len(boxes)}], found {values.dtype} {list(values.shape)}")
     if labels is not None and labels.dtype.kind == "S":
         labels = np.char.decode(labels, "utf-8", "replace")
-    kept = None if labels is None else labels.tolist()
-    return Entry(image, boxes.astype(np.float64), kept, None if scores is None else scores.astype(np.float64).tolist())
+    return Entry(
+        image,
+        boxes.astype(np.float64),
+        None if labels is None else labels.tolist(),
+        None if scores is None else scores.astype(np.float64).tolist(),
+    )
 
 
-def _array(path: Path, arrays: Any, names: tuple[str, ...]) -> npt.NDArray[Any] | None:
-    """The first of these that is there; InputError before memory is asked for if it would be absurdly large."""
+def _read_array(path: Path, arrays: Any, names: tuple[str, ...]) -> npt.NDArray[Any] | None:
+    """Return the first array that exists among these names, or None. Raises InputError before allocating a huge one."""
     name = next((name for name in names if name in arrays.files), None)
     if name is None:
         return None
     member = f"{name}.npy" if f"{name}.npy" in arrays.zip.namelist() else name
     if arrays.zip.namelist().count(member) > 1:
-        raise format_error(path, f"{name}: expected one array, found several of the name")
+        raise format_error(path, f"{name}: expected one array, found several of this name")
     size = arrays.zip.getinfo(member).file_size
-    if size <= MAX_EXPANDED_BYTES:  # else not even the header is safe to read
+    if size <= MAX_EXPANDED_BYTES:  # otherwise not even the header is safe to read
         with arrays.zip.open(member) as file:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, _, dtype = read(file)
         size = max(size, math.prod(shape) * max(dtype.itemsize, 1))
     if size > MAX_EXPANDED_BYTES:
-        expected = f"expected at most {MAX_EXPANDED_BYTES / 1e6:.0f} MB, eight million boxes of one image"
+        expected = f"expected at most {MAX_EXPANDED_BYTES / 1e6:.0f} MB, or eight million boxes of one image"
         raise format_error(path, f"{name}: {expected}, found an array that expands to {size / 1e6:.0f} MB")
     array: npt.NDArray[Any] = arrays[name]
     return array

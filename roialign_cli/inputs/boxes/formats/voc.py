@@ -1,7 +1,7 @@
-"""Pascal VOC XML, a file per image: corners count pixels from 1, inclusive.
+"""Read Pascal VOC XML, a file per image: corners are inclusive indices of pixels, counted from 1.
 
-So the minima are less 1 and the maxima as they stand in edges of pixels (detectron2's rule); --voc-origin 0 takes both as
-they stand, for tools that count from 0. Entities and document types, which XML attacks are made of, are refused.
+To get the edges of pixels, 1 is subtracted from the minima, while the maxima stay (detectron2's rule); --voc-origin 0
+keeps both, for tools that count from 0. Entities and document types, which attacks use, are refused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def read(source: Source) -> BoxTable:
-    """Files in order of their names; an image is <filename>, or called as its file where no such image is there."""
+    """Read files sorted by path; the image is <filename>, or if that does not exist, the one with the stem of the file.
+
+    Raises InputError.
+    """
     entries = []
     for path in source.files(".xml"):
         root = parse(path)
@@ -38,11 +41,11 @@ def read(source: Source) -> BoxTable:
 
 
 def parse(path: Path) -> Element:
-    """The root of an XML file; InputError for what is no XML, or more than data."""
+    """Return the root element of an XML file. Raises InputError if it is not XML or declares a document type."""
     builder, parser = TreeBuilder(), expat.ParserCreate()
 
     def refuse(*_: object) -> None:
-        raise format_error(path, "expected plain XML, found a document type, which annotations do not need")
+        raise format_error(path, "expected plain XML, found a document type declaration, which annotations do not need")
 
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = builder.start

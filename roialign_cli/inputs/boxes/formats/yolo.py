@@ -1,7 +1,7 @@
-"""YOLO: a text file per image, a line per box: class, centre x, centre y, width, height, relative to the image.
+"""Read YOLO, a text file per image with a line per box: class, centre x, centre y, width, height, relative to the image.
 
-A sixth number is a score; a class with three corners or more (segmentation) counts by its bounding box. Class names come
-from --classes or, beside or above the labels, classes.txt, obj.names, *.names or data.yaml.
+A sixth number is a score; a polygon of three corners or more (segmentation) is replaced by its bounding box. Class names
+come from --classes, or from classes.txt, obj.names, *.names, data.yaml or dataset.yaml beside the labels or one folder up.
 """
 
 from __future__ import annotations
@@ -14,41 +14,48 @@ from roialign_cli.inputs.boxes.common import Entry, Source, format_error, table_
 from roialign_cli.system.safe_read import YamlError, read_yaml, require_regular_file
 from roialign_cli.types import BoxTable
 
-NOT_LABELS = {"classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "trainval.txt", "predefined_classes.txt"}
+OTHER_TEXT_FILES = {  # text files beside the labels that are not labels
+    "classes.txt", "train.txt", "val.txt", "valid.txt", "test.txt", "trainval.txt", "predefined_classes.txt",
+}  # fmt: skip
+CLASS_FILE_PATTERNS = ("classes.txt", "obj.names", "*.names", "data.yaml", "dataset.yaml")
 
 
 def read(source: Source) -> BoxTable:
-    """Files in order of their names; those that no image belongs to are errors only if none has one."""
-    paths = [path for path in source.files(".txt") if path.name not in NOT_LABELS]
+    """Read files sorted by path. Raises InputError.
+
+    If some of the files have no image, their boxes are read and their images count as missing; if none of the files has
+    an image, that is an error.
+    """
+    paths = [path for path in source.files(".txt") if path.name not in OTHER_TEXT_FILES]
     names = class_names(source)
-    entries, strangers = [], []
+    entries, without_image = [], []
     for path in paths:
-        inside = path.relative_to(source.path) if source.path.is_dir() else Path(path.name)
-        image = source.images.find_by_stem(inside.with_suffix("").as_posix())
+        relative = path.relative_to(source.path) if source.path.is_dir() else Path(path.name)
+        image = source.images.find_by_stem(relative.with_suffix("").as_posix())
         if image is None:
-            strangers.append(inside)
-        entries.append(_file(path, image or inside.with_suffix(".jpg").as_posix(), names))
-    if len(strangers) == len(paths):
-        found = f'found no image called as "{strangers[0]}"' if strangers else "found no .txt file"
+            without_image.append(relative)
+        entries.append(_read_file(path, image or relative.with_suffix(".jpg").as_posix(), names))
+    if len(without_image) == len(paths):
+        found = f'found no image for "{without_image[0]}"' if without_image else "found no .txt file"
         raise format_error(source.path, f"expected YOLO label files of the images, {found}")
     return table_from_entries(source, entries, relative=True)
 
 
 def class_names(source: Source) -> list[str]:
-    """Names by class number, or none."""
+    """Return the class names by number, or an empty list if there is no file of class names."""
     if source.settings.classes:
-        return _names(Path(source.settings.classes))
+        return _read_class_names(Path(source.settings.classes))
     folder = source.path if source.path.is_dir() else source.path.parent
-    for place in (folder, folder.parent):
-        for pattern in ("classes.txt", "obj.names", "*.names", "data.yaml", "dataset.yaml"):
-            found = sorted(place.glob(pattern))
+    for candidate in (folder, folder.parent):
+        for pattern in CLASS_FILE_PATTERNS:
+            found = sorted(candidate.glob(pattern))
             if found:
-                return _names(found[0])
+                return _read_class_names(found[0])
     return []
 
 
-def _names(path: Path) -> list[str]:
-    """A name per line, or `names:` of a YAML file, a list or numbered."""
+def _read_class_names(path: Path) -> list[str]:
+    """Read a name per line, or `names:` of a YAML file, which is a list or a mapping from numbers."""
     try:
         if path.suffix not in (".yaml", ".yml"):
             return [
@@ -66,7 +73,7 @@ def _names(path: Path) -> list[str]:
         raise format_error(path, f"expected `names:`, a list or numbered from 0, found: {error!r}") from None
 
 
-def _file(path: Path, image: str, names: list[str]) -> Entry:
+def _read_file(path: Path, image: str, names: list[str]) -> Entry:
     boxes: list[list[float]] = []
     labels: list[int | str] = []
     scores: list[float] = []
@@ -75,14 +82,14 @@ def _file(path: Path, image: str, names: list[str]) -> Entry:
     except (OSError, UnicodeDecodeError) as error:
         raise format_error(path, f"expected lines of numbers, found: {error}") from None
     for number, line in enumerate(lines, 1):
-        words = line.split()
-        if not words:
+        fields = line.split()
+        if not fields:
             continue
         expected = "expected class, centre x, centre y, width, height, relative to the image"
         try:
-            values = [float(word) for word in words]
+            values = [float(field) for field in fields]
         except ValueError:
-            values = [-1.0]
+            values = [-1.0]  # not a class, so that the check below raises
         if not values[0].is_integer() or values[0] < 0:
             raise format_error(f"{path}: line {number}", f"{expected}, found {line.strip()[:80]!r}")
         if len(values) in (5, 6):
@@ -94,10 +101,11 @@ def _file(path: Path, image: str, names: list[str]) -> Entry:
             boxes.append([min(xs), min(ys), max(xs), max(ys)])
         else:
             raise format_error(f"{path}: line {number}", f"{expected}, found {len(values)} numbers")
-        kind = int(values[0])
-        if names and kind >= len(names):
-            raise format_error(f"{path}: line {number}", f"expected one of {len(names)} classes, from 0, found {kind}")
-        labels.append(names[kind] if names else kind)
+        class_index = int(values[0])
+        if names and class_index >= len(names):
+            expected = f"expected one of {len(names)} classes, numbered from 0"
+            raise format_error(f"{path}: line {number}", f"{expected}, found {class_index}")
+        labels.append(names[class_index] if names else class_index)
     if scores and len(scores) < len(boxes):
         raise format_error(path, "expected a score on every line or on none, found both")
     return Entry(image, np.array(boxes, np.float64).reshape(-1, 4), labels, scores or None)
