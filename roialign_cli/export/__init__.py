@@ -1,4 +1,4 @@
-"""Feature files in the forms that training code reads; one small module per form."""
+"""Export feature files to the forms that training code reads; one small module per kind of form."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ COMPRESSIONS = ("none", "gzip", "zstd", "blosc2")
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was written, and how many images were left out because they have no features."""
+    """Hold what was written, and how many images were left out because they have no features."""
 
     output: str
     images: int
@@ -35,9 +35,9 @@ def export(
     overwrite: bool = False,
     on_image: Callable[[int], None] = lambda _: None,
 ) -> ExportResult:
-    """Write all images that are done; a few at a time, and under another name until all of it is there.
+    """Write all images that are done, one at a time, under another name until the output is complete.
 
-    Raises ConfigError: no such form or compression; OutputError: it cannot be written, or is there already.
+    Raises ConfigError for an unknown form or compression, OutputError if the output exists or cannot be written.
     """
     if form not in FORMS:
         raise ConfigError("config-value", f"to: expected one of {', '.join(FORMS)}, found {form!r}")
@@ -52,10 +52,10 @@ def export(
     try:
         writer(file, names, _counted(file, names, on_image), partial, compression)
         place.replace(partial, output)
-    except (OSError, RuntimeError, ValueError) as error:  # h5py and torch raise the latter two
+    except (OSError, RuntimeError, ValueError) as error:  # h5py and torch raise the last two
         reason = getattr(error, "strerror", None) or str(error).split("\n", maxsplit=1)[0]
         raise OutputError("output-write", f"{output}: cannot be written: {reason}") from None
-    finally:  # renamed, or of no use
+    finally:  # after a success the name is free already
         with suppress(OSError):
             place.remove(partial)
     boxes = sum(file.rows(name).stop - file.rows(name).start for name in names)
@@ -66,7 +66,7 @@ Writer = Callable[[FeatureFile, Sequence[str], Iterator[Regions], Path, str], No
 
 
 def _writer(form: str) -> Writer:
-    """The module of a form; what it needs is loaded only now, as not everybody has it."""
+    """Return the function that writes a form; its packages are imported only now, since not everybody has them."""
     from roialign_cli.export import arrays, hdf5, tables
 
     writers: dict[str, Writer] = {
@@ -77,6 +77,7 @@ def _writer(form: str) -> Writer:
 
 
 def _counted(file: FeatureFile, names: Sequence[str], on_image: Callable[[int], None]) -> Iterator[Regions]:
+    """Yield the regions of images, and call `on_image` with the number of images so far."""
     for done, name in enumerate(names, 1):
         yield file[name]
         on_image(done)

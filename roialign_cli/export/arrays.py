@@ -1,7 +1,8 @@
-"""A set of arrays per image: npz with bottom-up-attention's keys, torch files, and LMDB.
+"""Export a set of arrays per image: npz with bottom-up-attention's keys, torch files, and LMDB.
 
-`x` [n, ...] features (`x_<layer>` where several layers are tapped), `bbox` [n, 4], `num_bbox`, `image_h`, `image_w`, and
-`labels`, `scores`, `ids` where the file has them. A file is called as its image, suffix and all, so that no two collide.
+The arrays are `x` [n, ...] features (`x_<layer>` if several layers are tapped), `bbox` [n, 4], `num_bbox`, `image_h`,
+`image_w`, and `labels`, `scores`, `ids` if the file has them. A file has the name of its image including the suffix, so that
+no two collide.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from roialign_cli.export.folder import ExportFolder
 from roialign_cli.store.reader import FeatureFile, Regions
 
 LMDB_FILES = ("data.mdb", "lock.mdb")
-KEYS = "keys"  # under which LMDB has the list of names
-MAP_BYTES = 1 << 40  # of address space, not of disk, that LMDB may come to use
+KEYS = "keys"  # the key of the list of names in LMDB
+MAP_BYTES = 1 << 40  # address space, not disk space, that LMDB may use
 
 
 def arrays_of(regions: Regions) -> dict[str, Any]:
-    """What is known of an image as arrays."""
+    """Return everything stored about an image as arrays and numbers."""
     features = regions.features if isinstance(regions.features, Mapping) else {"": regions.features}
     found: dict[str, Any] = {f"x_{layer}" if layer else "x": np.array(values) for layer, values in features.items()}
     height, width = regions.size
@@ -38,7 +39,7 @@ def arrays_of(regions: Regions) -> dict[str, Any]:
 
 
 def write_npz(_: FeatureFile, __: Sequence[str], images: Iterator[Regions], folder: Path, compression: str) -> None:
-    """<folder>/<image>.npz."""
+    """Write <folder>/<image>.npz."""
     save = np.savez if compression == "none" else np.savez_compressed
     with closing(ExportFolder(folder)) as output:
         for regions in images:
@@ -46,7 +47,7 @@ def write_npz(_: FeatureFile, __: Sequence[str], images: Iterator[Regions], fold
 
 
 def write_pt(_: FeatureFile, __: Sequence[str], images: Iterator[Regions], folder: Path, ___: str) -> None:
-    """<folder>/<image>.pt: tensors, numbers and lists of strings, which `torch.load(weights_only=True)` reads."""
+    """Write <folder>/<image>.pt with tensors, numbers and lists of strings, which `torch.load(weights_only=True)` reads."""
     import torch
 
     with closing(ExportFolder(folder)) as output:
@@ -60,7 +61,7 @@ def write_pt(_: FeatureFile, __: Sequence[str], images: Iterator[Regions], folde
 
 
 def write_lmdb(_: FeatureFile, names: Sequence[str], images: Iterator[Regions], folder: Path, __: str) -> None:
-    """An environment of npz bytes by image name, and under `keys` the names as JSON."""
+    """Write an environment with the bytes of an npz file per image name, and the names as JSON under `keys`."""
     try:
         import lmdb
     except ImportError:

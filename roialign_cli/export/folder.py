@@ -1,7 +1,7 @@
-"""Where an export is written, and what may be removed there: only what this tool made.
+"""Prepare the output of an export, and remove only what this tool made.
 
-A folder that it makes holds MARKER, which lists every file that belongs to the export. A folder that holds anything else
-is left alone.
+A folder that it makes contains MARKER, which lists every file of the export. A folder that contains anything else is left
+alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HEADER = "files made by roialign export"
 
 
 class ExportFolder:
-    """A folder of an export as it is being written; each file is listed before it is made."""
+    """Write the folder of an export; each file is listed before it is made."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,11 +29,11 @@ class ExportFolder:
         self._list(HEADER)
 
     def file(self, name: str) -> Path:
-        """Return the path of a new file, whose folders are made. OutputError if it is there already, or lies outside."""
+        """Return the path of a new file, and make its folders. Raises OutputError if it exists, or lies outside."""
         path = self.path / name
         if self.path not in Path(os.path.normpath(path)).parents:
             raise OutputError("output-name", f"{path}: expected a file inside {self.path}, found one outside")
-        if os.path.lexists(path):  # such as a.jpg and ./a.jpg, or A.jpg where case does not count
+        if os.path.lexists(path):  # such as a.jpg and ./a.jpg, or A.jpg on a file system that ignores case
             message = f"{path}: expected a file for each image, found two images that would share it"
             raise OutputError("export-name", message, "choose another --to")
         self._list(name)
@@ -49,10 +49,10 @@ class ExportFolder:
 
 
 def prepare(output: Path, sources: list[Path], *, folder: bool, overwrite: bool) -> Path:
-    """Check that an export may be written, and return the path to write to until it is whole, with nothing there.
+    """Check that an export may be written, and return the free path to write to until it is complete.
 
-    Raises OutputError: something is there without `overwrite`, or with it something that no export made; or the output is one
-    of the source files, or holds one.
+    Raises OutputError if the output exists and `overwrite` is not set, if an export did not make it, or if it is or contains
+    one of the source files.
     """
     check_name(output)
     if os.path.lexists(output):
@@ -71,7 +71,7 @@ def prepare(output: Path, sources: list[Path], *, folder: bool, overwrite: bool)
 
 
 def replace(partial: Path, output: Path) -> None:
-    """Put a whole export into its place, and remove the earlier one that `prepare` has found there."""
+    """Rename a complete export into place, and remove the earlier export that `prepare` found there."""
     if output.is_dir() and not output.is_symlink():
         _check_folder(output)
         shutil.rmtree(output)
@@ -82,7 +82,7 @@ def replace(partial: Path, output: Path) -> None:
 
 
 def remove(partial: Path) -> None:
-    """Remove an export that was not finished."""
+    """Remove an unfinished export."""
     if partial.is_dir():
         shutil.rmtree(partial, ignore_errors=True)
     else:
@@ -93,7 +93,7 @@ def _check_replaceable(output: Path, sources: list[Path]) -> None:
     place = output.resolve()
     for source in sources:
         if place == source.resolve() or place in source.resolve().parents:
-            message = f"{output}: expected an output that does not hold the source, found {source} there"
+            message = f"{output}: expected an output that does not hold the source, found {source} in it"
             raise OutputError("output-is-input", message, "choose another -o")
     if output.is_dir() and not output.is_symlink():
         _check_folder(output)
@@ -102,7 +102,7 @@ def _check_replaceable(output: Path, sources: list[Path]) -> None:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raise OutputError if a folder is neither empty nor an export, or holds something that does not belong to it."""
+    """Raise OutputError if a folder is neither empty nor an export, or contains something else besides one."""
     if not any(folder.iterdir()):
         return
     try:

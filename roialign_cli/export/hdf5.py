@@ -1,4 +1,4 @@
-"""HDF5 in other arrangements: a group per image, and the same datasets as a feature file, chunked and compressed."""
+"""Export to other arrangements of HDF5: a group per image, or the datasets of a feature file chunked and compressed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CHUNK_BYTES = 1 << 20
 
 
 def write_groups(file: FeatureFile, _: Sequence[str], images: Iterator[Regions], path: Path, __: str) -> None:
-    """/<image>/features, boxes, labels, ...; a folder in an image's name is a group, too."""
+    """Write /<image>/features, boxes, labels, ...; a folder in an image's name becomes a group, too."""
     with DeferredErrorFile(path) as target, h5py.File(target, "w", track_order=True) as output:
         output.attrs.update(_attributes(file))
         for regions in images:
@@ -37,7 +37,7 @@ def write_groups(file: FeatureFile, _: Sequence[str], images: Iterator[Regions],
 def write_chunked(
     file: FeatureFile, names: Sequence[str], images: Iterator[Regions], path: Path, compression: str
 ) -> None:
-    """The datasets of a feature file, of the images that are done only: /features, /boxes, /images/name, /images/offset."""
+    """Write /features, /boxes, /images/name, /images/offset, ... as in a feature file, with images that are done only."""
     filters = _filters(compression)
     counts = [file.rows(name).stop - file.rows(name).start for name in names]
     layers = {features_path(layer, len(file.layers)): file.features(layer) for layer in file.layers}
@@ -66,15 +66,17 @@ def write_chunked(
 
 
 def encoded(name: str) -> bytes:
-    """Return a name as UTF-8; bytes of a file name that are no UTF-8 stay as they are."""
+    """Encode a name as UTF-8; bytes of a file name that are not UTF-8 stay as they are."""
     return name.encode("utf-8", "surrogateescape")
 
 
 def _attributes(file: FeatureFile) -> dict[str, Any]:
+    """Return the attributes of a file without their checksum."""
     return {name: value for name, value in file.attributes.items() if name != ATTRIBUTES}
 
 
 def _filters(compression: str) -> dict[str, Any]:
+    """Return h5py's options for a compression."""
     if compression == "none":
         return {}
     if compression == "gzip":

@@ -1,4 +1,4 @@
-"""Tables: bottom-up-attention's TSV with an image per row, and Parquet with a box per row."""
+"""Export tables: bottom-up-attention's TSV with an image per row, and Parquet with a box per row."""
 
 from __future__ import annotations
 
@@ -19,11 +19,9 @@ FIELDS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 
 
 def write_tsv(file: FeatureFile, _: Sequence[str], images: Iterator[Regions], path: Path, __: str) -> None:
-    """FIELDS without a header, as bottom-up-attention's readers expect: arrays are float32, in base64."""
+    """Write FIELDS without a header, as bottom-up-attention's readers expect; arrays are float32 in base64."""
     if len(file.layers) > 1:
-        raise ConfigError(
-            "config-value", f"to: tsv holds one layer, expected so of the file, found {', '.join(file.layers)}"
-        )
+        raise ConfigError("config-value", f"to: expected a file with one layer for tsv, found {', '.join(file.layers)}")
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as output:
         writer = csv.DictWriter(output, FIELDS, delimiter="\t", lineterminator="\n")
         for regions in images:
@@ -42,14 +40,14 @@ def _base64(values: npt.NDArray[Any]) -> str:
 def write_parquet(
     file: FeatureFile, names: Sequence[str], images: Iterator[Regions], path: Path, compression: str
 ) -> None:
-    """image, x1, y1, x2, y2, label, score, id, and the features of each layer as a list of fixed length, in C order."""
+    """Write image, x1, y1, x2, y2, label, score, id, and the features of each layer as a fixed-length list in C order."""
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         hint = "pip install 'roialign[parquet]'"
         raise OutputError("export-extra", "parquet: expected the package pyarrow, found none", hint) from None
-    # Text must be UTF-8 in Parquet; file names need not be, and are bytes then.
+    # Text in Parquet must be UTF-8. File names need not be, and are then stored as bytes.
     name_type = pyarrow.string() if all(map(is_text, names)) else pyarrow.binary()
     writer = None
     try:
@@ -66,14 +64,14 @@ def write_parquet(
 
 
 def _table(file: FeatureFile, regions: Regions, name_type: Any, pyarrow: Any) -> Any:
-    """Return the boxes of one image."""
+    """Return the boxes of one image as a table."""
     encoded = regions.name.encode("utf-8", "surrogateescape")
     columns: dict[str, Any] = {"image": pyarrow.array([encoded] * len(regions), pyarrow.binary()).cast(name_type)}
     for i, name in enumerate(("x1", "y1", "x2", "y2")):
         columns[name] = pyarrow.array(np.ascontiguousarray(regions.boxes[:, i]))
     for name, values in (("label", regions.labels), ("score", regions.scores), ("id", regions.ids)):
         if values is not None:
-            text = values.dtype.kind == "U"  # named, since nothing tells the type of no labels
+            text = values.dtype.kind == "U"  # the type is given, since it cannot be inferred without labels
             columns[name] = (
                 pyarrow.array(values.tolist(), pyarrow.string()) if text else pyarrow.array(np.array(values))
             )

@@ -1,4 +1,4 @@
-"""Many channels as one or three colours: their mean, or their first principal components."""
+"""Map many channels to one or three colours: by their mean, or by their first principal components."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-ENOUGH = 8192  # vectors that components are found from
-TAIL = 0.01  # share of values at either end that may saturate
+MAX_VECTORS = 8192  # from which components are computed
+TAIL_SHARE = 0.01  # of values at either end that may saturate
 
 
 @dataclass(frozen=True)
 class Colouring:
-    """Channels [C] to colours: (values - mean) @ components, of which low..high become 0..1; components [C, 1 or 3]."""
+    """Map channels [C] to colours: (values - mean) @ components [C, 1 or 3], scaled so that low..high become 0..1."""
 
     mean: Tensor
     components: Tensor
@@ -21,21 +21,23 @@ class Colouring:
     high: Tensor
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        """[..., C] to [..., 1 or 3] in 0..1."""
+        """Map [..., C] to [..., 1 or 3] in 0..1."""
         span = (self.high - self.low).clamp_min(1e-12)
         return (((vectors.float() - self.mean) @ self.components - self.low) / span).clamp(0, 1)
 
 
 def channel_mean(vectors: Tensor) -> Colouring:
-    """Of vectors [n, C]: the mean over channels."""
+    """Return the colouring of vectors [n, C] by the mean over channels."""
     channels = vectors.shape[1]
     return _ranged(vectors.float(), torch.zeros(channels), torch.full((channels, 1), 1 / channels))
 
 
 def principal(vectors: Tensor, count: int) -> Colouring:
-    """Of vectors [n, C]: the first `count` principal components, each with its largest entry positive, so that the
-    same data always has the same colours."""
-    some = vectors[:: max(1, len(vectors) // ENOUGH)].float()
+    """Return the colouring of vectors [n, C] by their first `count` principal components.
+
+    The largest entry of each component is positive, so that the same data always gets the same colours.
+    """
+    some = vectors[:: max(1, len(vectors) // MAX_VECTORS)].float()
     mean = some.mean(0)
     _, _, directions = torch.linalg.svd(some - mean, full_matrices=False)
     components = torch.zeros(vectors.shape[1], count)
@@ -46,6 +48,7 @@ def principal(vectors: Tensor, count: int) -> Colouring:
 
 
 def _ranged(vectors: Tensor, mean: Tensor, components: Tensor) -> Colouring:
+    """Return the colouring whose range fits the vectors, except for the tails."""
     values = (vectors - mean) @ components
-    low, high = (torch.quantile(values, share, dim=0) for share in (TAIL, 1 - TAIL))
+    low, high = (torch.quantile(values, share, dim=0) for share in (TAIL_SHARE, 1 - TAIL_SHARE))
     return Colouring(mean, components, low, high)

@@ -1,4 +1,4 @@
-"""`show`: an image with its boxes, the bins and samples of one of them, the map under it, and the pooled result."""
+"""Draw an image with its boxes, the bins and samples of one of them, the map under it, and the pooled result."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from roialign_cli.ops.reference import Axis, axis
 from roialign_cli.regions.pooling import pool
 from roialign_cli.regions.views import LayerView
 
-AROUND = 2  # cells of the map shown around the RoI
+MARGIN_CELLS = 2  # of the map shown around the RoI
+MAX_OUTLINED_SAMPLES = 400  # more are drawn as smaller points without outline
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Bins and samples of one RoI along y and x: edges [P + 1] and samples of all bins, in map cells (centres are integers).
+    """Hold bins and samples of one RoI along y and x, in map cells, whose centres are integers.
 
-    `size` of the map: a huge box has any number of samples outside.
+    `size` is that of the map: samples outside of it are left out, since a huge box has too many.
     """
 
     y: Axis
@@ -38,13 +39,13 @@ class Grid:
 
     @property
     def edges(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Bin edges along (y, x)."""
+        """Edges of the bins along (y, x), [P + 1] each."""
         y, x = (np.array([along.start + along.bin * p for p in range(along.bins + 1)]) for along in (self.y, self.x))
         return y, x
 
     @property
     def samples(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-        """Coordinates along (y, x) of the samples on the map; the samples are their product."""
+        """Coordinates of the samples on the map along (y, x); the samples are their product."""
         y, x = (
             np.array([at for p in range(along.bins) for at in along.samples(p, cells)], np.float64)
             for along, cells in zip((self.y, self.x), self.size, strict=True)
@@ -53,7 +54,7 @@ class Grid:
 
 
 def make_grid(view: LayerView, box: int, settings: Settings) -> Grid:
-    """Where RoI Align of a box samples its map."""
+    """Return where RoI Align of a box samples its map."""
     features, stride = view.map_of(box)
     _, x1, y1, x2, y2 = view.rois[box].tolist()
     ratio, aligned = settings.sampling_ratio, settings.aligned
@@ -65,7 +66,7 @@ def make_grid(view: LayerView, box: int, settings: Settings) -> Grid:
 def in_image(
     view: LayerView, stride: int, along: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Map cells along (y, x) as pixels of the original image: the centre of cell i is that of its `stride` pixels."""
+    """Convert map cells along (y, x) to pixels of the original image: the centre of a cell is that of its `stride` pixels."""
     y, x = ((cells + 0.5) * stride / zoom for cells, zoom in zip(along, view.zoom, strict=True))
     return y, x
 
@@ -79,11 +80,11 @@ def draw_overlay(
     settings: Settings,
     colour: str,
 ) -> Figure:
-    """The picture of one box [4] among the boxes [K, 4] of an image [H, W, 3]; `colour` is pca or mean."""
+    """Draw one box among the boxes [K, 4] of an image [H, W, 3]; `colour` is pca or mean."""
     grid, (features, stride) = make_grid(view, box, settings), view.map_of(box)
     with torch.inference_mode():
         levels = None if view.levels is None else view.levels[box : box + 1]
-        pooled = pool(view.maps, view.layer, view.rois[box : box + 1], levels, settings, torch.float32, None)[0].cpu()
+        pooled = pool(view.maps, view.layer, view.rois[box : box + 1], levels, settings)[0].cpu()
     cells = features[0].detach().float().cpu().movedim(0, -1)
     vectors = cells.flatten(0, 1)
     colouring = channel_mean(vectors) if colour == "mean" else principal(vectors, 1)
@@ -113,7 +114,7 @@ def _draw_image(
     grid: Grid,
     stride: int,
 ) -> None:
-    """Pixel i reaches from i to i + 1, as boxes are meant."""
+    """Draw image, boxes, bins and samples; pixel i extends from i to i + 1, as box coordinates do."""
     height, width = pixels.shape[:2]
     axes.imshow(pixels, extent=(0, width, height, 0))
     for k, (x1, y1, x2, y2) in enumerate(boxes.tolist()):
@@ -132,12 +133,13 @@ def _draw_image(
 
 
 def _draw_map(axes: Axes, cells: Tensor, colouring: Colouring, grid: Grid) -> None:
+    """Draw the map around the RoI with bins and samples."""
     axes.imshow(colouring(cells)[..., 0].numpy(), cmap="viridis", vmin=0, vmax=1)
     y, x = grid.edges
     _draw_grid(axes, grid.edges, grid.samples, line=1.0)
     height, width = cells.shape[:2]
-    left, right = np.clip([x[0] - AROUND, x[-1] + AROUND], -0.5, width - 0.5)
-    top, bottom = np.clip([y[0] - AROUND, y[-1] + AROUND], -0.5, height - 0.5)
+    left, right = np.clip([x[0] - MARGIN_CELLS, x[-1] + MARGIN_CELLS], -0.5, width - 0.5)
+    top, bottom = np.clip([y[0] - MARGIN_CELLS, y[-1] + MARGIN_CELLS], -0.5, height - 0.5)
     axes.set_xlim(left, max(right, left + 1))
     axes.set_ylim(max(bottom, top + 1), top)
 
@@ -148,11 +150,11 @@ def _draw_grid(
     samples: tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]],
     line: float,
 ) -> None:
-    """Bins as lines, samples as points."""
+    """Draw bins as lines and samples as points."""
     (y, x), (down, across) = edges, samples
     axes.vlines(x, y[0], y[-1], color=BIN, linewidth=line)
     axes.hlines(y, x[0], x[-1], color=BIN, linewidth=line)
     points = np.stack(np.meshgrid(across, down), -1).reshape(-1, 2)
-    few = len(points) <= 400
+    few = len(points) <= MAX_OUTLINED_SAMPLES
     edge = {"edgecolors": "white", "linewidths": 0.3} if few else {"linewidths": 0}
     axes.scatter(points[:, 0], points[:, 1], s=9.0 if few else 2.0, color=SAMPLE, zorder=3, **edge)

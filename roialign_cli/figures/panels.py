@@ -1,4 +1,4 @@
-"""RoI Align of one RoI in five panels: mapping, bins, samples, one bilinear lookup, pooled output."""
+"""Draw RoI Align of one RoI in five panels: mapping, bins, samples, one bilinear lookup, pooled output."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from roialign_cli.figures.style import BOX, SAMPLE, STYLE
 from roialign_cli.ops.explain import Explanation
 from roialign_cli.ops.reference import Axis, Map
 
-NUMBERED = 12  # cells per side up to which their values are written into them
+MAX_NUMBERED_CELLS = 12  # per side, up to which values are written into cells
 GREYS = "Greys"
 
 
 def draw_panels(explanation: Explanation) -> Figure:
-    """The picture. Cells are squares centred on integers, so cell 0 reaches from -0.5 to 0.5."""
+    """Draw the five panels. Cells are squares centred on integers, so cell 0 extends from -0.5 to 0.5."""
     with rc_context(STYLE):
         height = 2.2 + 2.4 * min(2.0, explanation.features.shape[0] / explanation.features.shape[1])
         figure = Figure(figsize=(16, height), layout="constrained")
@@ -42,17 +42,19 @@ def draw_panels(explanation: Explanation) -> Figure:
             [x for x, _ in points], [y for _, y in points], ".", color=SAMPLE, markersize=5 if len(points) < 200 else 2
         )
         kind = "adaptive" if explanation.sampling_ratio == 0 else "fixed"
-        samples.set_xlabel(f"{kind}; every one a bilinear lookup")
+        samples.set_xlabel(f"{kind}; each is a bilinear lookup")
         _lookup(lookup, explanation)
         _pooled(pooled, explanation)
         return figure
 
 
 def _all_bins(explanation: Explanation) -> Iterator[tuple[int, int]]:
+    """Yield (row, column) of every bin."""
     return ((p, q) for p in range(explanation.output_size[0]) for q in range(explanation.output_size[1]))
 
 
 def _map(axes: Axes, features: Map, title: str) -> None:
+    """Draw the map as numbered cells."""
     axes.imshow(features, cmap=GREYS, alpha=0.35)
     axes.set_title(title, loc="left", fontsize=10)
     height, width = features.shape
@@ -60,7 +62,7 @@ def _map(axes: Axes, features: Map, title: str) -> None:
     axes.set_yticks(np.arange(height + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="#999999", linewidth=0.5)
     axes.tick_params(which="minor", length=0)
-    if max(features.shape) <= NUMBERED:
+    if max(features.shape) <= MAX_NUMBERED_CELLS:
         axes.set_xticks(range(width))
         axes.set_yticks(range(height))
         for row in range(height):
@@ -77,10 +79,12 @@ def _map(axes: Axes, features: Map, title: str) -> None:
 
 
 def _span(axis: Axis) -> tuple[float, float]:
+    """Return where the bins of an axis start and end."""
     return axis.start, axis.start + axis.bins * axis.bin
 
 
 def _outline(axes: Axes, explanation: Explanation) -> None:
+    """Outline the RoI."""
     (left, right), (top, bottom) = _span(explanation.x), _span(explanation.y)
     axes.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=BOX, linewidth=2))
     axes.set_xlim(min(-0.5, left - 0.3), max(explanation.features.shape[1] - 0.5, right + 0.3))
@@ -88,13 +92,14 @@ def _outline(axes: Axes, explanation: Explanation) -> None:
 
 
 def _bins(axes: Axes, explanation: Explanation) -> None:
+    """Draw the edges between bins."""
     (left, right), (top, bottom) = _span(explanation.x), _span(explanation.y)
     axes.vlines([explanation.x.edges(q)[0] for q in range(1, explanation.x.bins)], top, bottom, color=BOX, linewidth=1)
     axes.hlines([explanation.y.edges(p)[0] for p in range(1, explanation.y.bins)], left, right, color=BOX, linewidth=1)
 
 
 def _lookup(axes: Axes, explanation: Explanation) -> None:
-    """The cells around the first sample, with their weights."""
+    """Draw the cells around the first sample, with their weights."""
     look = explanation.lookup
     axes.set_title("4  one bilinear lookup", loc="left", fontsize=10)
     if look is None or look.clamped is None:
@@ -121,11 +126,12 @@ def _lookup(axes: Axes, explanation: Explanation) -> None:
 
 
 def _pooled(axes: Axes, explanation: Explanation) -> None:
+    """Draw the pooled values."""
     axes.imshow(explanation.pooled, cmap=GREYS, alpha=0.35)
     axes.set_title("5  the mean of each bin", loc="left", fontsize=10)
     axes.set_xticks(range(explanation.output_size[1]))
     axes.set_yticks(range(explanation.output_size[0]))
-    if max(explanation.output_size) <= NUMBERED:
+    if max(explanation.output_size) <= MAX_NUMBERED_CELLS:
         for p, q in _all_bins(explanation):
             axes.text(
                 q,

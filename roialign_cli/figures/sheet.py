@@ -1,4 +1,4 @@
-"""`show --from`: a contact sheet of the RoIs of a feature file, their first three principal components as colours."""
+"""Draw a contact sheet of the RoIs of a feature file, with their first three principal components as colours."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ MAX_REGIONS = 64
 
 
 def draw_sheet(file: FeatureFile, layer: str | None, name: str | None) -> Figure:
-    """At most 64 RoIs of the images that are done, evenly spread, or those of one image; InputError if there are none."""
+    """Draw at most MAX_REGIONS evenly spread RoIs of images that are done, or those of one image.
+
+    Raises InputError if there are none.
+    """
     rows = _rows(file, name)
     if not len(rows):
         raise InputError("sheet-empty", f"{file.path}: expected boxes of images that are done, found none")
@@ -25,7 +28,9 @@ def draw_sheet(file: FeatureFile, layer: str | None, name: str | None) -> Figure
         raise OutputError("layer-unknown", f"{file.path}: expected one of {', '.join(file.layers)}, found {layer!r}")
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(MAX_REGIONS, len(rows))).astype(np.int64))]
     found = torch.from_numpy(np.array(file.features(layer or file.layers[0])[rows], np.float32))
-    regions = found.movedim(1, -1) if found.dim() == 4 else found[:, None, None]  # [n, PH, PW, C]; reduced: one bin
+    regions = (
+        found.movedim(1, -1) if found.dim() == 4 else found[:, None, None]
+    )  # [n, PH, PW, C]; reduced features have one bin
     colours = principal(regions.flatten(0, 2), 3)(regions).numpy()
     with rc_context(STYLE):
         across = min(COLUMNS, len(rows))
@@ -36,12 +41,13 @@ def draw_sheet(file: FeatureFile, layer: str | None, name: str | None) -> Figure
         for axes, row, tile in zip(figure.axes, rows.tolist(), colours, strict=False):
             axes.imshow(tile)
             axes.set_title(_title(file, row), fontsize=6, loc="left", parse_math=False)
-        told = f"{drawable(file.path.name)}: {len(rows)} of {file.offset[-1]} boxes, three principal components"
-        figure.suptitle(told, fontsize=9, parse_math=False)
+        title = f"{drawable(file.path.name)}: {len(rows)} of {file.offset[-1]} boxes, three principal components"
+        figure.suptitle(title, fontsize=9, parse_math=False)
         return figure
 
 
 def _rows(file: FeatureFile, name: str | None) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Return the rows to draw from: those of one image, or of all images that are done."""
     if name is not None:
         if name not in file:
             raise InputError("image-unknown", f'{file.path}: expected the name of an image in it, found "{name}"')
@@ -52,7 +58,7 @@ def _rows(file: FeatureFile, name: str | None) -> np.ndarray[tuple[int], np.dtyp
 
 
 def _title(file: FeatureFile, row: int) -> str:
-    """Image and box, cut to what fits, and the label."""
+    """Return image and box, shortened to fit, and the label."""
     image = int(np.searchsorted(file.offset, row, side="right")) - 1
     name, number = drawable(file.names[image]), row - int(file.offset[image])
     short = name if len(name) <= 16 else f"…{name[-15:]}"

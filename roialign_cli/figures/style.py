@@ -1,4 +1,4 @@
-"""Pictures of boxes, bins and samples. One Matplotlib style, and one way to save."""
+"""Define the style of all figures, and save them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from roialign_cli.errors import OutputError
 STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none", "svg.hashsalt": "roialign",
 }  # fmt: skip
-BOX, BIN, SAMPLE = "#d55e00", "#ffffff", "#0072b2"  # Okabe and Ito's, which most colour-blind people tell apart
+BOX, BIN, SAMPLE = (
+    "#d55e00",
+    "#ffffff",
+    "#0072b2",
+)  # Okabe and Ito's colours, which most colour-blind people distinguish
 
 
 def drawable(name: str) -> str:
-    """Return the name of a file as text: what is none in it, which Matplotlib would not take, as question marks."""
+    """Return a file name as text that Matplotlib accepts, with replacement characters for bytes that are not UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a picture of the kind its name says (png, svg, pdf, ...), or OutputError."""
+    """Write a figure in the format of its suffix (png, svg, pdf, ...). Raises OutputError if that fails."""
     try:
         with rc_context(STYLE):
             figure.savefig(path, dpi=150)
