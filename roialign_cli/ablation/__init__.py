@@ -1,1 +1,1 @@
-"""Ablations: many RoI Align settings over one backbone pass, each measured against the exact integral."""
+"""Compare many RoI Align settings over one backbone pass, each against the exact integral."""

@@ -1,4 +1,4 @@
-"""What is varied: `--vary sampling-ratio=0,1,2` and the like become a grid of variants."""
+"""Turn what is varied, such as `--vary sampling-ratio=0,1,2`, into a grid of variants."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from roialign_cli.errors import ConfigError
 OPERATORS = ("roi_align", "roi_pool")
 AXES = ("op", "output_size", "sampling_ratio", "aligned", "mode")
 DEFAULT = {"sampling_ratio": (0, 1, 2, 4, 8)}
-TRUTH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+TRUTH_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One point of the grid. Of what an operator does not look at, the settings hold one and the same value."""
+    """Hold one point of the grid. Settings that its operator ignores have the same value in all variants."""
 
     op: str
     settings: Settings
 
     @property
     def size(self) -> str:
-        """The output size as people write it."""
+        """The output size as HEIGHTxWIDTH."""
         return "{}x{}".format(*self.settings.output_size)
 
     @property
     def sampling(self) -> str:
-        """How bins are sampled, in a word."""
+        """How bins are sampled: rounded, exact, adaptive, or the ratio."""
         if self.op == "roi_pool":
             return "rounded"
         if self.settings.mode == "exact":
@@ -41,7 +41,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """All of it, fit for a file name: roi_align-7x7-ratio_2-aligned-avg."""
+        """The variant as a file name: roi_align-7x7-ratio_2-aligned-avg."""
         parts = [self.op, self.size]
         if self.op == "roi_align":
             parts += [self.sampling.replace(" ", "_"), "aligned" if self.settings.aligned else "unaligned"]
@@ -50,7 +50,7 @@ class Variant:
 
 
 def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-    """`sampling-ratio=0,1,2` to {"sampling_ratio": ("0", "1", "2")}; values are checked with the grid."""
+    """Parse `sampling-ratio=0,1,2` into {"sampling-ratio": ("0", "1", "2")}; `make_grid` checks names and values."""
     found: dict[str, tuple[Any, ...]] = {}
     for text in texts:
         name, equals, values = text.partition("=")
@@ -61,9 +61,9 @@ def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
 
 
 def make_grid(settings: Settings, vary: Mapping[str, Any]) -> tuple[Variant, ...]:
-    """All combinations of the values, in order; those that would compute the same are one.
+    """Return all combinations of the values, in order; variants that compute the same are merged.
 
-    Raises ConfigError: something else is varied, or a value is none of its setting.
+    Raises ConfigError if something else is varied, or a value is not valid for its setting.
     """
     axes: dict[str, Sequence[Any]] = {}
     for key, values in (vary or DEFAULT).items():
@@ -81,6 +81,7 @@ def make_grid(settings: Settings, vary: Mapping[str, Any]) -> tuple[Variant, ...
 
 
 def _variant(fixed: dict[str, Any], point: dict[str, Any]) -> Variant:
+    """Return the variant of a point of the grid and the settings that all points share."""
     op = str(point.get("op", OPERATORS[0]))
     if op not in OPERATORS:
         hint = config.suggest(op, list(OPERATORS))
@@ -95,11 +96,11 @@ def _variant(fixed: dict[str, Any], point: dict[str, Any]) -> Variant:
 
 
 def _read(name: str, value: Any) -> Any:
-    """Numbers and truth values from the words of a command line."""
+    """Convert words of a command line to numbers and truth values."""
     if not isinstance(value, str):
         return value
     if name == "sampling_ratio" and value.lstrip("-").isdecimal():
         return int(value)
     if name == "aligned":
-        return TRUTH.get(value.lower(), value)
+        return TRUTH_WORDS.get(value.lower(), value)
     return value

@@ -1,4 +1,4 @@
-"""What is measured of the pooled features of a variant, box by box, against the exact integral."""
+"""Measure the pooled features of a variant, box by box, against the exact integral."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from roialign_cli.ablation.grid import Variant
 from roialign_cli.backbones.base import Layer
 
-SHIFT_PIXELS = 0.5  # pixels of the original image, right and down, by which boxes are moved for the alignment error
+SHIFT_PIXELS = 0.5  # of the original image, right and down, by which boxes are moved for the alignment error
 MIN_RELATIVE_CHANGE = (
     1e-4  # of the features: a smaller change under the shift is rounding, and nothing can be told from it
 )
@@ -19,9 +19,9 @@ METRICS = ("error", "cosine", "alignment_px", "offset_px", "samples_per_bin")
 
 @dataclass(frozen=True)
 class Exact:
-    """Exact features of K boxes [K, D], their norm [K]; by how much moving the boxes by SHIFT changes them [K, D].
+    """Hold exact features of K boxes [K, D], their norm [K], and their change when boxes move by SHIFT_PIXELS [K, D].
 
-    `square` is what of the step is squared and summed [K], NaN where nothing changes to speak of.
+    `square` [K] is the squared norm of that change, NaN where it is too small.
     """
 
     features: Tensor
@@ -30,8 +30,8 @@ class Exact:
     square: Tensor
 
     @classmethod
-    def of(cls, features: Tensor, shifted: Tensor) -> Exact:
-        """From the features of the boxes and of the moved boxes, [K, C, PH, PW] each."""
+    def from_features(cls, features: Tensor, shifted: Tensor) -> Exact:
+        """Compute it from the features of the boxes and of the shifted boxes, [K, C, PH, PW] each."""
         flat = features.flatten(1)
         norm, step = flat.norm(dim=1), shifted.flatten(1) - flat
         square = torch.linalg.vecdot(step, step)
@@ -39,12 +39,18 @@ class Exact:
 
 
 def compare(pooled: Tensor, shifted: Tensor, own: Exact, centred: Exact) -> Tensor:
-    """The first four METRICS [4, K] of a variant's features of the boxes and of the moved boxes, [K, C, PH, PW] each.
+    """Return the first four METRICS [4, K] of a variant, from its features f of the boxes and f' of the shifted boxes.
 
-    `own` is exact in the variant's geometry, `centred` in the aligned one. error: |f - e| / |e| over all of a box's
-    features; 0 or 1 where e is zero. cosine: of f and e. alignment_px: with d the exact change under the shift, the
-    features moved by (f' - f).d / d.d of it; how many pixels that misses. offset_px: how far, along the diagonal, right
-    and down, the box of the aligned exact features lies that f resembles most, to first order. NaN where nothing changes.
+    Features are [K, C, PH, PW]. `own` holds exact features e in the geometry of the variant, `centred` in the aligned one.
+
+    - error: |f - e| / |e| over all features of a box; 0 or 1 where e is zero.
+    - cosine: that of f and e.
+    - alignment_px: the shift should change the features by d, as it changes e. They change by (f' - f).d / d.d of it; the
+      metric is by how many pixels this misses the shift.
+    - offset_px: how far right and down, along the diagonal, the box lies whose aligned exact features resemble f most, to
+      first order.
+
+    Metrics are NaN where the shift changes too little.
     """
     found, after = pooled.flatten(1), shifted.flatten(1)
     gap = found - own.features
@@ -52,19 +58,19 @@ def compare(pooled: Tensor, shifted: Tensor, own: Exact, centred: Exact) -> Tens
     error = torch.where(own.norm > 0, distance / own.norm, (norm > 0).to(distance))
     cosine = torch.linalg.vecdot(found, own.features) / (norm * own.norm)
     cosine = torch.where(norm * own.norm > 0, cosine, (norm == own.norm).to(cosine))
-    moving = _share(after - found, own)
+    moving = _projection(after - found, own)
     away = gap if own is centred else found - centred.features
-    return torch.stack([error, cosine, (moving - 1).abs() * SHIFT_PIXELS, _share(away, centred) * SHIFT_PIXELS])
+    return torch.stack([error, cosine, (moving - 1).abs() * SHIFT_PIXELS, _projection(away, centred) * SHIFT_PIXELS])
 
 
-def _share(change: Tensor, exact: Exact) -> Tensor:
-    """The least-squares multiple [K] of the exact step that a change [K, D] is; NaN where there is no step to speak of."""
+def _projection(change: Tensor, exact: Exact) -> Tensor:
+    """Return the least-squares multiple [K] of the exact change that a change [K, D] is; NaN where that is too small."""
     along: Tensor = torch.linalg.vecdot(change, exact.step)
     return along / exact.square
 
 
 def samples_per_bin(variant: Variant, layer: Layer, rois: Tensor, levels: Tensor | None) -> Tensor:
-    """How many samples each bin of RoIs [K, 5] has, [K]; NaN where bins are not sampled."""
+    """Return the number of samples in each bin of RoIs [K, 5], [K]; NaN where bins are not sampled."""
     settings = variant.settings
     if variant.op == "roi_pool" or settings.mode == "exact":
         return torch.full((len(rois),), torch.nan)

@@ -1,4 +1,4 @@
-"""Does a setting matter for a task? Leave-one-out nearest-centroid accuracy of the labels, in bounded memory."""
+"""Measure whether a setting matters for a task: leave-one-out nearest-centroid accuracy, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 
 from roialign_cli.arrays import Integers
 
-MAX_BOXES = 10_000  # boxes; of more, a random sample
-DIMENSIONS = 256  # of the signed random sums (feature hashing, arXiv:0902.2206) that stand for the features
+MAX_BOXES = 10_000  # with more boxes, a random sample of this size is used
+DIMENSIONS = 256  # of the signed random sums that represent the features (feature hashing, arXiv:0902.2206)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Share of boxes whose own class has the nearest centroid, of how many boxes and classes; chance: always the commonest."""
+    """Hold the share of boxes whose own class has the nearest centroid; `chance` is that of always naming the largest class."""
 
     accuracy: float
     chance: float
@@ -25,7 +25,7 @@ class Score:
 
 
 class Probe:
-    """Collects a sketch of the pooled features of chosen rows, for each of `variants` on each of `layers`; seeded."""
+    """Collect a sketch of the pooled features of sampled rows, for each variant on each layer; the seed is fixed."""
 
     def __init__(self, labels: Integers, variants: int, layers: int) -> None:
         rng = np.random.default_rng(0)
@@ -37,7 +37,7 @@ class Probe:
         self._mixing: dict[int, tuple[Tensor, Tensor]] = {}
 
     def add(self, variant: int, layer: int, rows: Integers, pooled: Tensor) -> None:
-        """Features [K, C, PH, PW] of rows [K] of the box file."""
+        """Add features [K, C, PH, PW] of rows [K] of the box file."""
         slots = self._slot[rows]
         chosen = np.flatnonzero(slots >= 0)
         if len(chosen):
@@ -45,7 +45,7 @@ class Probe:
             self._sketch[variant, layer, slots[chosen]] = self._mix(flat).cpu().half()
 
     def _mix(self, flat: Tensor) -> Tensor:
-        """Unit vectors [k, D] to [k, DIMENSIONS]: signed sums of random groups keep distances, on average."""
+        """Project vectors [k, D] to [k, DIMENSIONS]: signed sums of random groups preserve distances on average."""
         size = flat.shape[1]
         if size not in self._mixing:
             generator = torch.Generator().manual_seed(size)
@@ -59,16 +59,16 @@ class Probe:
         return signed[:, order].view(len(flat), -1, DIMENSIONS).sum(1)
 
     def score(self, variant: int, layer: int) -> Score | None:
-        """Of the boxes seen so far; None if no class has two of them."""
+        """Return the score over the boxes added so far, or None if no class has two of them."""
         sketch = self._sketch[variant, layer]
         seen = ~sketch.isnan().any(1)
         return nearest_centroid(sketch[seen].float(), self._labels[seen])
 
 
 def nearest_centroid(points: Tensor, labels: Tensor) -> Score | None:
-    """Leave-one-out: each point [n, d] against the mean of every class, its own without itself.
+    """Compare each point [n, d] with the mean of every class, leaving the point itself out of its own class.
 
-    A point alone in its class has no class to find and is not counted. None if all are alone.
+    A point that is alone in its class is not counted. Returns None if all are.
     """
     classes, label, counts = torch.unique(labels, return_inverse=True, return_counts=True)
     sums = torch.zeros(len(classes), points.shape[1]).index_add_(0, label, points)

@@ -1,4 +1,4 @@
-"""ablate(): one backbone pass per image, every variant pooled from the same maps and measured against the exact integral."""
+"""Run an ablation: one backbone pass per image, every variant pooled from the same maps and measured."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from roialign_cli.ablation.grid import Variant
 from roialign_cli.ablation.measure import METRICS, SHIFT_PIXELS, Exact, compare, samples_per_bin
 from roialign_cli.ablation.probe import Probe
-from roialign_cli.ablation.saved_features import Features
+from roialign_cli.ablation.saved_features import SavedFeatures
 from roialign_cli.ablation.summary import Measurements, Recommendation, Row, make_rows, recommend
 from roialign_cli.arrays import Integers
 from roialign_cli.backbones import Backbone, load_backbone
@@ -37,9 +37,10 @@ from roialign_cli.system import allocator
 from roialign_cli.system.devices import find_device
 from roialign_cli.types import FileVersion, Plan, Progress
 
-CHUNK_BYTES = 16 << 20  # of one variant's features: what is compared at a time stays near the processor
-TIMED_BYTES = 64 << 20  # of features for which a variant is timed, at most 1000 boxes
-REPEATS = 5  # of the timing, over the first images; every time the variants take turns
+CHUNK_BYTES = 16 << 20  # of one variant's features that are compared at a time, so that they stay in the cache
+TIMED_BYTES = 64 << 20  # of features for which a variant is timed
+TIMED_BOXES = 1000  # at most
+REPEATS = 5  # of the timing, over the first images; variants take turns
 CHECKPOINT_SECONDS = 10.0
 
 Take = Callable[[int, str, int, Tensor, Tensor | None], None]  # variant, layer, first row, features, levels
@@ -47,7 +48,7 @@ Take = Callable[[int, str, int, Tensor, Tensor | None], None]  # variant, layer,
 
 @dataclass(frozen=True)
 class Ablation:
-    """The result, as printed, written and drawn."""
+    """Hold the result, as it is printed, written and drawn."""
 
     rows: list[Row]
     recommendations: list[Recommendation]
@@ -57,7 +58,7 @@ class Ablation:
     failures: dict[str, str]
     finished: bool
     probe: dict[str, Any] | None
-    flaws: ValueReport  # of the features that were saved
+    flaws: ValueReport  # odd values of the saved features
     provenance: dict[str, Any]
 
 
@@ -74,9 +75,9 @@ def ablate(
     on_checkpoint: Callable[[Ablation], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Ablation:
-    """Measure every variant on every box; what is known so far goes to `on_checkpoint` now and then.
+    """Measure every variant on every box; call `on_checkpoint` with the result so far every CHECKPOINT_SECONDS.
 
-    With `save`, the features of each variant are written to the file it names. Raises RoialignError.
+    With `save`, the features of each variant are written to the file that it returns. Raises RoialignError.
     """
     table = read_boxes(boxes, folder, settings)
     plan = make_plan(
@@ -89,7 +90,7 @@ def ablate(
     choose_kernel(settings.kernel, device, "exact")
     backbone = load_backbone(settings)
     failures = {plan.table.names[image]: problem for image, problem in plan.problems.items()}
-    found = _nothing_yet(plan, len(variants), len(backbone.layers), probe=probe)
+    found = _no_measurements(plan, len(variants), len(backbone.layers), probe=probe)
     made_by = provenance(settings, plan, backbone)
     with_boxes = int((np.diff(plan.table.offset) > 0).sum())
 
@@ -106,12 +107,12 @@ def ablate(
             failures,
             finished,
             about,
-            features.flaws,
+            features.report,
             made_by,
         )
 
-    done, finished, told = 0, True, time.monotonic()
-    with allocator.retain_freed_memory(), Features.open(plan, backbone, variants, made_by, save) as features:
+    done, finished, checkpoint = 0, True, time.monotonic()
+    with allocator.retain_freed_memory(), SavedFeatures.open(plan, backbone, variants, made_by, save) as features:
         for image, version, views in _views(folder, plan, settings, backbone, device, failures, features):
             rows = np.arange(*plan.table.offset[image : image + 2].tolist())
             with torch.inference_mode():
@@ -122,16 +123,17 @@ def ablate(
             done += 1
             found.measured[rows] = True
             on_progress(Progress(done, with_boxes, int(found.measured.sum()), plan.rows, 0))
-            if time.monotonic() - told > CHECKPOINT_SECONDS:
+            if time.monotonic() - checkpoint > CHECKPOINT_SECONDS:
                 on_checkpoint(result(done, finished=False))
-                told = time.monotonic()
+                checkpoint = time.monotonic()
             if should_stop() and done < with_boxes:
                 finished = False
                 break
     return result(done, finished=finished)
 
 
-def _nothing_yet(plan: Plan, variants: int, layers: int, *, probe: bool) -> Measurements:
+def _no_measurements(plan: Plan, variants: int, layers: int, *, probe: bool) -> Measurements:
+    """Return measurements without any value yet."""
     labels = plan.table.labels
     if probe and labels is None:
         hint = 'native boxes: {"a.jpg": {"boxes": [...], "labels": [...]}}; COCO files have them'
@@ -154,9 +156,9 @@ def _views(
     backbone: Backbone,
     device: torch.device,
     failures: dict[str, str],
-    features: Features,
+    features: SavedFeatures,
 ) -> Iterator[tuple[int, FileVersion, list[LayerView]]]:
-    """Image by image, one pass each; those that fail join the failures, or end the run with --on-error stop."""
+    """Yield images one by one with the views of their layers; record those that fail, or raise with --on-error stop."""
     backbone.to(device)
     one_by_one = make_batches(plan, 1)
     for batch, (decoded,) in load_batches(folder, plan, one_by_one, settings):
@@ -179,7 +181,7 @@ def _views(
 def _measure(
     view: LayerView, variants: Sequence[Variant], found: Measurements, index: int, rows: Integers, take: Take
 ) -> None:
-    """Every variant on the rows [K] of a view, some at a time, so that memory does not grow with their number."""
+    """Measure every variant on the rows [K] of a view, in chunks, so that memory does not grow with their number."""
     if view.levels is not None:
         found.levels[index, rows] = view.levels.numpy()
     step = max(1, CHUNK_BYTES // max(_row_bytes(view.layer, variant) for variant in variants))
@@ -201,7 +203,7 @@ def _measure(
 
 
 def _some(view: LayerView, boxes: Tensor) -> LayerView:
-    """Some boxes of a view, by number, in that order, possibly again and again."""
+    """Return a view of boxes by index, in that order; an index may repeat."""
     levels = None if view.levels is None else view.levels[boxes]
     return dataclasses.replace(view, rois=view.rois[boxes], levels=levels)
 
@@ -209,34 +211,34 @@ def _some(view: LayerView, boxes: Tensor) -> LayerView:
 def _exact(
     view: LayerView, shifted: Tensor, variant: Variant, aligned: bool, known: dict[tuple[tuple[int, int], bool], Exact]
 ) -> Exact:
-    """The exact features of a geometry, computed once for all variants that share it."""
+    """Return the exact features of a geometry, which is computed once for all variants that share it."""
     key = (variant.settings.output_size, aligned)
     if key not in known:
         settings = dataclasses.replace(variant.settings, mode="exact", sampling_ratio=0, aligned=aligned)
         exact = Variant("roi_align", settings)
-        known[key] = Exact.of(_pool(view, exact, view.rois), _pool(view, exact, shifted))
+        known[key] = Exact.from_features(_pool(view, exact, view.rois), _pool(view, exact, shifted))
     return known[key]
 
 
 def _pool(view: LayerView, variant: Variant, rois: Tensor) -> Tensor:
-    """Float32 features [K, C, PH, PW] by a variant."""
+    """Return float32 features [K, C, PH, PW] pooled by a variant."""
     if variant.op == "roi_pool":
         return pool_rounded(view.maps, view.layer, rois, view.levels, variant.settings.output_size)
-    return pool(view.maps, view.layer, rois, view.levels, variant.settings, torch.float32, None)
+    return pool(view.maps, view.layer, rois, view.levels, variant.settings)
 
 
 def _time(
     view: LayerView, variants: Sequence[Variant], milliseconds: list[list[list[float]]], index: int, repeats: int
 ) -> None:
-    """Some repeats of each variant on this view's boxes, as often as makes 1000 of them; they take turns."""
+    """Time each variant on the boxes of a view, repeated up to TIMED_BOXES; variants take turns."""
     known = len(milliseconds[0][index])
     for repeat in range(known, min(known + repeats, REPEATS)):
         for i in range(len(variants)):
             v = (i + repeat) % len(variants)
-            count = max(1, min(1000, TIMED_BYTES // _row_bytes(view.layer, variants[v])))
+            count = max(1, min(TIMED_BOXES, TIMED_BYTES // _row_bytes(view.layer, variants[v])))
             many = _some(view, torch.arange(count) % len(view.rois))
             if repeat == 0:
-                _pool(view, variants[v], view.rois)  # what is compiled or loaded at the first call
+                _pool(view, variants[v], view.rois)  # the first call compiles or loads the kernel
             begin = time.perf_counter()
             _pool(many, variants[v], many.rois)
             if view.map_of(0)[0].is_cuda:
@@ -245,5 +247,6 @@ def _time(
 
 
 def _row_bytes(layer: Layer, variant: Variant) -> int:
+    """Return the bytes of one box's float32 features."""
     height, width = variant.settings.output_size
     return 4 * layer.channels * height * width

@@ -1,4 +1,4 @@
-"""--save-features: a feature file per variant, the same as `extract` would write with its settings."""
+"""Write a feature file per variant (--save-features), the same that `extract` writes with its settings."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from roialign_cli.store.writer import FeatureWriter, open_writer
 from roialign_cli.types import NO_VERSION, FileVersion, Plan
 
 
-class Features:
-    """The writers of all variants, or none."""
+class SavedFeatures:
+    """Write the features of all variants, or nothing if they are not saved."""
 
     def __init__(self, plan: Plan, layers: int, writers: Sequence[FeatureWriter], dtype: torch.dtype) -> None:
         self._plan = plan
         self._layers = layers
         self._writers = writers
         self._dtype = dtype
-        self.flaws = ValueReport()  # of all variants
+        self.report = ValueReport()  # of all variants
 
     @classmethod
     @contextmanager
@@ -41,8 +41,8 @@ class Features:
         variants: Sequence[Variant],
         provenance: dict[str, Any],
         path_of: Callable[[Variant], Path] | None,
-    ) -> Iterator[Features]:
-        """Lay a file out for each variant, and close them all at the end; no files without `path_of`."""
+    ) -> Iterator[SavedFeatures]:
+        """Lay out a file for each variant, and close all of them at the end; without `path_of` there are no files."""
         with ExitStack() as stack:
             writers = []
             for variant in variants if path_of else ():
@@ -62,25 +62,25 @@ class Features:
             yield features
 
     def rows(self, image: int, variant: int, layer: str, first: int, pooled: Tensor, levels: Tensor | None) -> None:
-        """Features [K, C, PH, PW] of rows first, first + 1, ... of an image."""
+        """Write features [K, C, PH, PW] of rows first, first + 1, ... of an image."""
         if not self._writers:
             return
         stored = pooled.to(self._dtype).cpu()
         if not all_finite(stored):
-            self.flaws += ValueReport.from_masks(*clip_to_float16(stored, lambda: pooled))
+            self.report += ValueReport.from_masks(*clip_to_float16(stored, lambda: pooled))
         writer = self._writers[variant]
         if levels is not None:
             writer.rows("levels", first, levels.to(torch.uint8).numpy())
         writer.features(features_path(layer, self._layers), image, first, stored.numpy())
 
     def done(self, image: int, version: FileVersion) -> None:
-        """All variants have all rows of an image, which was read from this version of its file."""
+        """Mark an image, read from this version of its file, as done in all variants."""
         for writer in self._writers:
             writer.version(image, version)
             writer.rows("images/size", image, self._plan.sizes[image : image + 1])
             writer.done(image)
 
     def failed(self, image: int, problem: str) -> None:
-        """No variant will have the image."""
+        """Mark an image as failed in all variants."""
         for writer in self._writers:
             writer.failed(image, problem)

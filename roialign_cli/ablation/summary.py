@@ -1,4 +1,4 @@
-"""From measurements of boxes to what a user wants to know: a row per setting and class, and which setting to take."""
+"""Summarise measurements of boxes: a row per setting and class of boxes, and which setting to take."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from roialign_cli.ablation.probe import Probe
 from roialign_cli.arrays import Floats
 from roialign_cli.backbones.base import Layer
 
-SMALL, LARGE = 32**2, 96**2  # pixels of the original image: COCO's classes of size
-NOISE = 1.15  # of two times: closer ones count as equal, and the smaller error decides
+SMALL, LARGE = 32**2, 96**2  # areas in pixels of the original image that separate COCO's classes of size
+TIMING_NOISE = 1.15  # times within this factor count as equal, and the smaller error decides
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """values [V, L, METRICS, N] of V variants on L layers, NaN where unknown; measured [N]; levels [L, N].
+    """Hold values [V, L, METRICS, N] of V variants on L layers, NaN where unknown; measured [N]; levels [L, N].
 
-    milliseconds [V][L]: times of 1000 boxes, one of each repeat. boxes [N, 4] in pixels of the original image.
+    milliseconds [V][L] are times per 1000 boxes, one per repeat. boxes [N, 4] are in pixels of the original image.
     """
 
     values: Floats
@@ -38,7 +38,7 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The setting to take for one geometry, or None if none is good enough, and why."""
+    """Hold the setting to take for one geometry, or None if none is within the tolerance, and why."""
 
     geometry: str
     setting: str | None
@@ -47,7 +47,7 @@ class Recommendation:
 
 
 def make_rows(found: Measurements, variants: Sequence[Variant], layers: Sequence[Layer]) -> list[Row]:
-    """One row per layer, variant and class of boxes; numbers that are not known are None."""
+    """Return one row per layer, variant and class of boxes; unknown numbers are None."""
     rows: list[Row] = []
     for index, layer in enumerate(layers):
         classes = list(_classes(found, index, layer))
@@ -70,7 +70,7 @@ def make_rows(found: Measurements, variants: Sequence[Variant], layers: Sequence
 
 
 def _classes(found: Measurements, index: int, layer: Layer) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
-    """All boxes, those of each size, those of each level; as far as they are measured."""
+    """Yield classes of measured boxes: all, those of each size, those of each level."""
     area = (found.boxes[:, 2:] - found.boxes[:, :2]).prod(axis=1)
     yield "all", found.measured
     yield "small", found.measured & (area < SMALL)
@@ -82,7 +82,7 @@ def _classes(found: Measurements, index: int, layer: Layer) -> Iterator[tuple[st
 
 
 def _statistics(values: Floats) -> dict[str, float | None]:
-    """Columns of METRICS [M, n]: mean, median, the bad tail and the worst."""
+    """Return columns for METRICS [M, n]: mean, median, the bad tail and the worst value."""
     columns: dict[str, float | None] = {}
     for name, of_boxes in zip(METRICS, values, strict=True):
         known = of_boxes[~np.isnan(of_boxes)].astype(np.float64)
@@ -95,16 +95,16 @@ def _statistics(values: Floats) -> dict[str, float | None]:
 
 
 def setting_label(row: Row) -> str:
-    """The setting of a row as people write it: 7x7, ratio 2, aligned."""
+    """Return the setting of a row in words: 7x7, ratio 2, aligned."""
     name = str(row["setting"]).removeprefix("roi_align-").removesuffix("-avg").replace("roi_pool", "RoI Pool")
     return name.replace("_", " ").replace("-", ", ")
 
 
 def recommend(rows: Sequence[Row], tolerance: float) -> list[Recommendation]:
-    """Per output size, alignment and what is pooled: the fastest setting whose mean error is within the tolerance.
+    """Return for each output size and alignment the fastest setting whose mean error is within the tolerance.
 
-    Settings are compared only where they approximate the same integral; over several layers the worst error and the sum
-    of times count. Maxima and RoI Pool approximate none, and are not recommended.
+    Settings are compared only if they approximate the same integral; over several layers the worst error and the sum of
+    times count. Maxima and RoI Pool approximate no integral and are not recommended.
     """
     groups: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
@@ -120,21 +120,22 @@ def recommend(rows: Sequence[Row], tolerance: float) -> list[Recommendation]:
 
 
 def _choose(geometry: str, settings: dict[str, list[Row]], tolerance: float) -> Recommendation:
+    """Choose among the settings of one geometry."""
     error = {name: max(row["error_mean"] for row in rows) for name, rows in settings.items()}
     cost = {name: sum(row["ms_per_1000"] or 0.0 for row in rows) for name, rows in settings.items()}
     good = [name for name in settings if error[name] <= tolerance]
     if not good:
         best = min(error, key=error.__getitem__)
         nearest = setting_label(settings[best][0])
-        missed = f"none is within {tolerance:.2%} of exact; {nearest} comes nearest with {error[best]:.2%}"
+        missed = f"none is within {tolerance:.2%} of exact; {nearest} is nearest with {error[best]:.2%}"
         return Recommendation(geometry, None, "none", f"{missed}: try a higher sampling ratio, or mode exact")
     fastest = min(cost[name] for name in good)
-    chosen = min((name for name in good if cost[name] <= NOISE * fastest), key=error.__getitem__)
+    chosen = min((name for name in good if cost[name] <= TIMING_NOISE * fastest), key=error.__getitem__)
     reason = f"mean error {error[chosen]:.2%}, {cost[chosen]:.1f} ms per 1000 boxes"
-    cheaper = [name for name in settings if NOISE * cost[name] < cost[chosen]]
+    cheaper = [name for name in settings if TIMING_NOISE * cost[name] < cost[chosen]]
     if cheaper:
         near = min(cheaper, key=error.__getitem__)
-        reason += f"; what is faster errs by {error[near]:.2%} or more ({setting_label(settings[near][0])})"
+        reason += f"; faster settings have errors of {error[near]:.2%} or more ({setting_label(settings[near][0])})"
     elif len(settings) > 1:
         reason += "; none is faster"
     return Recommendation(geometry, chosen, setting_label(settings[chosen][0]), reason)

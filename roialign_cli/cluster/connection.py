@@ -1,4 +1,4 @@
-"""A Ray cluster as we meet it: connected to or started here, with room for so many workers, its nodes seeing our files."""
+"""Connect to a Ray cluster or start one, check that its nodes see our files, and plan its workers."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from roialign_cli.errors import ConfigError, OutputError, RoialignError
 from roialign_cli.version import __version__
 
 CONNECT_SECONDS = 10.0
-SHARDS, SHARD_IMAGES = 64, 8  # at most so many, of at least so many images, where it is not said
+DEFAULT_SHARDS, MIN_SHARD_IMAGES = 64, 8  # if the number of shards is not given
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where to work: an address (empty: a cluster started here), actors (0: one per GPU, or per node), GPUs of each.
+    """Describe the cluster: address (empty: started here), actors (0: one per GPU, or per node), GPUs per actor.
 
-    `shards` 0: a number that depends on the images alone, not on the workers: another day's may be more or fewer.
+    With `shards` 0 their number depends on the images alone and not on the workers, which may differ when a run is resumed.
     """
 
     address: str = ""
@@ -34,13 +34,13 @@ class Cluster:
     shards: int = 0
 
     def shards_of(self, images: int) -> int:
-        """How many shards a plan of so many images becomes."""
-        return max(1, min(images, self.shards or min(SHARDS, images // SHARD_IMAGES)))
+        """Return the number of shards of a plan with a number of images."""
+        return max(1, min(images, self.shards or min(DEFAULT_SHARDS, images // MIN_SHARD_IMAGES)))
 
 
 @dataclass(frozen=True)
 class SharedPaths:
-    """What every node must see: the folder of images, and beside the output a file with the very mark of this run."""
+    """Hold what every node must see: the folder of images, and beside the output a file with the mark of this run."""
 
     folder: Path
     output: Path
@@ -48,11 +48,11 @@ class SharedPaths:
 
     @property
     def mark_file(self) -> Path:
-        """There while the run goes on."""
+        """The file that exists during the run."""
         return self.output.with_name(f"{self.output.name}.cluster")
 
     def problem_here(self) -> str:
-        """What is wrong with them here, or nothing."""
+        """Return what is wrong with the paths on this node, or an empty string."""
         if not self.folder.is_dir():
             return f"{self.folder}: expected the folder of images, found none"
         try:
@@ -64,14 +64,14 @@ class SharedPaths:
 
 @contextmanager
 def connected(cluster: Cluster) -> Iterator[Any]:
-    """Ray, connected to a cluster or to one started here. ConfigError: it is not installed, or there is none."""
+    """Yield Ray, connected to a cluster or to one started here. Raises ConfigError if Ray or the cluster is missing."""
     try:
         import ray
     except ImportError:
         raise ConfigError(
             "engine", "engine: expected the package ray, found none", "pip install 'roialign[ray]'"
         ) from None
-    if found := re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", cluster.address):  # Ray itself tries for minutes
+    if found := re.fullmatch(r"(?:ray://)?\[?([^/]+?)\]?:(\d+)", cluster.address):  # Ray itself would try for minutes
         try:
             socket.create_connection((found[1], int(found[2])), CONNECT_SECONDS).close()
         except OSError as error:
@@ -79,7 +79,7 @@ def connected(cluster: Cluster) -> Iterator[Any]:
                 "engine", f"address: no Ray cluster at {cluster.address}: {error.strerror or error}"
             ) from None
     try:
-        # Without an address one is started here, whatever Ray remembers of others.
+        # Without an address a cluster is started here, whatever other clusters Ray remembers.
         options = {"address": cluster.address} if cluster.address else {"address": "local", "include_dashboard": False}
         ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -87,7 +87,7 @@ def connected(cluster: Cluster) -> Iterator[Any]:
         raise ConfigError(
             "engine", f"address: no Ray cluster at {cluster.address or 'this machine'}: {reason}"
         ) from None
-    with redirect_stdout(sys.stderr):  # where Ray's own remarks belong: stdout is the result's
+    with redirect_stdout(sys.stderr):  # Ray prints messages to stdout, which is for the result
         try:
             yield ray
         finally:
@@ -96,7 +96,7 @@ def connected(cluster: Cluster) -> Iterator[Any]:
 
 @contextmanager
 def marked(folder: Path, output: Path) -> Iterator[SharedPaths]:
-    """The paths of a run, whose mark is there meanwhile; OutputError if it cannot be written."""
+    """Yield the paths of a run, and write its mark meanwhile. Raises OutputError if the mark cannot be written."""
     paths = SharedPaths(folder.resolve(), output.resolve(), uuid.uuid4().hex)
     try:
         paths.mark_file.write_text(paths.mark)
@@ -109,9 +109,14 @@ def marked(folder: Path, output: Path) -> Iterator[SharedPaths]:
 
 
 def check_nodes(ray: Any, paths: SharedPaths) -> None:
-    """Every node that is there must have this very package, and see the paths. ConfigError or OutputError, naming the node."""
+    """Check that every node has this version of the package and sees the paths.
 
-    def look(version: str, paths_of: tuple[str, str, str]) -> tuple[str, str]:  # sent whole: roialign may not be there
+    Raises ConfigError or OutputError naming the node.
+    """
+
+    def look(
+        version: str, paths_of: tuple[str, str, str]
+    ) -> tuple[str, str]:  # sent by value, since roialign may be missing there
         from pathlib import Path
 
         try:
@@ -141,38 +146,39 @@ def check_nodes(ray: Any, paths: SharedPaths) -> None:
 
 
 def not_shared(where: str, problem_here: str) -> OutputError:
-    """The error of a node that does not see the paths."""
+    """Return the error of a node that does not see the paths."""
     return OutputError("node-paths", f"{where}: {problem_here}", "all paths must be on storage that all nodes share")
 
 
-def actors_and_cores(ray: Any, cluster: Cluster) -> tuple[int, float]:
-    """How many actors, and how many cores each. ConfigError if none, or on a cluster of our own not all, have room.
+def plan_actors(ray: Any, cluster: Cluster) -> tuple[int, float]:
+    """Return the number of actors, and the cores of each.
 
-    Of another's cluster there may be more later, by its autoscaler or when other work ends: Ray places them then.
+    Raises ConfigError if there is no room for any actor, or on a cluster started here for all of them. A shared cluster may
+    have room later, by its autoscaler or when other work ends; Ray then places the other actors.
     """
-    there = ray.cluster_resources().get("GPU", 0.0)
+    gpus = ray.cluster_resources().get("GPU", 0.0)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    per_gpu = int(there / cluster.gpus_per_actor) if cluster.gpus_per_actor else len(nodes)
+    per_gpu = int(gpus / cluster.gpus_per_actor) if cluster.gpus_per_actor else len(nodes)
     actors = cluster.actors or per_gpu
-    if actors < 1 or cluster.gpus_per_actor * actors > there:
-        message = f"expected {cluster.gpus_per_actor:g} for each of {max(actors, 1)} workers, found {there:g} in all"
+    if actors < 1 or cluster.gpus_per_actor * actors > gpus:
+        message = f"expected {cluster.gpus_per_actor:g} for each of {max(actors, 1)} workers, found {gpus:g} in all"
         if not cluster.address or actors < 1:
             hint = "" if not cluster.address else "say how many with --processes if nodes are to be added"
             raise ConfigError("engine", f"gpus_per_worker: {message}", hint)
-        warnings.warn(f"{message}; the others begin when Ray finds room", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{message}; the others start when Ray finds room", RuntimeWarning, stacklevel=2)
     per_node = -(-actors // len(nodes))
     cores = min(node["Resources"].get("CPU", 1.0) for node in nodes)
     return actors, max(1.0, cores // per_node) if per_node <= cores else cores / per_node
 
 
 def result_of(ray: Any, reference: Any) -> Any:
-    """What a task or actor returned; errors of ours are raised, Ray's become ConfigError."""
+    """Return the result of a task or actor; errors of ours are raised, and those of Ray become ConfigError."""
     try:
         result = ray.get(reference)
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None) or error
         reason = str(cause).strip().split("\n", maxsplit=1)[0]
-        message = f"engine: expected Ray's worker to work, it failed: {type(cause).__name__}: {reason}"
+        message = f"engine: expected Ray's worker to finish, but it failed: {type(cause).__name__}: {reason}"
         raise ConfigError("engine", message, "--engine local says more, as do Ray's logs") from None
     if isinstance(result, RoialignError):
         raise result

@@ -1,7 +1,7 @@
-"""The shards of a run as work for Ray: each actor keeps a backbone and fills shard after shard.
+"""Extract the shards of a run with Ray: each actor keeps a backbone and computes shard after shard.
 
-Ray places the actors, starts those again that die, elsewhere if their node is gone, and gives them their shard again, which
-goes on where it ended. The plan is made once, here; with each shard travels its own part.
+Ray places the actors, restarts those that die, on another node if theirs is gone, and gives them their shard again, which is
+resumed. The plan is made once, here, and its part travels with each shard.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import numpy as np
 from roialign_cli.cluster.connection import (
     Cluster,
     SharedPaths,
-    actors_and_cores,
     check_nodes,
     connected,
     marked,
     not_shared,
+    plan_actors,
     result_of,
 )
 from roialign_cli.config import Settings
@@ -35,9 +35,9 @@ from roialign_cli.store.parts import Part
 from roialign_cli.store.schema import DONE, FAILED
 from roialign_cli.types import Plan, Progress, Summary
 
-POLL_SECONDS = 1.0  # how often the shards are looked at for progress
-PLACE_SECONDS = 1800.0  # for the first worker to begin: an autoscaler may have to start a machine
-LOCK_SECONDS = 300.0  # for a worker cut off from the cluster to notice, and let go of its shard
+POLL_SECONDS = 1.0  # between two looks at the shards for progress
+PLACEMENT_SECONDS = 1800.0  # until the first worker must have started: an autoscaler may have to start a machine
+LOCK_SECONDS = 300.0  # in which a worker that lost the cluster notices it and releases its shard
 
 
 def extract_on_cluster(
@@ -52,9 +52,9 @@ def extract_on_cluster(
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Summary:
-    """The features of a plan by way of shards, which are merged into the output and removed at the end, if `join`.
+    """Extract a plan as shards; with `join` merge them into the output and remove them at the end.
 
-    The same call goes on where a former one ended. Raises what `fill_shards` and `merge` raise.
+    The same call resumes an interrupted run. Raises what `fill_shards` and `merge` raise.
     """
     begun = time.monotonic()
     count = cluster.shards_of(plan.images)
@@ -62,9 +62,9 @@ def extract_on_cluster(
     paths = [shard.path(output) for shard in shards]
     if output.exists() and not overwrite and not any(path.exists() for path in paths):
         from roialign_cli.extraction.job import prepare_job
-        from roialign_cli.extraction.run import run_job  # loads torch, which else the workers do
+        from roialign_cli.extraction.run import run_job  # loads torch, which otherwise only the workers do
 
-        job = prepare_job(plan, folder, output, settings)  # merged already: what failed is tried again here
+        job = prepare_job(plan, folder, output, settings)  # merged already: failed images are tried again here
         return run_job(job, overwrite=False, on_progress=on_progress, should_stop=should_stop)
     with locked(output):
         stale = (output, *paths) if overwrite else ()
@@ -90,15 +90,15 @@ def fill_shards(
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
 ) -> list[Summary]:
-    """Fill all shards of a plan; what came of them, fewer if told to stop. Stale files are removed when a worker is ready.
+    """Compute all shards of a plan; return their summaries, fewer if `should_stop` asks for it.
 
-    Raises ConfigError: Ray is not installed, not there, or has no room; OutputError: a node does not see the paths; and
-    the first error of a shard.
+    Stale files are removed when the first worker is ready. Raises ConfigError if Ray is not installed, not reachable, or has
+    no room, OutputError if a node does not see the paths, and the first error of a shard.
     """
     found: list[Summary] = []
     with connected(cluster) as ray, marked(folder, output) as paths:
         check_nodes(ray, paths)
-        actors, cores = actors_and_cores(ray, cluster)
+        actors, cores = plan_actors(ray, cluster)
         options = {"num_cpus": cores, "num_gpus": cluster.gpus_per_actor, "max_restarts": -1, "max_task_retries": -1}
         worker = ray.remote(**options)(_Worker)
         pool = [worker.remote(settings, paths, max(1, int(cores))) for _ in range(min(actors, len(shards)))]
@@ -111,15 +111,15 @@ def fill_shards(
                 actor, result = running.pop(reference), result_of(ray, reference)
                 if isinstance(result, Summary):
                     found.append(result)
-                elif left is None:  # the first that is there says how images are resized
+                elif left is None:  # the first worker that is ready returns the resize
                     for path in stale:
                         path.unlink(missing_ok=True)
                     left = _parts(plan, shards, result)
                 if left is not None and (part := next(left, None)) is not None:
                     running[actor.fill.remote(*part)] = actor
                 else:
-                    ray.kill(actor)  # its place may be wanted for one whose node is gone
-            if left is None and time.monotonic() - begun > PLACE_SECONDS:
+                    ray.kill(actor)  # its resources may be needed by an actor whose node is gone
+            if left is None and time.monotonic() - begun > PLACEMENT_SECONDS:
                 wanted = f"{cores:g} cores and {cluster.gpus_per_actor:g} GPUs"
                 raise ConfigError("engine", f"engine: expected room for a worker of {wanted}, Ray found none")
             on_progress(watch.progress())
@@ -127,13 +127,16 @@ def fill_shards(
 
 
 def _parts(plan: Plan, shards: Sequence[Shard], resize: tuple[int, int | None] | None) -> Iterator[Any]:
-    """What a worker is told of each shard, made when it is wanted."""
+    """Yield the arguments of `_Worker.fill` for each shard, made when they are needed."""
     whole = split_plan(plan, len(shards), resize)
     return ((shard, *shard_plan(whole, shard.number)) for shard in shards)
 
 
 class _Worker:
-    """An actor: a backbone, and shards one after another. Errors are returned: Ray would wrap them and try again."""
+    """Compute shards one after another with one backbone, as an actor of Ray.
+
+    Errors are returned, since Ray would wrap those that are raised, and try again.
+    """
 
     def __init__(self, settings: Settings, paths: SharedPaths, threads: int) -> None:
         import torch
@@ -141,17 +144,17 @@ class _Worker:
         from roialign_cli.system import allocator
 
         torch.set_num_threads(threads)
-        self._kept = ExitStack()  # memory is, from shard to shard, while this process lives
-        self._kept.enter_context(allocator.retain_freed_memory())
+        self._memory = ExitStack()  # retains memory from shard to shard while this process lives
+        self._memory.enter_context(allocator.retain_freed_memory())
         self._settings, self._paths = replace(settings, processes=0), paths  # this actor is one of the processes
         self._backbone: Any = None
 
     def begin(self) -> tuple[int, int | None] | RoialignError | None:
-        """How its backbone has images resized."""
+        """Load the backbone; return its resize, or an error."""
         from roialign_cli.backbones import load_backbone
 
         try:
-            if problem_here := self._paths.problem_here():  # a node may have come after all were asked
+            if problem_here := self._paths.problem_here():  # a node may have joined after all were checked
                 return not_shared(f"node {socket.gethostname()}", problem_here)
             self._backbone = load_backbone(self._settings)
         except RoialignError as error:
@@ -160,14 +163,14 @@ class _Worker:
         return resize
 
     def fill(self, shard: Shard, plan: Plan, about: dict[str, Any]) -> Summary | RoialignError:
-        """Fill a shard, or what is missing of it."""
+        """Compute a shard, or what is missing of it; return its summary, or an error."""
         from roialign_cli.extraction.job import make_job
         from roialign_cli.extraction.run import run_job
         from roialign_cli.inputs.images import limit_pixels
 
-        if self._backbone is None and isinstance(error := self.begin(), RoialignError):  # started again
+        if self._backbone is None and isinstance(error := self.begin(), RoialignError):  # this actor was restarted
             return error
-        mine = replace(plan, sizes=plan.sizes.copy())  # what Ray shares cannot be written
+        mine = replace(plan, sizes=plan.sizes.copy())  # arrays that Ray shares are read-only
         try:
             with limit_pixels(self._settings.max_pixels):
                 output = shard.path(self._paths.output)
@@ -178,7 +181,7 @@ class _Worker:
 
 
 class _ShardWatcher:
-    """How far the shards are, as their files say."""
+    """Watch the progress of shards in their files."""
 
     def __init__(self, plan: Plan, paths: list[Path]) -> None:
         self._plan = plan
@@ -186,25 +189,26 @@ class _ShardWatcher:
         self._parts: dict[Path, Part] = {}
 
     def progress(self) -> Progress:
+        """Return the progress of all shards."""
         images = boxes = stored = 0
         for path in self._paths:
-            with suppress(OutputError):  # not there yet
+            with suppress(OutputError):  # does not exist yet
                 part = self._parts.get(path) or self._parts.setdefault(path, Part(path))
                 settled = np.array(part.map("images/status")) > 0
                 rows = int(np.diff(part.map("images/offset"))[settled].sum())
                 images, boxes = images + int(settled.sum()), boxes + rows
                 stored += rows * sum(
-                    place.row_bytes for name, place in part.extents.items() if name.startswith("features")
+                    extent.row_bytes for name, extent in part.extents.items() if name.startswith("features")
                 )
         return Progress(images, self._plan.images, boxes, self._plan.rows, stored)
 
 
 def _summarise(plan: Plan, output: Path, paths: list[Path], found: list[Summary]) -> Summary:
-    """The same as of one run, from the shards' files; counts of values are those of the shards filled now."""
+    """Return the summary of the whole run from the files of its shards; counts of values cover the shards computed now."""
     done = failed = 0
     failures: dict[str, str] = {}
     for path in paths:
-        with suppress(OutputError):  # not begun
+        with suppress(OutputError):  # not started
             part = Part(path)
             status = part.map("images/status")
             done, failed = done + int((status == DONE).sum()), failed + int((status == FAILED).sum())

@@ -1,1 +1,1 @@
-"""What an ablation leaves behind: tables for scripts, plots and a page for people."""
+"""Write the report of an ablation: tables for scripts, plots and a page for people."""

@@ -1,4 +1,4 @@
-"""report.html: one page without any other file or network; names and labels are escaped."""
+"""Render report.html, one page that needs no other file and no network; names and labels are escaped."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ COLUMNS: dict[str, tuple[str, str]] = {
 
 
 def render(ablation: Ablation, plots: Mapping[str, Figure]) -> str:
-    """The page of an ablation and its plots."""
+    """Return the page of an ablation with its plots."""
     made = ablation.provenance
     best = {choice.setting for choice in ablation.recommendations}
     counted = f"{ablation.images} of {ablation.total_images} images measured, {len(ablation.failures)} failed"
     body = [
         f"<h1>RoI Align ablation: {escape(str(made['backbone']))}</h1>",
         f'<p class="soft">{counted}; {escape(str(made["created"]))}, {escape(str(made["created_by"]))}</p>',
-        "" if ablation.finished else "<p><strong>Interrupted: the figures are those of the images so far.</strong></p>",
+        "" if ablation.finished else "<p><strong>Interrupted: the figures cover the images so far.</strong></p>",
         "<h2>Recommended</h2>",
         *(
             f"<p><strong>{escape(choice.geometry)}: {escape(choice.label)}</strong><br>{escape(choice.reason)}</p>"
@@ -90,7 +90,7 @@ def render(ablation: Ablation, plots: Mapping[str, Figure]) -> str:
         *_failures(ablation.failures),
     ]
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-    icon = '<link rel="icon" href="data:,">'  # so that no browser asks for one
+    icon = '<link rel="icon" href="data:,">'  # so that browsers do not request one
     title = f"<title>RoI Align ablation: {escape(str(made['backbone']))}</title>"
     content = "\n".join(part for part in body if part)
     opening = f'<!doctype html>\n<html lang="en"><head>{head}{icon}{title}<style>{STYLE}</style></head>'
@@ -98,7 +98,7 @@ def render(ablation: Ablation, plots: Mapping[str, Figure]) -> str:
 
 
 def _tables(rows: Sequence[Row], best: set[str | None]) -> str:
-    """A table per layer; columns of which nothing is known are left out."""
+    """Return a table per layer; columns without any value are left out."""
     found = []
     for layer in dict.fromkeys(row["layer"] for row in rows):
         of_layer = [row for row in rows if row["layer"] == layer]
@@ -114,20 +114,23 @@ def _tables(rows: Sequence[Row], best: set[str | None]) -> str:
 
 
 def _cell(value: Any, form: str) -> str:
+    """Format one value, or a dash."""
     return "–" if value is None else form.format(value)
 
 
 def _probe(probe: Mapping[str, Any] | None) -> str:
+    """Return a line about the probe."""
     if probe is None:
         return ""
     text = (
         f"Probe: leave-one-out nearest centroid of {probe['boxes']} boxes in {probe['classes']} classes; "
-        f"always naming the commonest would reach {probe['chance']:.2%}."
+        f"always naming the most common one would reach {probe['chance']:.2%}."
     )
     return f'<p class="soft">{text}</p>'
 
 
 def _failures(failures: Mapping[str, str]) -> list[str]:
+    """Return the list of images that failed."""
     if not failures:
         return []
     lines = "".join(f"<li>{escape(name)}: {escape(reason)}</li>" for name, reason in failures.items())
@@ -135,12 +138,12 @@ def _failures(failures: Mapping[str, str]) -> list[str]:
 
 
 def _inline(figure: Figure) -> str:
-    """The SVG of a plot in the colours of the page: black becomes the ink, the background stays the page's."""
+    """Return the SVG of a plot in the colours of the page: black becomes the ink, the background becomes transparent."""
     text = picture(figure, "svg").decode()
     text = text[text.index("<svg") :]
     text = re.sub(r'(<g id="patch_1">\s*<path [^>]*?)style="[^"]*"', r'\1style="fill: none"', text, count=1)
     text = re.sub(r'(<g id="patch_2">\s*<path [^>]*?)style="[^"]*"', r'\1style="fill: none"', text, count=1)
     ids = f"f{id(figure)}-"
-    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{ids}", text)  # several pictures on a page share no name
+    text = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{ids}", text)  # ids must be unique on the page
     text = re.sub(r"(stroke|fill): #000000", r"\1: currentColor", text)
     return re.sub(r"<text (?![^>]*fill)", '<text fill="currentColor" ', text)

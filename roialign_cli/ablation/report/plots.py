@@ -1,4 +1,4 @@
-"""Plots of an ablation's rows: error and time against the sampling ratio, error by class, alignment."""
+"""Plot the rows of an ablation: error and time against the sampling ratio, error by class, alignment."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter, Scal
 from roialign_cli.ablation.summary import Row, setting_label
 from roialign_cli.figures.style import STYLE
 
-# Okabe and Ito's colours, which most colour-blind people tell apart; those that show on white and on black.
+# Okabe and Ito's colours, which most colour-blind people distinguish, as far as they show on white and on black.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7f7f7f", "#a6761d")
 MAX_SERIES = len(COLOURS)
 
 
 def draw(rows: Sequence[Row]) -> dict[str, Figure]:
-    """Plots by file name, of the first layer; those for which nothing was measured or varied are left out."""
+    """Return plots of the first layer by file name; plots without measured or varied values are left out."""
     rows = [row for row in rows if row["layer"] == rows[0]["layer"] and row["error_mean"] is not None]
     everything = [row for row in rows if row["class"] == "all"]
     figures: dict[str, Figure] = {}
@@ -34,7 +34,7 @@ def draw(rows: Sequence[Row]) -> dict[str, Figure]:
 
 
 def picture(figure: Figure, kind: str) -> bytes:
-    """The bytes of a PNG or SVG file."""
+    """Return a figure as the bytes of a PNG or SVG file."""
     buffer = io.BytesIO()
     with rc_context(STYLE):
         figure.savefig(buffer, format=kind, dpi=200, metadata={"Date": None} if kind == "svg" else None)
@@ -42,12 +42,13 @@ def picture(figure: Figure, kind: str) -> bytes:
 
 
 def _axes(height: float = 2.9) -> tuple[Figure, Axes]:
+    """Return a figure of a height in inches, and its axes."""
     figure = Figure(figsize=(4.6, height), layout="constrained")
     return figure, figure.subplots()
 
 
 def _against_ratio(rows: Sequence[Row], column: str, title: str) -> Figure:
-    """A line over the fixed ratios per series; what has none is a level line of its own."""
+    """Draw a line over the fixed ratios per series, and a horizontal line for each setting without a ratio."""
     figure, axes = _axes()
     series: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
@@ -78,7 +79,7 @@ def _against_ratio(rows: Sequence[Row], column: str, title: str) -> Figure:
 
 
 def _by_class(rows: Sequence[Row]) -> Figure:
-    """Groups of bars: a group per class, a bar per setting."""
+    """Draw a group of bars per class, with a bar per setting."""
     classes = list(dict.fromkeys(row["class"] for row in rows))
     settings = list(dict.fromkeys(row["setting"] for row in rows if row["error_mean"]))[:MAX_SERIES]
     figure, axes = _axes()
@@ -98,7 +99,7 @@ def _by_class(rows: Sequence[Row]) -> Figure:
 
 
 def _bars(rows: Sequence[Row], column: str, title: str) -> Figure:
-    """One bar per setting."""
+    """Draw one bar per setting."""
     rows = [row for row in rows if row[column] is not None]
     figure, axes = _axes(0.9 + 0.24 * len(rows))
     drawn = axes.barh([setting_label(row) for row in rows][::-1], [row[column] for row in rows][::-1], color=COLOURS[0])
