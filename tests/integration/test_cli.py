@@ -33,7 +33,7 @@ try:
     main()
 except SystemExit as end:
     assert end.code in (0, None), end.code
-heavy = {"torch", "torchvision", "numpy", "numba", "h5py", "PIL", "msgspec", "yaml"} & set(sys.modules)
+heavy = {"torch", "torchvision", "numpy", "numba", "h5py", "PIL", "yaml"} & set(sys.modules)
 assert not heavy, heavy
 """
     for arguments in (["--help"], ["--version"], ["extract", "--help"]):

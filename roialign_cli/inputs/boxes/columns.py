@@ -60,9 +60,9 @@ class ColumnMapping:
         """Return whether columns state the size of the images."""
         return all(role in self.names for role in SIZE_ROLES)
 
-    def is_relative(self, looks_relative: bool) -> bool:
+    def is_relative(self, values_look_relative: bool) -> bool:
         """Return whether boxes are relative to their image, given whether their values look so."""
-        return self.units == "relative" or (not self.units and looks_relative)
+        return self.units == "relative" or (not self.units and values_look_relative)
 
 
 def map_columns(source: Source, names: list[str]) -> ColumnMapping:

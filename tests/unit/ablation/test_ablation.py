@@ -61,7 +61,7 @@ def test_the_grid_is_every_combination_once() -> None:
         ("sampling-ratio=x", "sampling_ratio: expected a whole number, found 'x'"),
         ("sampling-ratio=-1", "sampling_ratio: expected at least 0"),
         ("op=roi_crop", "op: expected one of roi_align, roi_pool"),
-        ("aligned=perhaps", "aligned: Expected `bool`"),
+        ("aligned=perhaps", "aligned: expected true or false"),
         ("mode=mean", "mode: expected one of avg, max, exact"),
         ("output-size=0", "output_size: expected at least 1"),
     ],

@@ -49,10 +49,7 @@ def test_suspicions(folder: Path) -> None:
     corners, xywh = np.hstack([corner, corner + size]), np.hstack([corner, size])
     assert survey(planned(folder, {"a.png": corners.tolist()})).suspicions == []
     ordered = xywh[(xywh[:, 2:] > xywh[:, :2]).all(axis=1)]  # what would be an error is told anyway
-    assert (
-        "also fit its image as x, y, width, height"
-        in survey(planned(folder, {"a.png": ordered.tolist()})).suspicions[0]
-    )
+    assert "also fit its image as x, y, width" in survey(planned(folder, {"a.png": ordered.tolist()})).suspicions[0]
     assert "relative to the image" in survey(planned(folder, {"a.png": (corners / 200).tolist()})).suspicions[0]
     wrong = {
         "images": [{"id": 1, "file_name": "a.png", "width": 200, "height": 100}],
