@@ -14,6 +14,12 @@ Completed = subprocess.CompletedProcess[str]
 Run = Callable[..., Completed]  # of the fixture `roialign`
 
 LOADED = ["torch", "torchvision", "torchvision.models.detection", "numba", "h5py", "matplotlib.figure", "msgspec"]
+READ_LATE = {
+    "HOME",
+    "TORCH_HOME",
+    "http_proxy",
+    "https_proxy",
+}  # variables that loaded modules read when they need them
 SECONDS = 300
 COLUMNS = {"COLUMNS": "200"}  # of the terminal
 
@@ -21,16 +27,17 @@ COLUMNS = {"COLUMNS": "200"}  # of the terminal
 def run(arguments: list[str], env: Mapping[str, str], cwd: Path) -> Completed:
     """Return what a shell would see: exit code, stdout and stderr.
 
-    With environment variables of its own the command is a new Python, because loaded modules would not see them.
+    With variables that modules read while they load, the command is a new Python.
     """
-    if env or sys.platform == "win32":
-        command, variables = [sys.executable, "-m", "roialign_cli", *arguments], {**os.environ, **COLUMNS, **env}
+    variables = {**os.environ, **COLUMNS, **env}
+    if not READ_LATE.issuperset(env) or sys.platform == "win32":
+        command = [sys.executable, "-m", "roialign_cli", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=False, env=variables, cwd=cwd)
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LOADED)
     with tempfile.TemporaryDirectory() as folder:
         out, err = (Path(folder) / name for name in ("out", "err"))
-        process = context.Process(target=_command, args=(arguments, {**os.environ, **COLUMNS}, cwd, out, err))
+        process = context.Process(target=_command, args=(arguments, variables, cwd, out, err))
         process.start()
         process.join(SECONDS)
         if process.exitcode is None:

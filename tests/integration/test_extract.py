@@ -90,7 +90,15 @@ def features(path: Path) -> dict[str, np.ndarray]:
         return {name: np.array(file[name].features) for name in file}
 
 
-@pytest.mark.parametrize("backbone", ["gabor", "resnet18", "fasterrcnn_resnet50_fpn"])
+@pytest.mark.parametrize(
+    "backbone",
+    [
+        "gabor",
+        "resnet18",
+        "fasterrcnn_mobilenet_v3_large_320_fpn",
+        pytest.param("fasterrcnn_resnet50_fpn", marks=pytest.mark.slow),
+    ],
+)
 def test_features_depend_on_nothing_but_image_and_box(tmp_path: Path, photos: tuple[Path, Path], backbone: str) -> None:
     folder, boxes = photos
     options = {"backbone": backbone, "weights": "DEFAULT" if backbone == "gabor" else "random:2", "resize": "none"}

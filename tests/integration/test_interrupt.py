@@ -1,4 +1,4 @@
-"""Interrupted, the same command goes on later. Kills at any instant are in tests/faults."""
+"""Interrupt a command and let the same command go on later; tests/faults kills it at any instant."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers.commands import Run
 from helpers.long_runs import COMMAND, arguments, dataset
 
 from roialign_cli import FeatureFile
 from roialign_cli.store.check import check
 
-IMAGES = 120
+IMAGES = 45
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of this kind are POSIX's")
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_interrupted_and_resumed(tmp_path: Path, number: int) -> None:
+def test_interrupted_and_resumed(tmp_path: Path, roialign: Run, number: int) -> None:
     folder = dataset(tmp_path, IMAGES)
     output = tmp_path / "f.h5"
     process = subprocess.Popen(
@@ -38,5 +39,6 @@ def test_interrupted_and_resumed(tmp_path: Path, number: int) -> None:
     assert summary["pending"] > 0
     with FeatureFile(output) as file:
         assert check(file).problems == []
-    done = subprocess.run([*COMMAND, *arguments(folder, output, "--json")], check=True, capture_output=True, text=True)
+    done = roialign(*arguments(folder, output, "--json"))
+    assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["done"] == IMAGES

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import operator
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from torch import fx, nn
 from torchvision.ops.misc import FrozenBatchNorm2d
 
 from roialign_cli import FeatureFile, config
-from roialign_cli.backbones import load_backbone
+from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.backbones import pyramid as pyramid_source
 from roialign_cli.backbones import torchvision as source
 from roialign_cli.backbones.optimize import OnDemand, fold
@@ -91,44 +93,60 @@ def test_frozen_batch_norm_is_folded_and_shared_convolutions_are_not() -> None:
     assert [name for name, _ in folded.named_children()] == ["first", "shared", "after"]
 
 
-def pyramid() -> tuple[torch.Tensor, object]:
-    backbone = load_backbone(config.load(None, {"backbone": "fasterrcnn_resnet50_fpn", "weights": "random"}))
-    return torch.randn(2, 3, 224, 320, generator=torch.Generator().manual_seed(0)), backbone
+@pytest.fixture(scope="module")
+def pyramid() -> Backbone:
+    """Load the backbone of a detector with random weights, once for all tests."""
+    return load_backbone(config.load(None, {"backbone": "fasterrcnn_resnet50_fpn", "weights": "random"}))
+
+
+@pytest.fixture(scope="module")
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 224, 320, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def whole(pyramid: Backbone, images: torch.Tensor) -> Sequence[Any]:
+    """Compute the maps of every level entirely."""
+    with torch.inference_mode():
+        return pyramid(images)
 
 
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize(("count", "largest"), [(3, 40.0), (12, 300.0), (2, 0.0)])
-def test_maps_computed_on_demand_pool_to_the_same(count: int, largest: float, *, aligned: bool) -> None:
-    images, backbone = pyramid()
+def test_maps_computed_on_demand_pool_to_the_same(
+    pyramid: Backbone, images: torch.Tensor, whole: Sequence[Any], count: int, largest: float, *, aligned: bool
+) -> None:
     settings = config.load(None, {"aligned": aligned, "sampling_ratio": 2})
     rois = make_rois(count, batch=2, width=320, height=224).double()
     if largest:
         rois = rois[9:]
         rois[:, 3:] = torch.minimum(rois[:, 3:], rois[:, 1:3] + largest)
-    (layer,) = backbone.layers
+    (layer,) = pyramid.layers
     levels = assign_levels(rois[:, 1:].float(), layer.strides, 4, 224)
     reads = cells_read(rois, levels, layer, (224, 320), settings)
     assert set(reads) == set(levels.tolist())
     with torch.inference_mode():
-        whole, part = backbone(images), backbone(images, reads=[reads])
+        part = pyramid(images, reads=[reads])
         assert [maps is not None for maps in part[0]] == [level in reads for level in range(4)]
         expected = pool(whole[0], layer, rois, levels, settings, torch.float32, None)
         found = pool(part[0], layer, rois, levels, settings, torch.float32, None)
     assert relative_error(found, expected) < 1e-5
 
 
-def test_what_no_roi_reads_is_not_computed() -> None:
-    images, backbone = pyramid()
-    model = backbone.model
+def test_what_no_roi_reads_is_not_computed(pyramid: Backbone, images: torch.Tensor) -> None:
+    model = pyramid.model
     assert isinstance(model, OnDemand)
     called: list[str] = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            module.register_forward_hook(lambda *_, name=name: called.append(name))
+    convolutions = {name: module for name, module in model.named_modules() if isinstance(module, nn.Conv2d)}
+    hooks = [
+        module.register_forward_hook(lambda *_, name=name: called.append(name)) for name, module in convolutions.items()
+    ]
     with torch.inference_mode():
-        backbone(images, reads=[{3: torch.tensor([[0, 0, 0, 1, 1]])}])
-        few, called = len(called), []
-        (maps,) = backbone(images, reads=[{0: torch.tensor([[1, 20, 20, 25, 30]])}])
+        pyramid(images, reads=[{3: torch.tensor([[0, 0, 0, 1, 1]])}])
+        few = len(called)
+        for hook in hooks:
+            hook.remove()
+        (maps,) = pyramid(images, reads=[{0: torch.tensor([[1, 20, 20, 25, 30]])}])
     assert few == 53 + 2  # the body, and of the pyramid one lateral and one output convolution
     assert maps[1:] == (None, None, None)
     assert maps[0][0].abs().max() == 0
@@ -136,9 +154,8 @@ def test_what_no_roi_reads_is_not_computed() -> None:
     assert maps[0][1, :, :16].abs().max() == 0
 
 
-def test_sums_after_convolutions_are_in_place_and_no_others() -> None:
-    _, backbone = pyramid()
-    nodes = backbone.model.model.graph.nodes
+def test_sums_after_convolutions_are_in_place_and_no_others(pyramid: Backbone) -> None:
+    nodes = pyramid.model.model.graph.nodes
     assert sum(node.target is operator.iadd for node in nodes) == 16 + 3  # residual blocks, and the way down
 
 
