@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from helpers import commands
 from helpers.commands import Completed, Run
 from helpers.cuda_shim import LAUNCHES
 from helpers.images import paint
+from helpers.sample_data import SAMPLE_BOXES, SAMPLE_IMAGES
 from helpers.small_runs import IMAGES
 from PIL import Image
+
+from roialign_cli import extract
 
 # A shell makes background jobs ignore signals, and the tested commands would inherit that.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGHUP", None), signal.SIG_DFL)):
@@ -47,6 +51,20 @@ def photos(tmp_path: Path) -> tuple[Path, Path]:
     path = tmp_path / "boxes.json"
     path.write_text(json.dumps(boxes))
     return folder, path
+
+
+@pytest.fixture(scope="session")
+def sample_features_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Extract the features of the sample data once; tests read the file but leave it as it is."""
+    path = tmp_path_factory.mktemp("sample") / "f.h5"
+    extract(SAMPLE_IMAGES, SAMPLE_BOXES, path, config="quickstart")
+    return path
+
+
+@pytest.fixture
+def sample_features(sample_features_once: Path, tmp_path: Path) -> Path:
+    """Copy the features of the sample data to a file that a test may harm."""
+    return Path(shutil.copy(sample_features_once, tmp_path / "f.h5"))
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Run
+from helpers.commands import Run
 from typer.main import get_command
 
 from roialign_cli import extract

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -104,32 +105,55 @@ def test_random_weights_are_seeded_and_recorded() -> None:
     assert first.weights_sha256 == same.weights_sha256 != other.weights_sha256
 
 
-@pytest.mark.parametrize("name", ["fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"])
-@pytest.mark.parametrize("by_name", [True, False])
-def test_named_weights_give_what_torchvision_gives(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, by_name: bool
-) -> None:
-    """A made-up state dict in torchvision's cache stands for the download, batch norm's odd epsilon included."""
+@dataclass(frozen=True)
+class Cached:
+    """A detector whose weights are in torchvision's cache, and the model that torchvision makes of them."""
+
+    name: str
+    folder: Path
+    entry: torchvision.models.WeightsEnum
+    model: torch.nn.Module
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "checkpoints" / Path(self.entry.url).name
+
+
+@pytest.fixture(
+    scope="module", params=["fasterrcnn_resnet50_fpn", "retinanet_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2"]
+)
+def cached(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Cached:
+    """Make up a state dict for a download, with batch norms in which the odd epsilon of some weights matters."""
+    name, folder = request.param, tmp_path_factory.mktemp("hub")
     entry = torchvision.models.get_model_weights(name).DEFAULT
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     torch.manual_seed(1)
     whole = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=91)
     state = {key: value for key, value in whole.state_dict().items() if not key.endswith("num_batches_tracked")}
     for key, value in state.items():
         if key == "backbone.body.bn1.running_var":
             value.uniform_(1e-5, 2e-5)  # where an epsilon of 1e-5 or 0 makes all the difference
-    (tmp_path / "checkpoints").mkdir()
-    cached = tmp_path / "checkpoints" / Path(entry.url).name
-    torch.save(whole.state_dict() if name.endswith("v2") else state, cached)
-    expected = torchvision.models.get_model(name, weights=entry, progress=False).eval()
+    (folder / "checkpoints").mkdir()
+    saved = whole.state_dict() if name.endswith("v2") else state
+    torch.save(saved, folder / "checkpoints" / Path(entry.url).name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.hub, "get_dir", lambda: str(folder))
+        model = torchvision.models.get_model(name, weights=entry, progress=False).eval()
+    return Cached(name, folder, entry, model)
+
+
+@pytest.mark.parametrize("by_name", [True, False])
+def test_named_weights_give_what_torchvision_gives(
+    cached: Cached, monkeypatch: pytest.MonkeyPatch, by_name: bool
+) -> None:
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(cached.folder))
     images = torch.rand(1, 3, 64, 96)
     if by_name:
-        found = load(name)
-    else:  # as a path the file is known by its hash, which a made-up one does not have: say it here
-        monkeypatch.setattr("roialign_cli.backbones.weights._find_origin", lambda digest, entries: entry)
-        found = load(name, weights=str(cached))
+        found = load(cached.name)
+    else:  # a file is recognised by its hash; a made-up file has another hash, so the test names its origin
+        monkeypatch.setattr("roialign_cli.backbones.weights._find_origin", lambda digest, entries: cached.entry)
+        found = load(cached.name, weights=str(cached.file))
     with torch.inference_mode():
-        maps = [m for key, m in expected.backbone(images).items() if key != "pool"]
+        maps = [m for key, m in cached.model.backbone(images).items() if key != "pool"]
         for mine, theirs in zip(found(images)[0], maps, strict=True):
             assert relative_error(mine, theirs) < 1e-5
 

@@ -155,7 +155,7 @@ def test_several_layers_and_what_is_not_there(photos: tuple[Path, Path], tmp_pat
             rows = np.repeat(np.array([name != "a/img 6.png" for name in file]), np.diff(file.offset))
             assert np.array_equal(chunked["features/layer1"][:], file.features("layer1")[rows])
             assert counts.tolist() == [len(file[name]) for name in left]
-        with pytest.raises(RoialignError, match="tsv holds one layer"):
+        with pytest.raises(RoialignError, match="one layer for tsv"):
             export(file, tmp_path / "x.tsv", "tsv")
     done = roialign("export", tmp_path / "f.h5", "--to", "pt", "-o", tmp_path / "pt", "--json")
     assert done.returncode == 7

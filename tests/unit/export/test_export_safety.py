@@ -19,12 +19,6 @@ from roialign_cli.export import FOLDERS, FORMS, export
 from roialign_cli.export.folder import MARKER
 
 
-@pytest.fixture
-def source(tmp_path: Path) -> Path:
-    extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", config_name="quickstart", output_size=2)
-    return tmp_path / "f.h5"
-
-
 def rename_first(path: Path, name: bytes) -> None:
     with h5py.File(path, "r+") as file:
         names = file["images/name"][()]
@@ -33,37 +27,36 @@ def rename_first(path: Path, name: bytes) -> None:
 
 
 @pytest.mark.parametrize("name", [b"/tmp/x.jpg", b"../x.jpg", b"a/../../x", b"..\\x.jpg", b""])
-@pytest.mark.parametrize("form", FORMS)
-def test_names_that_lead_out_of_the_folder(source: Path, form: str, name: bytes) -> None:
-    rename_first(source, name)
+def test_names_that_lead_out_of_the_folder(sample_features: Path, name: bytes) -> None:
+    rename_first(sample_features, name)
     with pytest.raises(OutputError, match="images/name: expected names of images relative to their folder") as error:
-        FeatureFile(source)
+        FeatureFile(sample_features)
     assert error.value.reference == "file-structure"
-    assert list(source.parent.iterdir()) == [source]
+    assert list(sample_features.parent.iterdir()) == [sample_features]
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_folder_that_no_export_made_is_left_alone(source: Path, form: str, roialign: Run) -> None:
-    folder = source.parent / "out"
+def test_a_folder_that_no_export_made_is_left_alone(sample_features: Path, form: str, roialign: Run) -> None:
+    folder = sample_features.parent / "out"
     folder.mkdir()
     (folder / "thesis.txt").write_text("years of work")
-    done = roialign("export", source, "--to", form, "-o", folder, "--overwrite")
+    done = roialign("export", sample_features, "--to", form, "-o", folder, "--overwrite")
     assert done.returncode == 6
     assert "error[output-in-the-way]" in done.stderr
     assert [path.name for path in folder.iterdir()] == ["thesis.txt"]
 
 
-def test_a_folder_of_empty_folders_is_left_alone(source: Path) -> None:
-    (source.parent / "out" / "empty").mkdir(parents=True)
-    with FeatureFile(source) as file, pytest.raises(OutputError, match="a folder that no export made"):
-        export(file, source.parent / "out", "npz", overwrite=True)
-    assert (source.parent / "out" / "empty").is_dir()
+def test_a_folder_of_empty_folders_is_left_alone(sample_features: Path) -> None:
+    (sample_features.parent / "out" / "empty").mkdir(parents=True)
+    with FeatureFile(sample_features) as file, pytest.raises(OutputError, match="a folder that no export made"):
+        export(file, sample_features.parent / "out", "npz", overwrite=True)
+    assert (sample_features.parent / "out" / "empty").is_dir()
 
 
 @pytest.mark.parametrize("form", FOLDERS)
-def test_a_file_added_to_an_export_is_left_alone(source: Path, form: str) -> None:
-    folder = source.parent / "out"
-    with FeatureFile(source) as file:
+def test_a_file_added_to_an_export_is_left_alone(sample_features: Path, form: str) -> None:
+    folder = sample_features.parent / "out"
+    with FeatureFile(sample_features) as file:
         export(file, folder, form)
         assert (folder / MARKER).is_file()
         export(file, folder, form, overwrite=True)  # nothing in it but the export
@@ -74,18 +67,18 @@ def test_a_file_added_to_an_export_is_left_alone(source: Path, form: str) -> Non
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_the_source_is_never_removed(source: Path, form: str) -> None:
-    before = source.read_bytes()
-    with FeatureFile(source) as file:
-        for output in (source, source.parent):
+def test_the_source_is_never_removed(sample_features: Path, form: str) -> None:
+    before = sample_features.read_bytes()
+    with FeatureFile(sample_features) as file:
+        for output in (sample_features, sample_features.parent):
             with pytest.raises(OutputError) as error:
                 export(file, output, form, overwrite=True)
             assert error.value.reference == "output-is-input"
-    inside = source.parent / "out"
-    with FeatureFile(source) as file:
+    inside = sample_features.parent / "out"
+    with FeatureFile(sample_features) as file:
         export(file, inside, "npz")
     shifted = inside / "f.h5"
-    source.rename(shifted)
+    sample_features.rename(shifted)
     with FeatureFile(shifted) as file, pytest.raises(OutputError):
         export(file, inside, form, overwrite=True)
     assert shifted.read_bytes() == before
@@ -93,8 +86,8 @@ def test_the_source_is_never_removed(source: Path, form: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("what", ["folder", "link", "link to a folder", "pipe"])
-def test_what_stands_where_it_is_written_is_left_alone(source: Path, form: str, what: str) -> None:
-    partial, other = source.parent / "out.partial", source.parent / "other"
+def test_what_stands_where_it_is_written_is_left_alone(sample_features: Path, form: str, what: str) -> None:
+    partial, other = sample_features.parent / "out.partial", sample_features.parent / "other"
     other.mkdir()
     (other / "thesis.txt").write_text("years of work")
     if what == "folder":
@@ -103,41 +96,41 @@ def test_what_stands_where_it_is_written_is_left_alone(source: Path, form: str, 
         os.mkfifo(partial)
     else:
         partial.symlink_to(other if what == "link to a folder" else other / "thesis.txt")
-    with FeatureFile(source) as file, pytest.raises(OutputError) as error:
-        export(file, source.parent / "out", form)
+    with FeatureFile(sample_features) as file, pytest.raises(OutputError) as error:
+        export(file, sample_features.parent / "out", form)
     assert error.value.reference == "output-in-the-way"
-    assert not (source.parent / "out").exists()
+    assert not (sample_features.parent / "out").exists()
     kept = partial if what == "folder" else other
     assert (kept / "thesis.txt").read_text() == "years of work"
 
 
-def test_what_an_ended_export_left_is_removed(source: Path) -> None:
+def test_what_an_ended_export_left_is_removed(sample_features: Path) -> None:
     """A process that was killed leaves it."""
-    partial = source.parent / "out.partial"
-    with FeatureFile(source) as file:
+    partial = sample_features.parent / "out.partial"
+    with FeatureFile(sample_features) as file:
         export(file, partial, "npz")
-        assert export(file, source.parent / "out", "npz").images == 5
+        assert export(file, sample_features.parent / "out", "npz").images == 5
     assert not partial.exists()
 
 
 @pytest.mark.parametrize("what", ["link", "folder"])
-def test_the_same_holds_for_extract(source: Path, what: str) -> None:
-    partial, other = source.parent / "new.h5.partial", source.parent / "thesis.txt"
+def test_the_same_holds_for_extract(sample_features: Path, what: str) -> None:
+    partial, other = sample_features.parent / "new.h5.partial", sample_features.parent / "thesis.txt"
     other.write_text("years of work")
     partial.symlink_to(other) if what == "link" else partial.mkdir()
     with pytest.raises(OutputError) as error:
-        extract(SAMPLE_IMAGES, SAMPLE_BOXES, source.parent / "new.h5", config_name="quickstart", output_size=2)
+        extract(SAMPLE_IMAGES, SAMPLE_BOXES, sample_features.parent / "new.h5", config_name="quickstart", output_size=2)
     assert error.value.reference == "output-in-the-way"
     assert other.read_text() == "years of work"
 
 
-def test_outputs_that_are_no_files(source: Path, roialign: Run) -> None:
-    os.mkfifo(source.parent / "pipe")
-    for output in (source.parent / "pipe", source.parent / ("x" * 250 + ".h5")):
+def test_outputs_that_are_no_files(sample_features: Path, roialign: Run) -> None:
+    os.mkfifo(sample_features.parent / "pipe")
+    for output in (sample_features.parent / "pipe", sample_features.parent / ("x" * 250 + ".h5")):
         for command in (
             ["extract", SAMPLE_IMAGES, SAMPLE_BOXES, "-c", "quickstart"],
-            ["merge", source],
-            ["export", source, "--to", "h5", "--overwrite"],
+            ["merge", sample_features],
+            ["export", sample_features, "--to", "h5", "--overwrite"],
         ):
             done = roialign(*command, "-o", output)
             assert done.returncode == 6, (command, done.stderr)
