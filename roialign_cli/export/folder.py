@@ -137,5 +137,5 @@ def _check_folder(folder: Path) -> None:
         for name in (*files, *links):
             if (inside / name).as_posix() not in known:
                 raise foreign_file_error(
-                    folder, f"a folder that contains {(inside / name).as_posix()}, which no export made"
+                    folder, f"a folder that holds {(inside / name).as_posix()}, which no export made"
                 )
