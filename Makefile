@@ -36,8 +36,9 @@ $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
-docs: $(VENV)/demo.stamp # docs/reference/cli.md, from the commands themselves
+docs: $(VENV)/dev.stamp # the site; the page of the command line comes from the commands. Broken links fail
 	$(BIN)/python -m typer roialign_cli.cli utils docs --name roialign --output docs/reference/cli.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir site
 
 fuzz: $(VENV)/dev.stamp # every parser of box files, 200,000 damaged files each: hours
 	ROIALIGN_FUZZ=200000 $(BIN)/pytest tests/unit/inputs/test_box_formats.py -k anything --timeout 0
@@ -49,4 +50,4 @@ mutants: $(VENV)/dev.stamp # faults in the storage code, one at a time: do the q
 	PYTHONPATH=tests $(BIN)/python -m mutants.judge --table mutants.md
 
 clean:
-	rm -rf $(VENV) demo dist
+	rm -rf $(VENV) demo dist site

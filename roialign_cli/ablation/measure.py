@@ -11,9 +11,8 @@ from roialign_cli.ablation.grid import Variant
 from roialign_cli.backbones.base import Layer
 
 SHIFT_PIXELS = 0.5  # of the original image, right and down, by which boxes are moved for the alignment error
-MIN_RELATIVE_CHANGE = (
-    1e-4  # of the features: a smaller change under the shift is rounding, and nothing can be told from it
-)
+# Of the features; a smaller change under the shift is only rounding.
+MIN_RELATIVE_CHANGE = 1e-4
 METRICS = ("error", "cosine", "alignment_px", "offset_px", "samples_per_bin")
 
 

@@ -81,6 +81,7 @@ def show(
 
 
 def _sheet(path: Path, layer: str | None, name: str | None, *, allow_links: bool) -> tuple[Figure, dict[str, object]]:
+    """Return the contact sheet of a feature file, and facts to print."""
     from roialign_cli.figures.sheet import draw_sheet
     from roialign_cli.store import FeatureFile
 
@@ -89,6 +90,7 @@ def _sheet(path: Path, layer: str | None, name: str | None, *, allow_links: bool
 
 
 def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str) -> tuple[Figure, dict[str, object]]:
+    """Return the picture of a box of an image, and facts to print."""
     from roialign_cli.inputs.boxes import read_boxes
     from roialign_cli.inputs.images import ImageError, decode, limit_pixels
 
@@ -128,12 +130,12 @@ def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str
 
 
 def _find(image: Path, boxes: Path, table: BoxTable) -> int:
-    """Which image of a box file a path is: the longest name that the path ends with."""
+    """Return the index of the image in a box file: that with the longest name that the path ends with."""
     parts = image.absolute().parts
     ends = [i for i, name in enumerate(table.names) if parts[-len(Path(name).parts) :] == Path(name).parts]
     if not ends:
         from roialign_cli.config import suggest
 
-        hint = suggest(image.name, list(table.names[:10000]))
+        hint = suggest(image.name, list(table.names[:MAX_SUGGESTED_NAMES]))
         raise InputError("image-unknown", f'{boxes}: expected boxes of "{image.name}", found none', hint)
     return max(ends, key=lambda i: len(Path(table.names[i]).parts))

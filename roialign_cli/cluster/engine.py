@@ -194,9 +194,9 @@ class _ShardWatcher:
         for path in self._paths:
             with suppress(OutputError):  # does not exist yet
                 part = self._parts.get(path) or self._parts.setdefault(path, Part(path))
-                settled = np.array(part.map("images/status")) > 0
-                rows = int(np.diff(part.map("images/offset"))[settled].sum())
-                images, boxes = images + int(settled.sum()), boxes + rows
+                finished = np.array(part.map("images/status")) > 0
+                rows = int(np.diff(part.map("images/offset"))[finished].sum())
+                images, boxes = images + int(finished.sum()), boxes + rows
                 stored += rows * sum(
                     extent.row_bytes for name, extent in part.extents.items() if name.startswith("features")
                 )

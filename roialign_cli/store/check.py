@@ -89,13 +89,13 @@ def _values(file: FeatureFile, status: npt.NDArray[np.uint8]) -> Iterator[str]:
     strange = np.flatnonzero(status > FAILED)
     if strange.size:
         yield f'images/status: "{file.names[strange[0]]}": expected 0, 1 or 2, found {status[strange[0]]}'
-    settled = np.isin(status, (DONE, FAILED))
+    recorded = np.isin(status, (DONE, FAILED))
     counts = np.diff(file.offset)
     sizes = np.array(file.sizes)
     least = np.where((status == DONE) & (counts > 0), 1, 0)[
         :, None
     ]  # the size of an image that could not be opened is 0
-    wrong = np.flatnonzero(settled & (sizes < least).any(axis=1))
+    wrong = np.flatnonzero(recorded & (sizes < least).any(axis=1))
     if wrong.size:
         yield f'images/size: "{file.names[wrong[0]]}": expected (height, width), found {sizes[wrong[0]].tolist()}'
     rows = np.repeat(status == DONE, counts)

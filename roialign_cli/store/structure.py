@@ -1,6 +1,6 @@
 """Check the structure of a feature file when it is opened: attributes, types, shapes, offsets and names.
 
-Code that reads a file afterwards relies on these checks, whoever made the file. See docs/reference/format.md.
+Code that reads a file afterwards relies on these checks, no matter what made the file. See docs/reference/format.md.
 """
 
 from __future__ import annotations

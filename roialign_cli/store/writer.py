@@ -162,8 +162,8 @@ class FeatureWriter:
         self._write("images/crc32", image, np.array([self._crc.pop(image, 0)], np.uint32))
         self._write("images/error", image, np.array([text], f"S{ERROR_BYTES}"))
         if TABLES in self.extents:
-            vouched = table_crc32(self._read, self.extents, image, status)
-            self._write(TABLES, image, np.array([vouched], np.uint32))
+            checksum = table_crc32(self._read, self.extents, image, status)
+            self._write(TABLES, image, np.array([checksum], np.uint32))
         self._finished.append((image, status))
 
     def _checkpoint(self) -> None:

@@ -1,0 +1,88 @@
+"""Draw the chart of the README from benchmarks/results/*.json, for light and dark pages.
+
+python benchmarks/chart.py [--folder docs/assets]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+RESULTS = Path(__file__).parent / "results"
+INKS = {"light": "#1f2328", "dark": "#e6edf3"}
+OURS, PEERS = "#0072b2", "#8c959f"
+STYLE: dict[Any, Any] = {
+    "font.size": 9,
+    "svg.hashsalt": "roialign",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def read(name: str) -> Any:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def operator_speeds() -> dict[str, float]:
+    """Return the speed of RoI Align on the CPU over torchvision's, the geometric mean of the cases."""
+    means = read("cpu")["means"]
+    return {
+        "OpenVINO": means["openvino"], "torchvision": 1.0, "onnxruntime": means["onnxruntime"],
+        "roialign": means["channels-last"], "roialign, into out=": means["out="],
+    }  # fmt: skip
+
+
+def tool_speeds() -> dict[str, float]:
+    """Return the speed of parts of the tool over what is usually taken for them."""
+    runs = {case["case"]: case for case in read("pipeline")["seconds"]}
+    boxes = read("boxes")["seconds"]
+    reads = {case["case"]: case for case in read("reader")["microseconds"]}["FeatureFile, mapped"]
+    speeds = {
+        f"run, {name}, over a script": runs[f"20 boxes per image, {name}"]["script"]
+        / runs[f"20 boxes per image, {name}"]["ours"]
+        for name in ("float32", "bfloat16")
+    }
+    speeds["read COCO boxes, over pycocotools"] = boxes["pycocotools"] / boxes["ours"]
+    speeds["read an image, over a group per image"] = reads["group per image"] / reads["ours"]
+    return speeds
+
+
+def draw_bars(axes: Axes, speeds: dict[str, float], title: str, ink: str) -> None:
+    colours = [PEERS if name in ("OpenVINO", "torchvision", "onnxruntime") else OURS for name in speeds]
+    bars = axes.barh(list(speeds), list(speeds.values()), color=colours, height=0.65)
+    axes.bar_label(
+        bars, [f"{speed:.2g}x" if speed < 10 else f"{speed:.0f}x" for speed in speeds.values()], padding=3, color=ink
+    )
+    axes.set_title(title, loc="left", fontsize=10, color=ink)
+    axes.set_xlim(0, 1.15 * max(speeds.values()))
+    axes.set_xticks([])
+    axes.spines["bottom"].set_visible(False)
+    axes.spines["left"].set_color(ink)
+    axes.tick_params(axis="y", length=0, colors=ink)
+
+
+def draw(ink: str) -> Figure:
+    figure = Figure(figsize=(10, 2.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    draw_bars(left, operator_speeds(), "RoI Align on 2 CPU cores, over torchvision", ink)
+    draw_bars(right, tool_speeds(), "Around it, over the usual way", ink)
+    return figure
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent.parent / "docs" / "assets")
+    folder = parser.parse_args().folder
+    for theme, ink in INKS.items():
+        with rc_context(STYLE):
+            draw(ink).savefig(folder / f"benchmarks-{theme}.svg", transparent=True, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main()
