@@ -1,1 +1,1 @@
-"""Runs that are harmed on purpose, and what they leave behind: nothing is ever lost."""
+"""Harm runs on purpose and judge what they leave behind: nothing is ever lost."""

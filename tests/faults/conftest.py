@@ -1,4 +1,4 @@
-"""The library that harms, the processes it is loaded into, and the table of what came of it."""
+"""Build the library that injects faults, start the processes it is loaded into, and count what they did."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HEAD = ("fault", "runs harmed", "files read", "images decoded")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """All of it is slow, and Linux's."""
+    """Mark all tests of this folder as slow, and skip them outside Linux."""
     for item in items:
         if Path(__file__).parent in Path(item.fspath).parents:
             item.add_marker(pytest.mark.slow)
@@ -63,7 +63,7 @@ def operations(data: Data, runs: Runs) -> dict[str, Operation]:
 
 
 def table() -> str:
-    """Return what was done, as Markdown. What went wrong is not in it: a test that finds something has failed."""
+    """Return what was done, as Markdown; a fault that does harm fails its test instead."""
     lines = [" | ".join(HEAD), " | ".join("---" for _ in HEAD)]
     counted = {fault: (line.runs, line.files, line.decodings) for fault, line in TABLE.items()}
     counted["all"] = tuple(map(sum, zip(*counted.values(), strict=True)))

@@ -1,4 +1,4 @@
-"""What the harmed runs work on, what they do with it, and the verdict on what they leave behind."""
+"""Make the data of the harmed runs, run operations on it, and judge what they leave behind."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PYRAMID = (
 
 @dataclass
 class Line:
-    """A line of the table: runs that were harmed, files that were read, images that were decoded; and what went wrong."""
+    """Count in a line of the table the harmed runs, the files read and the images decoded, and what went wrong."""
 
     runs: int = 0
     files: int = 0
@@ -50,7 +50,7 @@ TABLE: dict[str, Line] = defaultdict(Line)  # what the session did, by fault
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """Return all data of a feature file, and its attributes but for the time and their checksum."""
+    """Return all data of a feature file and its attributes, except the time and the checksum of attributes."""
     found: dict[str, Any] = {}
     with h5py.File(path) as file:
         file.visititems(
@@ -62,7 +62,7 @@ def contents(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Operation:
-    """Something that writes a feature file: a command, the state that it meets, and the file that must come of it."""
+    """Describe something that writes a feature file: a command, the state that it meets, and the file that it must leave."""
 
     name: str
     command: Callable[[Path], list[str]]
@@ -83,12 +83,12 @@ class Operation:
             shutil.copy(self.before, output)
 
     def clear(self, output: Path) -> None:
-        """Take away what belongs to an output."""
+        """Remove what belongs to an output."""
         for path in output.parent.glob(output.name + "*"):
             path.unlink()
 
     def judge(self, output: Path, line: Line) -> None:
-        """Count what is wrong with what a harmed run has left: it must be readable, and right where it is marked done."""
+        """Count what is wrong with the output of a harmed run: it must be readable, and right where it is marked done."""
         if not output.exists():
             line.unreadable += self.before is not None
             return
@@ -107,7 +107,7 @@ class Operation:
             line.notes.add(error.message)
 
     def judge_end(self, output: Path, ended: Ended, line: Line) -> None:
-        """Count what is wrong after the same command has gone on to the end: it is the file of an undisturbed run."""
+        """Count what is wrong after the same command has finished: the file must equal that of an undisturbed run."""
         line.hangs += ended.hung
         if ended.code != self.code:
             line.unreadable += 1
@@ -245,7 +245,7 @@ def described(boxes: list[list[float]], image: int) -> dict[str, Any]:
 
 
 def with_options(data: Data, folder: Path, runs: Runs, options: tuple[str, ...]) -> Data:
-    """Return the same images and boxes, run over with other options."""
+    """Return the same images and boxes, run with other options."""
     shutil.copytree(data.folder / "im", folder / "im")
     shutil.copy(data.folder / "boxes.json", folder / "boxes.json")
     other = Data(folder, data.images, options, data.code)

@@ -1,4 +1,4 @@
-"""Runs of the command in processes of their own, which can be harmed, killed and counted."""
+"""Run commands in separate processes that can be harmed, killed and counted."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ for line in sys.stdin:
 
 @dataclass(frozen=True)
 class Arm:
-    """Which call on files of a name is harmed, and how; `recording` is a file for what is written and synced."""
+    """Choose a call on files of a name and what happens at it; `recording` is a file for what is written and synced."""
 
     text: str
     call: int = 0
@@ -82,7 +82,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a run ended: exit code, or minus the signal; what it printed; whether it had to be killed for hanging."""
+    """Describe how a run ended: exit code or negative signal, output, and whether it had to be killed because it hung."""
 
     code: int
     log: str
@@ -90,7 +90,7 @@ class Ended:
 
 
 class Runs:
-    """Starts runs in processes of their own, and waits for them or kills them."""
+    """Start runs in separate processes, and wait for them or kill them."""
 
     def __init__(self, library: Path | None, folder: Path) -> None:
         tests = str(Path(__file__).parents[1])  # where the backbone of the runs is found
@@ -111,7 +111,7 @@ class Runs:
         limits: dict[str, int] | None = None,
         env: dict[str, str] | None = None,
     ) -> int:
-        """Return the process id of a new run."""
+        """Start a run and return its process id."""
         armed = [arm.text, arm.call, arm.action, arm.error, int(arm.only_syncs), arm.recording] if arm else []
         order = {"run": run, "arm": armed, "clock": clock, "limits": limits or {}, "log": str(self._log)}
         order["env"] = env or {}
@@ -122,7 +122,7 @@ class Runs:
         return self._child
 
     def wait(self, seconds: float = HANG_SECONDS) -> Ended:
-        """How the run ended; one that does not in time is killed."""
+        """Return how the run ended; kill it if it does not end in time."""
         hung = not select.select([self._server.stdout], [], [], seconds)[0]
         if hung:
             self.kill()
@@ -142,7 +142,7 @@ class Runs:
 
     @property
     def calls(self) -> int:
-        """System calls that counted in the last run that ended by itself."""
+        """Return the system calls that counted in the last run that ended by itself."""
         return int(self._count.read_text())
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""At every system call on the output: the process dies before or after it, the call fails, or does half of its work."""
+"""Harm every system call on the output: kill the process before or after it, let it fail, or let it do half its work."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Others beside a run: its own processes that die, runs that start with it, readers, and whoever changes its images."""
+"""Test other actors beside a run: dying processes, concurrent runs, readers, and changing images."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def wait_for(what: object, seconds: float = 60.0) -> None:
 def test_a_call_of_a_process_is_harmed(
     fault: str, action: int, code: int, runs: Runs, data: Data, tmp_path: Path
 ) -> None:
-    """Each of the two processes meets it at its own n-th call."""
+    """Each of the two processes meets the fault at its own n-th call."""
     run, output, line = data.fresh(*PROCESSES), tmp_path / "f.h5", TABLE[f"{fault}, in both of two processes"]
     for _ in range(TIMES):
         call = random.randrange(1, 40)
@@ -97,7 +97,7 @@ def test_a_process_is_killed(victim: str, runs: Runs, data: Data, tmp_path: Path
 
 
 def alive(process: int) -> bool:
-    """Return whether a process is there and has not merely been left unburied."""
+    """Return whether a process is there and not merely a zombie."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -105,7 +105,7 @@ def alive(process: int) -> bool:
 
 
 def test_two_runs_that_start_together(runs: Runs, data: Data, library: Path, tmp_path: Path) -> None:
-    """One of them writes; the other is refused, or finds the file finished."""
+    """One run writes; the other is refused, or finds the file finished."""
     run, output, line = data.fresh(), tmp_path / "f.h5", TABLE["two runs started together"]
     (tmp_path / "second").mkdir()
     with Runs(library, tmp_path / "second") as others:
@@ -151,7 +151,7 @@ def test_reading_while_it_is_written(runs: Runs, data: Data, tmp_path: Path) -> 
 
 
 def test_images_that_change_under_the_run(runs: Runs, data: Data, tmp_path: Path) -> None:
-    """What is stored of an image is of one version of it, and the file says of which."""
+    """The features of an image come from one version of it, and the file names that version."""
     line = TABLE["images that change under the run"]
     shutil.copytree(data.folder / "im", tmp_path / "im")
     names = [f"{i}.jpg" for i in range(data.images) if i % 5]
@@ -193,7 +193,7 @@ def test_images_that_change_under_the_run(runs: Runs, data: Data, tmp_path: Path
 
 
 def test_a_limit_on_memory(runs: Runs, data: Data, tmp_path: Path) -> None:
-    """Wherever memory runs out, the run ends with an error of ours or finishes, and the next one goes on."""
+    """Wherever memory runs out, the run finishes or ends with one of our errors, and the next run continues."""
     run, output, line = data.fresh(), tmp_path / "f.h5", TABLE["limit on memory (ulimit -v)"]
     for step in range(5 * TIMES):
         more = 1 << 20 if step == 0 else random.randrange(1 << 20, 400 << 20)

@@ -1,4 +1,4 @@
-"""An export that meets a full disk says so and leaves nothing; one that says it is finished is whole."""
+"""Test that an export to a full disk reports it and leaves nothing, and that a finished export is whole."""
 
 from __future__ import annotations
 

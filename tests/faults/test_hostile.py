@@ -1,4 +1,4 @@
-"""Hostile images, names and feature files: a clear error of the one that is concerned, never a crash, a leak or a wait."""
+"""Test hostile images, names and feature files: a clear error names the culprit, without a crash, a leak or a wait."""
 
 from __future__ import annotations
 

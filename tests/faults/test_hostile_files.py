@@ -1,4 +1,4 @@
-"""Hostile feature files: every command over each ends soon, in an error of ours or well, and writes only its output."""
+"""Run every command on hostile feature files: it ends soon, well or with one of our errors, and writes only its output."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ READER = SERVER.replace("from roialign_cli.__main__ import main", "from helpers.
 
 
 class Server(Runs):
-    """Start runs in a folder of their own, where `read FILE OTHER` is a command, too."""
+    """Start runs in a folder of their own, where `read FILE OTHER` is also a command."""
 
     def __init__(self, folder: Path, here: Path) -> None:
         self._child = 0
@@ -54,7 +54,7 @@ class Server(Runs):
 
 @dataclass(frozen=True)
 class Command:
-    """A command over a hostile file: its arguments, and the paths from the root that it may change."""
+    """Describe a command on a hostile file: its arguments, and the paths from the root that it may change."""
 
     name: str
     arguments: list[str]
@@ -62,7 +62,7 @@ class Command:
 
 
 def commands(case: Case, file: Path, other: Path, goods: Goods, out: Path) -> list[Command]:
-    """Every command that opens feature files; the last may change the file itself."""
+    """Return every command that opens feature files; the last may change the file itself."""
     made = str(out / "made")
     found = [
         Command("verify", ["verify", str(file)]),
@@ -80,7 +80,7 @@ def commands(case: Case, file: Path, other: Path, goods: Goods, out: Path) -> li
 
 
 def judge(case: Case, command: Command, ended: Ended) -> list[str]:
-    """What is wrong with how a command ended."""
+    """Return what is wrong with how a command ended."""
     if ended.hung:
         return [f"not ended after {SECONDS:.0f} s"]
     wrong = []
@@ -132,7 +132,7 @@ def chosen() -> Iterator[Case]:
 
 
 def harm(case: Case, goods: Goods, around: Surroundings, server: Server) -> Iterator[tuple[str, str]]:
-    """Run every command over the file of a case; yields the command and what is wrong."""
+    """Run every command on the file of a case; yield the command and what is wrong."""
     file, other = around.begin(goods, case)
     before = around.snapshot()
     for command in commands(case, file, other, goods, around.root / "out"):
@@ -167,7 +167,7 @@ def test_commands_over_hostile_files(goods: Goods, around: Surroundings, server:
 
 
 def test_what_is_done_to_sound_files_is_noticed(goods: Goods, around: Surroundings, server: Server) -> None:
-    """The harness itself: over good files every command ends well, and a change outside is seen."""
+    """This tests the harness itself: on good files every command ends well, and a change outside is seen."""
     for case in (case for case in CASES if case.name.startswith("good: ")):
         assert case.verdict == SOUND
         assert list(harm(case, goods, around, server)) == []

@@ -43,7 +43,7 @@ def read_events(recording: Path) -> list[Event]:
 
 
 def after_a_cut(events: list[Event], rng: random.Random, before: bytes | None) -> bytes | None:
-    """Return the file as a cut after some event may leave it; `before` is what has the name at first, if anything."""
+    """Return the file as a power cut after some event may leave it; `before` is the earlier file of that name, if any."""
     named = next((i for i, event in enumerate(events) if event.kind == "r"), 0)
     cut = rng.randrange(len(events) + 1)
     happened = events[:cut]
@@ -101,7 +101,7 @@ def record(runs: Runs, operation: Operation, output: Path, folder: Path, failing
 def cut_the_power(
     runs: Runs, operation: Operation, output: Path, events: list[Event], cuts: int, line: Line, every: int = 20
 ) -> None:
-    """Judge the files that cuts leave, and now and then what comes of one of them."""
+    """Judge the files that cuts leave, and sometimes what a run makes of one of them."""
     before = operation.before.read_bytes() if operation.before else None
     seed = random.randrange(2**32)
     rng = random.Random(seed)
@@ -150,7 +150,7 @@ def test_a_sync_has_failed_and_the_power_is_cut(
 
 @pytest.mark.timeout(3600)
 def test_the_power_is_cut_under_a_pyramid(runs: Runs, pyramid: Data, tmp_path: Path) -> None:
-    """Levels are stored while the run goes on, too."""
+    """Levels are also stored while the run goes on."""
     operation, output = pyramid.fresh(), tmp_path / "f.h5"
     events = record(runs, operation, output, tmp_path)
     cut_the_power(runs, operation, output, events, CUTS, TABLE["power cut, a run with levels"], every=60)
@@ -161,7 +161,7 @@ def test_the_power_is_cut_under_a_pyramid(runs: Runs, pyramid: Data, tmp_path: P
 def test_a_writer_without_syncs_would_be_found_out(
     name: str, runs: Runs, operations: dict[str, Operation], tmp_path: Path
 ) -> None:
-    """The model itself is tested: with the syncs in between left out of account, done images are wrong."""
+    """This tests the model itself: if it ignores the syncs in between, done images are wrong."""
     operation, line = operations[name], Line()
     output = tmp_path / "f.h5"
     events = record(runs, operation, output, tmp_path)

@@ -1,4 +1,4 @@
-"""Signals at random instants: the same command goes on, and the file ends as if nothing had happened."""
+"""Send signals at random instants: the same command continues, and the file ends as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ENDS = {"SIGKILL": {-9}, "SIGTERM": {130}, "SIGINT": {130}, "SIGHUP": {130}, "SI
 
 @pytest.fixture(scope="module")
 def data(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Data:
-    """Images enough that a run takes a while."""
+    """Make enough images that a run takes a while."""
     return make_data(tmp_path_factory.mktemp("data") / "d", 120, runs)
 
 

@@ -1,4 +1,4 @@
-"""A long run: memory and open files stay as they are, speed too, and twenty interruptions on the way change nothing."""
+"""Test a long run: memory, open files and speed stay constant, and twenty interruptions change nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ IMAGES, BOXES, RESUMES = (20_000, 10, 10) if FULL else (1500, 10, 3)
 
 @dataclass
 class Watch:
-    """What was seen of a process while it ran: (seconds of processor, images done, resident bytes, open files)."""
+    """Record what a process did: (seconds of processor, images done, resident bytes, open files)."""
 
     code: int = 0
     log: str = ""
@@ -36,7 +36,7 @@ class Watch:
 
 
 def make(folder: Path) -> None:
-    """Many names for a few small pictures."""
+    """Make many names for a few small pictures."""
     rng = np.random.default_rng(0)
     (folder / "im").mkdir()
     sizes = [(24, 32), (32, 24), (28, 28)]
@@ -55,7 +55,7 @@ def make(folder: Path) -> None:
 
 
 def run(folder: Path, output: Path, stop_at: int = IMAGES + 1) -> Watch:
-    """A run, watched; told to stop when so many images are done."""
+    """Watch a run, and stop it after that many images."""
     command = [sys.executable, "-m", "roialign_cli", "extract", folder / "im", folder / "boxes.json", "-o", output]
     watch = Watch()
     with (folder / "log.txt").open("w+") as log:
@@ -118,7 +118,7 @@ def test_a_long_run(tmp_path: Path) -> None:
 
 
 def tenth(seen: list[tuple[float, int, int, int]], number: int) -> float:
-    """Images per second of processor time in a tenth of the run: others on the machine do not count."""
+    """Return images per second of processor time in a tenth of the run, which other processes do not affect."""
     low, high = IMAGES * number // 10, IMAGES * (number + 1) // 10
     inside = [one for one in seen if low <= one[1] <= high]
     return (inside[-1][1] - inside[0][1]) / (inside[-1][0] - inside[0][0])

@@ -1,4 +1,4 @@
-"""What happens around a run: disks that are full or read-only, files that vanish, others that want the same, odd clocks."""
+"""Test the surroundings of a run: full and read-only disks, vanishing files, competing processes, odd clocks."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_a_clock_that_goes_backwards(runs: Runs, data: Data, tmp_path: Path) -> 
 
 
 def table_from_entries(data: Data, folder: Path, name: str) -> Path:
-    """The data set's boxes, and one on another image besides."""
+    """Return the data set's boxes, and one box on another image."""
     boxes = {name: described([[0, 0, 20, 20]], 0), **json.loads((data.folder / "boxes.json").read_text())}
     path = folder / "boxes.json"
     path.write_text(json.dumps(boxes))
@@ -190,7 +190,7 @@ def arguments(folder: Path, *more: str) -> list[str]:
 
 
 def test_an_image_that_hangs(runs: Runs, data: Data, tmp_path: Path) -> None:
-    """Such as one on a lost network disk: the library of faults never opens it."""
+    """The library of faults never opens it, as if it were on a lost network disk."""
     line = TABLE["image that hangs"]
     table_from_entries(data, tmp_path, "hang.jpg")
     Image.new("RGB", (64, 48)).save(tmp_path / "im" / "hang.jpg")
@@ -205,7 +205,7 @@ def test_an_image_that_hangs(runs: Runs, data: Data, tmp_path: Path) -> None:
 
 
 def test_an_image_too_large_for_memory(runs: Runs, data: Data, tmp_path: Path) -> None:
-    """Under a limit on memory: where Python can know of it, only the image fails."""
+    """Under a limit on memory only the image fails, where Python can notice it."""
     line = TABLE["image too large for memory"]
     table_from_entries(data, tmp_path, "huge.png")
     noise = np.random.default_rng(0).integers(0, 256, (64, 12000, 3), np.uint8)

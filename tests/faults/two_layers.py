@@ -1,4 +1,4 @@
-"""A small backbone of two layers for the runs that are harmed: fixed random convolutions, no weights to load."""
+"""Define a small backbone of two layers for the harmed runs: fixed random convolutions, no weights to load."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class TwoLayers(nn.Module):
-    """Maps of 32 and 8 channels at strides 8 and 16."""
+    """Compute maps of 32 and 8 channels at strides 8 and 16."""
 
     def __init__(self) -> None:
         super().__init__()

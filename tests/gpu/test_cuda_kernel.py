@@ -69,7 +69,7 @@ def test_auto_takes_the_kernel_without_a_warning(device: torch.device) -> None:
             assert choose_kernel("auto", device, mode) == "cuda"
 
 
-def test_where_it_cannot_be_built_torchvision_serves_and_the_reason_is_told(
+def test_where_it_cannot_be_built_torchvision_serves_with_a_warning(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     maps, rois = features(8).to(device), make_rois(9, batch=2, width=19, height=11).to(device)
@@ -114,7 +114,7 @@ def test_equals_torchvision_on_the_device(device: torch.device, ratio: int, outp
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 @pytest.mark.parametrize("mode", MODES)
 def test_equals_the_cpu_kernel_on_a_large_map(device: torch.device, mode: str, dtype: torch.dtype) -> None:
-    """The documented tolerance between devices: 1e-5 of the maximum in float32, else the rounding of the type."""
+    """The documented tolerance between devices is 1e-5 of the maximum in float32, or the rounding of the type."""
     maps, rois = features(64, dtype, size=(200, 336)), make_rois(300, batch=2, width=1344, height=800)
     settings = {"spatial_scale": 0.25, "mode": mode, "sampling_ratio": 0 if mode != "max" else 2}
     expected = roi_align(maps, rois, 7, **settings)

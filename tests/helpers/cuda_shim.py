@@ -25,7 +25,7 @@ THREADS = 64  # of a block; the kernel takes any number
 
 
 class Shim:
-    """Compiled variants of the kernel and the program that launches them, built in a folder."""
+    """Compile variants of the kernel and the program that launches them in a folder."""
 
     def __init__(self, folder: Path, sanitizer: str, variants: Sequence[launch.Defines]) -> None:
         flags = [
@@ -66,7 +66,7 @@ class Shim:
         _check(["g++", *flags, *objects, runner.result(), "-o", str(self.program)])
 
     def run(self, calls: Sequence[request.Request], processors: int = 4) -> list[torch.Tensor]:
-        """The pooled features of each call."""
+        """Return the pooled features of each call."""
         cases, outs = [struct.pack("<q", len(calls))], []
         for call in calls:
             out = torch.empty(call.shape, dtype=call.dtype)
@@ -99,7 +99,7 @@ def _name(defines: launch.Defines) -> str:
 
 
 def _storage(features: torch.Tensor) -> bytes:
-    """The bytes that a map reaches over, from its first element to its last."""
+    """Return the bytes that a map reaches over, from its first element to its last."""
     reach = 1 + sum((size - 1) * stride for size, stride in zip(features.shape, features.stride(), strict=True))
     return features.as_strided((reach,), (1,)).view(torch.uint8).numpy().tobytes()
 

@@ -13,7 +13,7 @@ from roialign_cli.store.checksum import TABLES, table_crc32
 
 
 def assert_same(found: Path, expected: Path) -> None:
-    """Two feature files, or patterns of shards, hold the same: features to 1e-6 of the maximum, everything else exactly."""
+    """Check that two files, or patterns of shards, hold the same: features to 1e-6 of the maximum, the rest exactly."""
     with FeatureFile(found) as file, FeatureFile(expected) as right:
         assert check(file).problems == []
         assert file.names == right.names

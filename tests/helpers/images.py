@@ -14,7 +14,7 @@ def paint(path: Path, seed: int) -> None:
 
 
 def make_noise(folder: Path, images: int) -> None:
-    """Photos of noise of three sizes in `im`, 20 boxes each, and one image that is not there in `boxes.json`."""
+    """Make photos of noise of three sizes in `im`, with 20 boxes each; `boxes.json` also names an image that is missing."""
     (folder / "im").mkdir()
     rng = np.random.default_rng(0)
     table = {}

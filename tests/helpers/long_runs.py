@@ -15,7 +15,7 @@ COMMAND = [sys.executable, "-c", f"{SETUP}; from roialign_cli.__main__ import ma
 
 
 def dataset(folder: Path, images: int) -> Path:
-    """Photos of noise, three sizes, a few boxes each."""
+    """Make photos of noise of three sizes, with a few boxes each."""
     rng = np.random.default_rng(0)
     content = {}
     (folder / "im").mkdir()
@@ -29,6 +29,6 @@ def dataset(folder: Path, images: int) -> Path:
 
 
 def arguments(folder: Path, output: Path, *more: str) -> list[str]:
-    """Batches of three, so that a run has many of them."""
+    """Return a command with batches of three images, so that a run has many batches."""
     run = ["extract", str(folder / "im"), str(folder / "boxes.json"), "-o", str(output)]
     return [*run, "-c", "quickstart", "--batch-size", "3", *more]

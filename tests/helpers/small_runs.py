@@ -13,13 +13,13 @@ IMAGES = 5  # of the fixture `five_images`
 
 
 def stop_after(images: int) -> Callable[[], bool]:
-    """Ask to stop once so many batches have begun."""
+    """Return a function that asks the run to stop after that many batches have begun."""
     asked = iter(range(images))
     return lambda: next(asked, None) is None
 
 
 def run(folder: Path, boxes: Path | None = None, images: int = 99, **more: Any) -> Summary:
-    """Run over the folder, at most so many images, one by one."""
+    """Run over at most that many images of the folder, one at a time."""
     given = {
         "config_name": "quickstart",
         "output_size": 2,

@@ -6,7 +6,7 @@ import torch
 
 
 def make_rois(count: int, batch: int, width: float, height: float, seed: int = 0) -> torch.Tensor:
-    """Boxes inside, across and outside an image, small and huge, with the awkward ones first."""
+    """Return boxes inside, across and outside an image, small and huge; the awkward ones come first."""
     generator = torch.Generator().manual_seed(seed)
     special = torch.tensor([
         [0, 0, 0, width, height], [0, 3, 3, 3, 3], [0, -1e4, -1e4, 1e4, 1e4], [0, -50, -50, -20, -20],
@@ -20,7 +20,7 @@ def make_rois(count: int, batch: int, width: float, height: float, seed: int = 0
 
 
 def layouts(maps: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The same values in every memory layout that users come with."""
+    """Return the same values in every memory layout that users have."""
     n, c, h, w = maps.shape
     wide = torch.zeros(n, 2 * c, h + 3, 2 * w, dtype=maps.dtype)
     wide[:, ::2, 1 : h + 1, ::2] = maps
@@ -34,7 +34,7 @@ def layouts(maps: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest difference over the largest expected value; anything but a number counts as infinite."""
+    """Return the largest difference over the largest expected value; anything but a finite number counts as infinite."""
     if found.shape != expected.shape or not torch.isfinite(found).all():
         return float("inf")
     scale = expected.double().abs().max().clamp_min(1e-30)

@@ -1,4 +1,4 @@
-"""The command line as a new user meets it: help, messages, exit codes."""
+"""Test the command line as a new user meets it: help, messages, exit codes."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ for name in roialign_cli.__all__:
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder as of somebody who tries things out."""
+    """Make the folder of somebody who tries things out."""
     (tmp_path / "empty").mkdir()
     (tmp_path / "im").mkdir()
     for name in ("cat.jpg", "coffee.jpg"):
@@ -254,7 +254,7 @@ FORMULA = "$x^$.jpg"  # and one that would be, of a formula that is none
 
 @pytest.fixture(scope="module")
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Images and features of names that are no text, one of an image that is not there."""
+    """Make images and features whose names are not text; one image is missing."""
     if sys.platform != "linux":
         pytest.skip("file systems elsewhere take no such names")
     folder = tmp_path_factory.mktemp("odd")
@@ -289,7 +289,7 @@ def test_names_that_are_no_text_are_printed(odd: Path, roialign: Run, arguments:
 
 
 def test_names_are_drawn_as_they_are(odd: Path, roialign: Run) -> None:
-    """What is no text is a question mark, and dollars are dollars."""
+    """A byte that is not text is drawn as a question mark, and dollars stay dollars."""
     done = roialign("show", "--from", "f.h5", "-o", "s.svg", cwd=odd)
     assert done.returncode == 0, done.stderr
     assert "\ufffd\ufffd.jpg 0" in (odd / "s.svg").read_text()
@@ -347,7 +347,7 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
 
 
 def catches(process: int, number: int) -> bool:
-    """Whether a process, which may have ended, catches a signal."""
+    """Return whether a process, which may have ended, catches a signal."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
     except OSError:
@@ -373,7 +373,7 @@ SHOW = ["show", str(SAMPLE_IMAGES / "cat.jpg"), str(SAMPLE_BOXES), "-o", "s.png"
     ids=["boxes", "extract", "boxes often", "show often", "extract often"],
 )
 def test_a_signal_at_any_instant(arguments: list[str], seconds: float, count: int, tmp_path: Path) -> None:
-    """From when a command meets signals to its end, imports and all: 130 and no traceback, or the command was faster."""
+    """A signal at any time, also during imports, ends a command with 130 and without a traceback, unless it ended before."""
     seed = random.randrange(2**32)
     rng = random.Random(seed)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) * count:

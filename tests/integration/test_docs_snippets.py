@@ -1,4 +1,4 @@
-"""The documentation is true: its examples run, its options exist, its tables are complete, its links lead somewhere."""
+"""Test that the documentation is true: examples run, options exist, tables are complete, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WORD = re.compile(r"[a-z]+(-[a-z]+)*")
 
 
 def fences(text: str, language: str) -> Iterator[re.Match[str]]:
-    """The blocks of code in a language; group 1 is the code."""
+    """Yield the code blocks of a language; group 1 is the code."""
     return re.finditer(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
 
 
@@ -112,7 +112,7 @@ def test_every_error_is_documented() -> None:
 
 
 def _error_references() -> Iterator[str]:
-    """The references that the package raises: the first argument of an error, in words of lower case."""
+    """Yield the references that the package raises: the first argument of an error, in lower-case words."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call) or not node.args:
@@ -161,7 +161,7 @@ def test_imports_follow_the_floors() -> None:
 
 
 def _floors() -> dict[str, int]:
-    """The floor of each folder and file of the package, 0 the lowest, as the architecture draws them."""
+    """Return the floor of each folder and file of the package as the architecture draws them; 0 is the lowest."""
     units = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
     units |= {path.stem for path in PACKAGE.glob("[!_]*.py")}
     section = (DOCS / "explanation" / "architecture.md").read_text().partition("## Floors")[2]
@@ -173,7 +173,7 @@ def _floors() -> dict[str, int]:
 
 
 def _imported(path: Path) -> Iterator[str]:
-    """The folders and files of the package that a module imports, anywhere in it."""
+    """Yield the folders and files of the package that a module imports anywhere."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module == "roialign_cli":
             yield from (alias.name for alias in node.names)

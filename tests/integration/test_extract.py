@@ -1,4 +1,4 @@
-"""The main job from outside: features equal to hand-written scripts, independent of how they were made."""
+"""Test extraction from outside: features equal hand-written scripts, and do not depend on batches or order."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
 
 def sample() -> dict[str, torch.Tensor]:
-    """Images of the sample data as a user would open them."""
+    """Return the images of the sample data as a user would open them."""
     names = json.loads(SAMPLE_BOXES.read_text())
     return {name: to_tensor(ImageOps.exif_transpose(Image.open(SAMPLE_IMAGES / name)).convert("RGB")) for name in names}
 
@@ -408,7 +408,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, roialign: Run) -> None:
 
 
 def test_sizes_stated_wrongly_do_not_matter(tmp_path: Path, photos: tuple[Path, Path]) -> None:
-    """A COCO file's width and height spare opening every image; the image itself has the last word."""
+    """The width and height of a COCO file save opening every image, but the image itself decides."""
     folder, boxes = photos
     table = json.loads(boxes.read_text())
 
@@ -436,7 +436,7 @@ def test_sizes_stated_wrongly_do_not_matter(tmp_path: Path, photos: tuple[Path, 
 
 
 def test_a_png_turned_by_a_late_exif_chunk_is_upright(tmp_path: Path) -> None:
-    """Its header says one size, its decoded image another: the image has the last word."""
+    """The header states one size and the decoded image has another: the image decides."""
     folder = tmp_path / "images"
     folder.mkdir()
     pixels = np.random.default_rng(0).integers(0, 255, (40, 60, 3), np.uint8)
@@ -458,7 +458,7 @@ def test_a_png_turned_by_a_late_exif_chunk_is_upright(tmp_path: Path) -> None:
 
 
 class Scarce(torch.nn.Module):
-    """A model whose device has no room for more than so many images; the host's allocator fails in its own words."""
+    """Fail like a device without room for more than a number of images; the host's allocator has its own message."""
 
     def __init__(self, model: torch.nn.Module, most: int, error: Exception) -> None:
         super().__init__()

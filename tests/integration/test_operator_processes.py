@@ -1,4 +1,4 @@
-"""The CPU kernel in hard surroundings: several threads, forked children, cold and read-only caches."""
+"""Test the CPU kernel with several threads, in forked children, and with cold and read-only caches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes on one file: the same features, whoever dies."""
+"""Test that several processes write the same features into one file, whichever of them dies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def same_features(one: Path, other: Path) -> None:
 
 
 def children(pid: int) -> list[int]:
-    """The processes of a run that compute: spawned ones, without Python's own tracker of resources."""
+    """Return the spawned processes of a run, without Python's own tracker of resources."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         for child in map(int, task.read_text().split()):
@@ -55,7 +55,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_stopped_when_everything_is_handed_out_is_stopped_nevertheless(tmp_path: Path) -> None:
-    """Processes ask for batches ahead: here the six are theirs before the first is computed."""
+    """Processes ask for batches ahead: they hold all six before they compute the first."""
     rng, table = np.random.default_rng(0), {}
     (tmp_path / "im").mkdir()
     for i in range(6):
@@ -101,7 +101,7 @@ def test_an_error_in_a_process_is_the_error_of_the_run(tmp_path: Path, roialign:
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 @pytest.mark.parametrize("victims", [1, 2])
 def test_a_process_that_is_killed_loses_nothing(tmp_path: Path, victims: int) -> None:
-    """Killed are one of two processes, whose images the other does, or both, whose images the next run does."""
+    """If one of two processes dies, the other does its images; if both die, the next run does them."""
     dataset(tmp_path, 240)
     extract(tmp_path / "im", tmp_path / "boxes.json", tmp_path / "one.h5", config_name="quickstart", batch_size=3)
     command = [

@@ -1,4 +1,4 @@
-"""Shards on a real Ray started here: two workers, one killed in the middle, a run killed and gone on with."""
+"""Test shards on a real Ray started here: two workers, one killed in the middle, a run killed and resumed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ IMAGES, SHARDS = 40, 4
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Photos of noise, boxes, and the file of one process."""
+    """Make photos of noise, boxes, and the file that one process writes."""
     folder = tmp_path_factory.mktemp("ray")
     make_noise(folder, IMAGES)
     extract(folder / "im", folder / "boxes.json", folder / "whole.h5", backbone="resnet18", weights="random")
@@ -42,7 +42,7 @@ def run(data: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str
 
 
 def workers() -> list[int]:
-    """Processes of Ray's actors."""
+    """Return the processes of Ray's actors."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with suppress(OSError):

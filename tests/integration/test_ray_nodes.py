@@ -1,4 +1,4 @@
-"""Two nodes of Ray with addresses of their own, in network namespaces of this machine; needs root and Linux's `ip`."""
+"""Test two nodes of Ray in network namespaces of this machine, each with its own address; needs root and Linux's `ip`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def environment() -> dict[str, str]:
 
 
 def inside(node: str, *command: str | Path, hide: Path | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command on a node; with a folder hidden from it and from what it starts."""
+    """Run a command on a node, with a folder hidden from it and its children."""
     arguments = ["ip", "netns", "exec", node, *map(str, command)]
     if hide is not None:
         script = 'mount -t tmpfs tmpfs "$0" && exec "$@"'
@@ -52,7 +52,7 @@ def inside(node: str, *command: str | Path, hide: Path | None = None) -> subproc
 
 
 def processes(node: str) -> dict[int, str]:
-    """Those of a node, and what they are called."""
+    """Return the processes of a node and their command lines."""
     found = {}
     pids = subprocess.run(["ip", "netns", "pids", node], check=False, capture_output=True, text=True).stdout.split()
     for pid in pids:
@@ -75,13 +75,13 @@ def wait_until(true: Callable[[], object], seconds: float = 120) -> None:
 
 
 def works(node: str) -> bool:
-    """Whether a worker fills a shard there."""
+    """Return whether a worker fills a shard on the node."""
     return any(name.startswith("ray::_Worker.fill") for name in processes(node).values())
 
 
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two namespaces with a cable between them; Ray's own files in a folder of a short name, as its sockets need."""
+    """Connect two namespaces by a cable; Ray's files go to a folder with a short name, because its sockets need that."""
     if shutil.which("ip") is None or os.geteuid() != 0:
         pytest.skip("needs root and ip")
     one, other = ADDRESSES
@@ -114,7 +114,7 @@ def start_head(*options: str) -> None:
 
 
 def join(*options: str, hide: Path | None = None) -> None:
-    """The second node; it may not see a folder."""
+    """Add the second node, from which a folder may be hidden."""
     where = ("--address", f"{ADDRESSES[A]}:{PORT}", "--node-ip-address", ADDRESSES[B])
     done = inside(B, "ray", "start", *where, *COMMON, *options, hide=hide)
     assert done.returncode == 0, done.stderr
@@ -147,7 +147,7 @@ def test_two_nodes(nodes: None, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Some seconds of work for two nodes, and the file of one process."""
+    """Make some seconds of work for two nodes, and the file that one process writes."""
     folder = tmp_path_factory.mktemp("nodes")
     make_noise(folder, 240)
     extract(folder / "im", folder / "boxes.json", folder / "whole.h5", backbone="resnet18", weights="random")
@@ -171,7 +171,7 @@ def test_a_node_that_comes_later_works_too(nodes: None, data: Path, tmp_path: Pa
 
 
 def test_a_node_that_does_not_see_the_images(nodes: None, data: Path, tmp_path: Path) -> None:
-    """When it comes later, and at the start."""
+    """The node joins later, or is there from the start."""
     hidden = tmp_path / "hidden"
     shutil.copytree(data, hidden)
     expected = f"{hidden / 'im'}: expected the folder of images, found none"
@@ -190,7 +190,7 @@ def test_a_node_that_does_not_see_the_images(nodes: None, data: Path, tmp_path: 
 
 @pytest.mark.parametrize("how", ["killed", "cut off"])
 def test_a_node_is_lost(nodes: None, data: Path, tmp_path: Path, how: str) -> None:
-    """Its shard is filled by the other; where it lives on, cut off, it may not write at the same time."""
+    """The other node fills its shard; a node that is only cut off must not write at the same time."""
     start_head()
     join()
     process = begin_data(data, tmp_path / "f.h5", "--num-shards", "8")

@@ -1,4 +1,4 @@
-"""Going on with a file: only of the same images and boxes, and only what of it still holds is kept."""
+"""Test resuming: a file continues only with the same images and boxes, and keeps only what still holds."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_an_image_that_was_missing_may_come_later(five_images: Path) -> None:
 
 @pytest.fixture
 def begun(five_images: Path) -> Path:
-    """A run of which three images are done, and the file of an undisturbed run beside it."""
+    """Begin a run and stop it after three images; `whole` holds the file of an undisturbed run."""
     shutil.copytree(five_images / "im", five_images / "whole" / "im")
     run(five_images / "whole")
     assert run(five_images, images=3).done == 3
@@ -131,7 +131,7 @@ def test_an_image_that_vanished_keeps_its_features(begun: Path) -> None:
 
 
 def test_a_done_image_that_cannot_be_read_any_more_stays_done(begun: Path) -> None:
-    """Its batch is computed for the sake of another image."""
+    """Its batch is computed because another image needs it."""
     (begun / "f.h5").unlink()
     run(begun, images=1, batch_size=2)
     with FeatureFile(begun / "f.h5") as file:
@@ -198,7 +198,7 @@ def test_strict_refuses_changed_images(begun: Path, roialign: Run) -> None:
 
 
 def test_a_failed_image_is_pending_while_it_is_tried_again(five_images: Path) -> None:
-    """A kill then leaves a file in which every checksum of what is settled matches."""
+    """After a kill at that point every checksum of the other images still matches."""
     (five_images / "im" / "2.png").write_bytes(b"no image")
     assert run(five_images).failed == 1
     paint(five_images / "im" / "2.png", 2)

@@ -1,4 +1,4 @@
-"""One run as several: how the plan is cut, which part is whose, and that together they are the whole."""
+"""Test that the shards of a run make up the whole, merged or not, and what a sharded run costs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_parts_together_are_the_whole(tmp_path: Path, roialign: Run) -> None:
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Three, of two layers; one image of the second is missing."""
+    """Make three shards of two layers; one image of the second shard is missing."""
     folder = tmp_path_factory.mktemp("shards")
     boxes = json.loads(SAMPLE_BOXES.read_text())
     boxes = {

@@ -1,4 +1,4 @@
-"""The wheel, installed where the checkout is not: the demo runs from another folder."""
+"""Install the wheel away from the checkout and run the demo from another folder."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ TEST_SECONDS, SECONDS = 60, 1200  # a mutant that hangs is found, too
 
 @dataclass(frozen=True)
 class Mutant:
-    """A fault: in `file` the text `old`, which stands there once, becomes `new`. `same`: why it changes nothing, if so."""
+    """Replace in `file` the text `old`, which occurs once, by `new`; `same` says why that changes nothing, if it does not."""
 
     file: str
     old: str
@@ -52,7 +52,7 @@ class Mutant:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The test that noticed a mutant, or nothing."""
+    """Name the test that noticed a mutant, or no test."""
 
     mutant: Mutant
     killer: str
@@ -71,7 +71,7 @@ def read_mutants() -> list[Mutant]:
 
 
 def run_tests(tree: Path, tests: list[str], log: Path) -> None:
-    """Run tests in this process, which has what takes long to import already."""
+    """Run tests in this process, which has the slow imports loaded."""
     os.chdir(tree)
     os.environ["PYTHONPATH"], sys.path[0] = str(tree), str(tree)
     sys.dont_write_bytecode = True
@@ -120,7 +120,7 @@ def judge(mutant: Mutant, tree: Path) -> Verdict:
 
 
 def judge_all(mutants: list[Mutant], jobs: int) -> list[Verdict]:
-    """Judge mutants, some at a time, each in a tree of its own."""
+    """Judge mutants, some at a time, each in its own tree."""
     left: queue.SimpleQueue[Mutant] = queue.SimpleQueue()
     for mutant in mutants:
         left.put(mutant)

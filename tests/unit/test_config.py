@@ -1,4 +1,4 @@
-"""Settings from YAML and options: every form people write, and the error about any other."""
+"""Test settings from YAML and options: every form that people write, and the error about any other."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     ids=range(13),
 )
 def test_yaml_that_never_ends_or_is_no_plain_data(tmp_path: Path, content: str, expected: str) -> None:
-    """In configurations and in YOLO's data.yaml."""
+    """Configurations and YOLO's data.yaml are read the same way."""
     path, started = tmp_path / "data.yaml", time.monotonic()
     path.write_bytes(content.encode("utf-8", "surrogateescape"))
     (tmp_path / "a.txt").write_text("0 .5 .5 .1 .1")

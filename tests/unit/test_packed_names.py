@@ -1,4 +1,4 @@
-"""Names, packed: any strings come back, whole, by number, by slice, and after a journey to another process."""
+"""Test packed names: any strings come back whole, by number, by slice, and from another process."""
 
 from __future__ import annotations
 

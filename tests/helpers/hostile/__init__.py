@@ -1,4 +1,4 @@
-"""Structurally hostile feature files: valid HDF5 as a rule, checksums that agree, and one thing wrong."""
+"""Make structurally hostile feature files: usually valid HDF5 whose checksums agree, with one thing wrong."""
 
 from helpers.hostile import attributes, features, files, links, names, tables
 from helpers.hostile.draft import FOUND, OPEN, REFUSED, SOUND, Case

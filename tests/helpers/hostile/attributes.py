@@ -1,4 +1,4 @@
-"""Hostile attributes: missing, of another type, no JSON, JSON of another kind, and such that nobody knows."""
+"""Make hostile attributes: missing ones, other types, invalid JSON, JSON of another kind, and unknown names."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ MANY_DIGITS = "[" + "9" * 5000 + "]"
 
 
 def attribute(name: str, value: object) -> Callable[[Draft], None]:
-    """Set an attribute, or take it away with None."""
+    """Set an attribute, or remove it if the value is None."""
     return lambda draft: draft.attributes.update({name: value})
 
 
 def each(
     name: str, values: dict[str, object], verdict: str = REFUSED, base: str = "plain", where: str | None = None
 ) -> list[Case]:
-    """A case for each value of an attribute, which a refusal names unless `where` says otherwise."""
+    """Return a case for each value of an attribute; a refusal names the attribute unless `where` says otherwise."""
     if where is None:
         where = {"format_version": "version"}.get(name, name) if verdict == REFUSED else ""
     return [Case(f"{name}: {what}", attribute(name, value), verdict, base, where) for what, value in values.items()]
 
 
 def raw(content: bytes) -> Callable[[h5py.File, str], None]:
-    """An attribute that claims to be UTF-8."""
+    """Add an attribute that claims to be UTF-8."""
 
     def create(file: h5py.File, name: str) -> None:
         text = h5py.string_dtype("utf-8", len(content))
@@ -42,13 +42,13 @@ def raw(content: bytes) -> Callable[[h5py.File, str], None]:
 
 
 def reference(file: h5py.File, name: str) -> None:
-    """An attribute that is a reference to a group."""
+    """Add an attribute that is a reference to a group."""
     file.require_group("images")
     file.attrs.create(name, file["images"].ref, dtype=h5py.ref_dtype)
 
 
 def dangling(file: h5py.File, name: str) -> None:
-    """An attribute that is a reference to what is not there any more."""
+    """Add an attribute that is a reference to something deleted."""
     target = file.create_group("gone")
     file.attrs.create(name, target.ref, dtype=h5py.ref_dtype)
     del file["gone"]

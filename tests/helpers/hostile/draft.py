@@ -1,4 +1,4 @@
-"""What a hostile feature file is made from: the parts of a good one, to be changed and written with checksums that agree."""
+"""Make hostile feature files from the parts of a good one, with checksums that agree."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ class Draft:
         return cls(path, attributes, datasets)
 
     def array(self, name: str) -> Values:
-        """A dataset that is an array still."""
+        """Return a dataset that is still an array."""
         values = self.datasets[name]
         assert isinstance(values, np.ndarray)
         return values
 
     def write(self) -> None:
-        """Write the file, its checksums too, so that nothing is wrong with it but what was changed."""
+        """Write the file and its checksums, so that only the changed part is wrong."""
         with h5py.File(self.path, "w", **{"libver": NEW, **self.options}) as file:
             for name, value in self.attributes.items():
                 if callable(value):
@@ -131,7 +131,7 @@ def store(
 
 
 def of(**options: Any) -> Make:
-    """A dataset of the given shape and kind with nothing in it, see `store`."""
+    """Make an empty dataset of the given shape and kind, see `store`."""
     return lambda file, name: store(file, name, **options)
 
 
@@ -157,7 +157,7 @@ def is_utf8(text: str) -> bool:
 
 
 def sign(path: Path) -> None:
-    """Compute images/crc32 and images/table_crc32 as docs/reference/format.md has it; what cannot be computed stays."""
+    """Compute images/crc32 and images/table_crc32 as docs/reference/format.md defines them; keep what cannot be computed."""
     with suppress(Exception), h5py.File(path, "r+") as file:
         found = {name: file[name][()] for name in _contiguous(file)}
         layers = ["features"] if "features" in found else [f"features/{name}" for name in _names(file)]
@@ -176,7 +176,7 @@ def sign(path: Path) -> None:
 
 
 def _contiguous(file: h5py.File) -> list[str]:
-    """The datasets of the format that can be read at once."""
+    """Return the datasets of the format that can be read at once."""
     names = [f"images/{name}" for name in (*IMAGE_TABLES, "offset", "status", "table_crc32")]
     names += ["boxes", "labels", "scores", "ids", "levels", "features", "features/one", "features/two"]
     there = {name: file.get(name) for name in names}

@@ -1,4 +1,4 @@
-"""Hostile datasets: types that are no features, other storage than contiguous, shapes and places that cannot be."""
+"""Make hostile datasets: types that cannot be features, storage that is not contiguous, impossible shapes and places."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EARLIEST = {"libver": ("earliest", "v110")}  # HDF5's own structures without che
 
 
 def of_features(what: str, edit: Callable[[Values], Values], base: str = "plain") -> Case:
-    """What is done to the features."""
+    """Return a case for each change of the features."""
     return Case(f"features: {what}", change("features", edit), REFUSED, base, "features")
 
 
@@ -35,7 +35,7 @@ def stored(name: str, **options: object) -> Callable[[Draft], None]:
 
 
 def external(draft: Draft) -> None:
-    """Keep the features in a file outside of the folder."""
+    """Keep the features in a file outside the folder."""
     values, secret = draft.array("features"), draft.path.parent.parent / "outside" / "secret.bin"
     secret.write_bytes(values.tobytes())
     draft.datasets["features"] = lambda file, name: file.create_dataset(
@@ -80,7 +80,7 @@ def committed(draft: Draft) -> None:
 
 
 def instead(name: str, create: Callable[[h5py.File, str], object]) -> Callable[[Draft], object]:
-    """Put something else in the place of a dataset."""
+    """Replace a dataset by something else."""
     return lambda draft: draft.datasets.update({name: create})
 
 
@@ -143,7 +143,7 @@ def shifted(name: str, target: Callable[[h5py.File], int], size: int | None = No
 
 
 def place_of(name: str, more: int = 0) -> Callable[[h5py.File], int]:
-    """Where a dataset lies."""
+    """Return where a dataset lies."""
     return lambda file: file[name].id.get_offset() + more
 
 

@@ -1,4 +1,4 @@
-"""What is no feature file at all, or stands in a place of its own."""
+"""Make things that are no feature files, or that stand in unusual places."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers.hostile.good import KINDS
 
 
 def becomes(replace: Callable[[Path], object]) -> Callable[[Draft], None]:
-    """Put something else in the place of the file."""
+    """Replace the file by something else."""
 
     def change(draft: Draft) -> None:
         draft.after.extend([Path.unlink, replace])
@@ -32,7 +32,7 @@ def only_format(path: Path) -> None:
 
 
 def listening(path: Path) -> None:
-    """A socket; its name is bound from its folder, as names of sockets are short."""
+    """Make a socket, bound from its folder because names of sockets must be short."""
     descriptor, here = os.open(path.parent, os.O_RDONLY), os.open(".", os.O_RDONLY)
     try:
         os.fchdir(descriptor)

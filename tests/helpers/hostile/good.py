@@ -1,4 +1,4 @@
-"""The good files that hostile ones are made from, each with another that it could be merged with."""
+"""Make the good files that hostile ones start from, each with another that it could be merged with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Goods:
     folder: Path
 
     def place(self, case: Case, folder: Path) -> tuple[Path, Path]:
-        """Write the file of a case into an empty folder, beside it what it needs; returns it and one to merge it with."""
+        """Write the file of a case and what it needs into an empty folder; return it and a file to merge it with."""
         file, other = (folder / name for name in (SHARDS if case.base == "shards" else ("f.h5", "other.h5")))
         if case.base == "shards":
             draft = Draft.read(self.folder / SHARDS[0], file)
@@ -48,7 +48,7 @@ class Goods:
         return file, other
 
     def arguments(self, case: Case, file: Path) -> list[str]:
-        """The command that goes on with the file."""
+        """Return the command that continues the file."""
         run = ["extract", str(self.folder / "im"), str(self.folder / "boxes.json"), "-c", "quickstart"]
         output, more = (file.with_name("f.h5"), ["--shard", "1/2"]) if case.base == "shards" else (file, [])
         return [*run, "--output-size", "2", "--batch-size", "2", "-o", str(output), *more]

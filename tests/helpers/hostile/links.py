@@ -1,4 +1,4 @@
-"""Hostile links: within a file by HDF5's means, and from a linked file to others."""
+"""Make hostile links: within a file by HDF5's means, and from a linked file to others."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MANY = 3000
 
 
 def beside(make: Callable[[h5py.File], object]) -> Callable[[Draft], object]:
-    """Add something to the file that nobody knows."""
+    """Add something unknown to the file."""
     return lambda draft: draft.beside.append(make)
 
 
@@ -47,20 +47,20 @@ def alias(name: str, target: str) -> Callable[[Draft], object]:
 
 
 def deep(file: h5py.File) -> None:
-    """Groups within groups."""
+    """Nest groups within groups."""
     group = file
     for _ in range(4 * MANY):
         group = group.create_group("x")
 
 
 def wide(file: h5py.File) -> None:
-    """Thousands of groups."""
+    """Add thousands of groups."""
     for i in range(MANY):
         file.create_group(f"g{i}")
 
 
 def hard_cycle(file: h5py.File) -> None:
-    """A group that has itself within."""
+    """Add a group that contains itself."""
     file["images/all"] = file["/"]
 
 

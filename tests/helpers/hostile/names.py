@@ -1,4 +1,4 @@
-"""Hostile names of images: such that lead out of a folder, that collide, that are no text."""
+"""Make hostile names of images: names that lead out of a folder, that collide, or that are not text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from helpers.hostile.tables import change, longer, make, put
 
 
 def named(*names: bytes) -> Callable[[Draft], None]:
-    """Call the first images so."""
+    """Give the first images these names."""
 
     def edit(draft: Draft) -> None:
         old = draft.array("images/name").tolist()

@@ -1,4 +1,4 @@
-"""Everything that Python can take from a feature file, as a command beside those of the tool: `read FILE OTHER`."""
+"""Take everything from a feature file that Python can take, as a command beside those of the tool: `read FILE OTHER`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from roialign_cli.store.check import check
 
 
 def main() -> None:
-    """Run the command of sys.argv: our own, or the tool's."""
+    """Run the command of sys.argv: `read`, or a command of the tool."""
     if sys.argv[1] != "read":
         roialign()
         return
@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def _told(source: Path | str | list[Path]) -> int:
-    """The exit code that the tool would have, whose errors are the only ones that are caught."""
+    """Return the exit code that the tool would have; only its errors are caught."""
     try:
         with FeatureFile(source) as file:
             read(file)
@@ -33,7 +33,7 @@ def _told(source: Path | str | list[Path]) -> int:
 
 
 def read(file: FeatureFile) -> None:
-    """Take all that a file holds; raises what it raises."""
+    """Take everything that a file holds, and raise what that raises."""
     check(file)
     facts = (file.settings, file.errors, file.notes, file.done_rows, file.sizes, file.offset, len(file))
     assert len(facts) == 7

@@ -1,4 +1,4 @@
-"""The folders around a hostile file: what it may not read or change lies beside it, and a snapshot tells what changed."""
+"""Make the folders around a hostile file; a snapshot shows what a command changed outside its output."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Surroundings:
     root: Path
 
     def begin(self, goods: Goods, case: Case) -> tuple[Path, Path]:
-        """Clear everything away and write the file of a case; returns it and one that it could be merged with."""
+        """Clear everything and write the file of a case; return it and a file that it could be merged with."""
         for name in ("in", "out", "outside"):
             shutil.rmtree(self.root / name, ignore_errors=True)
             (self.root / name).mkdir(parents=True)
@@ -34,11 +34,11 @@ class Surroundings:
         return goods.place(case, self.root / "in")
 
     def snapshot(self) -> Snapshot:
-        """Everything that is there: kind, size, time of change and content of files; links and kinds of others."""
+        """Return kind, size, time of change and content of every file, and the targets of links."""
         return {str(path.relative_to(self.root)): _state(path) for path in sorted(self.root.rglob("*"))}
 
     def clear(self) -> list[str]:
-        """Take away what is in `out`; returns the names of it."""
+        """Remove what is in `out`, and return its names."""
         names = sorted(path.name for path in (self.root / "out").iterdir())
         shutil.rmtree(self.root / "out")
         (self.root / "out").mkdir()
@@ -46,7 +46,7 @@ class Surroundings:
 
 
 def changed(before: Snapshot, after: Snapshot, *allowed: str) -> list[str]:
-    """The paths that are new, gone or different, but of those that are allowed and what lies in them."""
+    """Return the paths that are new, gone or different, except the allowed ones and everything in them."""
     found = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
     return sorted(path for path in found if not any(path == one or path.startswith(f"{one}/") for one in allowed))
 

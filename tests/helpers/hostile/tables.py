@@ -1,4 +1,4 @@
-"""Hostile tables: offsets, statuses, sizes, messages, checksums, and boxes with what is known of them."""
+"""Make hostile tables: offsets, statuses, sizes, messages, checksums, boxes and what is known of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HUGE = 2**63 - 1
 
 
 def change(name: str, edit: Callable[[Values], Values]) -> Callable[[Draft], None]:
-    """Replace a dataset by what becomes of it."""
+    """Replace a dataset by the result of a function of it."""
 
     def replace(draft: Draft) -> None:
         draft.datasets[name] = edit(draft.array(name).copy())
@@ -32,12 +32,12 @@ def put(name: str, index: object, value: object) -> Callable[[Draft], None]:
 
 
 def drop(name: str) -> Callable[[Draft], object]:
-    """Take a dataset away."""
+    """Remove a dataset."""
     return lambda draft: draft.datasets.pop(name)
 
 
 def make(name: str, **options: object) -> Callable[[Draft], None]:
-    """Put a dataset without content in the place of another, see `store`."""
+    """Replace a dataset by one without content, see `store`."""
 
     def replace(draft: Draft) -> None:
         draft.datasets[name] = of(**options)
@@ -53,7 +53,7 @@ def together(*changes: Callable[[Draft], object]) -> Callable[[Draft], object]:
 def of_table(
     name: str, edits: dict[str, Callable[[Values], Values]], verdict: str = REFUSED, base: str = "plain"
 ) -> list[Case]:
-    """A case for each thing that is done to a dataset."""
+    """Return a case for each change of a dataset."""
     return [Case(f"{name}: {what}", change(name, edit), verdict, base, name) for what, edit in edits.items()]
 
 
@@ -68,7 +68,7 @@ def longer(values: Values) -> Values:
 
 
 def empty_rows(draft: Draft, images: int) -> None:
-    """Keep so many images, and no boxes."""
+    """Keep that many images, and no boxes."""
     for name, values in draft.datasets.items():
         assert isinstance(values, np.ndarray)
         draft.datasets[name] = values[:images] if name.startswith("images/") else values[:0]
@@ -76,7 +76,7 @@ def empty_rows(draft: Draft, images: int) -> None:
 
 
 def settle(status: int) -> Callable[[Draft], None]:
-    """Give the first image another status, with boxes and features that have no meaning."""
+    """Give the first image another status, with meaningless boxes and features."""
 
     def edit(draft: Draft) -> None:
         draft.array("images/status")[0] = status

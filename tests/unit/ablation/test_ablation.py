@@ -1,4 +1,4 @@
-"""Ablations: the grid, what is measured against closed forms, the probe against brute force, the command as a whole."""
+"""Test ablations: the grid, measurements against closed forms, the probe against brute force, the whole command."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_any_vary_is_a_grid_or_a_clear_error(texts: list[str]) -> None:
 
 
 def ramp(height: int = 40, width: int = 60) -> torch.Tensor:
-    """A map whose channels are its coordinates and a bit of both: what is pooled of it is where it was pooled."""
+    """Return a map whose channels are its coordinates and a mixture of both, so pooled values show their place."""
     y, x = torch.meshgrid(torch.arange(float(height)), torch.arange(float(width)), indexing="ij")
     return torch.stack([x, y, x + 2 * y])[None]
 
@@ -208,7 +208,7 @@ def test_the_recommended_setting() -> None:
 
 @pytest.fixture(scope="module", params=["gabor", "resnet18"])
 def rows(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
-    """Of the photographs of sample_data."""
+    """Measure settings on the photographs of sample_data."""
     settings = (
         GABOR
         if request.param == "gabor"

@@ -1,4 +1,4 @@
-"""The report in a real browser: nothing fetched, nothing complained of, legible in light and dark, wide and narrow."""
+"""Test the report in a real browser: it fetches nothing, has no errors, and is legible in light, dark, wide and narrow."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 
 @pytest.fixture(scope="module")
 def ablation(tmp_path_factory: pytest.TempPathFactory) -> Ablation:
-    """Of sample_data, under a name that means harm, and with an image that fails."""
+    """Ablate sample_data under a name that tries to inject HTML, with an image that fails."""
     folder = tmp_path_factory.mktemp("images")
     for path in SAMPLE_IMAGES.iterdir():
         shutil.copy(path, folder)

@@ -1,4 +1,4 @@
-"""Models of the user's own: a function of a module, and exported programs."""
+"""Test models of the user's own: a function of a module, an exported program, and timm's models."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Less work, the same features: folded batch norm, sums in place, maps computed only where RoIs read them."""
+"""Test that folded batch norms, sums in place and maps on demand change no feature."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FAMILIES = {  # batch norms of the tapped part
 
 
 def lively(model: nn.Module) -> nn.Module:
-    """Batch norms that do something."""
+    """Give batch norms values that change their input."""
     generator = torch.Generator().manual_seed(1)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | FrozenBatchNorm2d):
@@ -180,8 +180,8 @@ def test_two_batch_norms_in_a_row_are_both_folded() -> None:
     ("backbone", "compiler"),
     [("resnet18", "c++"), ("resnet18", "not-a-compiler"), ("fasterrcnn_mobilenet_v3_large_320_fpn", "c++")],
 )
-def test_compiled_or_told_that_it_is_not(tmp_path: Path, roialign: Run, backbone: str, compiler: str) -> None:
-    """Four sizes of image; both ways the same features, and without a compiler one warning."""
+def test_compiled_or_warned_that_it_is_not(tmp_path: Path, roialign: Run, backbone: str, compiler: str) -> None:
+    """Images of four sizes give the same features compiled or not; without a compiler the run warns once."""
     names = {}
     (tmp_path / "im").mkdir()
     for i, size in enumerate(((96, 64), (64, 96), (128, 128), (160, 96))):

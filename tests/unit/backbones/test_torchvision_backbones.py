@@ -1,4 +1,4 @@
-"""Backbones: layers, strides, weights from everywhere, and features equal to torchvision's own."""
+"""Test backbones: layers, strides, weights from every source, and features equal to torchvision's own."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_random_weights_are_seeded_and_recorded() -> None:
 
 @dataclass(frozen=True)
 class Cached:
-    """A detector whose weights are in torchvision's cache, and the model that torchvision makes of them."""
+    """Hold a detector whose weights are in torchvision's cache, and the model that torchvision makes of them."""
 
     name: str
     folder: Path

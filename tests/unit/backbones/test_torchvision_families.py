@@ -1,4 +1,4 @@
-"""One small member of every family of torchvision's: layers, strides, and features where the image has what they show."""
+"""Test a small member of every family of torchvision: layers, strides, and features at the place of what they show."""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ from roialign_cli.cluster.simulation import Nodes, makespans, simulate
 
 
 def test_a_simulated_cluster() -> None:
-    """Closed forms: equal nodes that never fail, failures that cost what they cost, and one that lags."""
+    """Equal nodes never fail, failures cost their time, and one node lags: closed forms exist for each."""
     even = Nodes(4, scatter=0, lagging=0, hours_between_failures=1e12, begin_seconds=0)
     rng = np.random.default_rng(0)
     assert simulate(np.full(8, 60.0), even, rng) == 120

@@ -1,4 +1,4 @@
-"""Exports, read the way their consumers read them; whole or not at all."""
+"""Read exports the way their consumers do, and test that an export is whole or absent."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from roialign_cli.export import FORMS, export
 
 @pytest.fixture
 def file(photos: tuple[Path, Path], tmp_path: Path) -> FeatureFile:
-    """Twelve images, in folders and with spaces and umlauts in their names; labels, scores and ids."""
+    """Extract twelve images, in folders and with spaces and umlauts in their names, with labels, scores and ids."""
     folder, boxes = photos
     content = json.loads(boxes.read_text())
     table = {}

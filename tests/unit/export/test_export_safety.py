@@ -1,4 +1,4 @@
-"""An export writes and removes nothing but itself, whatever the file holds and whatever stands in its way."""
+"""Test that an export writes and removes only itself, whatever the file holds and whatever stands in its way."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_what_stands_where_it_is_written_is_left_alone(sample_features: Path, fo
 
 
 def test_what_an_ended_export_left_is_removed(sample_features: Path) -> None:
-    """A process that was killed leaves it."""
+    """A killed process leaves such a folder."""
     partial = sample_features.parent / "out.partial"
     with FeatureFile(sample_features) as file:
         export(file, partial, "npz")
@@ -176,7 +176,7 @@ def test_two_images_that_would_share_a_file(tmp_path: Path) -> None:
 
 
 def test_inputs_are_not_overwritten(tmp_path: Path, roialign: Run) -> None:
-    """Neither the box file by its conversion, nor the image by its picture."""
+    """A conversion must not replace its box file, and a picture must not replace its image."""
     boxes, photo = tmp_path / "boxes.json", tmp_path / "cat.jpg"
     boxes.write_bytes(SAMPLE_BOXES.read_bytes())
     photo.write_bytes((SAMPLE_IMAGES / "cat.jpg").read_bytes())

@@ -76,7 +76,7 @@ def test_work_is_what_the_network_sees(
 
 
 def test_a_coco_like_set_is_balanced() -> None:
-    """64 parts of 118,287 images: sizes and counts as COCO train2017's, whose longest side is 640 and mean 7.3 boxes."""
+    """Cut 118,287 images like COCO train2017's into 64 shards: longest side 640, 7.3 boxes on average."""
     rng = np.random.default_rng(0)
     images = 118_287
     short = np.where(rng.random(images) < 0.75, rng.integers(424, 482, images), rng.integers(300, 640, images))

@@ -1,4 +1,4 @@
-"""Batches that exceed memory: halved, computed again from the start, and stored with checksums that match."""
+"""Test batches that exceed memory: they are halved, computed again, and stored with checksums that match."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def make():
 
 
 def test_memory_that_runs_out_between_two_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of the first layer are written by then; the checksums must count them once."""
+    """The rows of the first layer are already written; the checksums must count them once."""
     (tmp_path / "two_layers_of_a_test.py").write_text(BACKBONE)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "im").mkdir()

@@ -1,4 +1,4 @@
-"""Pictures: points where they belong, numbers of the definition, and errors instead of tracebacks."""
+"""Test pictures: points lie where they belong, numbers follow the definition, and mistakes are clear errors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ QUICK = ("-c", "quickstart")
 
 @pytest.fixture(scope="module")
 def view() -> LayerView:
-    """A black image of 200 x 100 pixels with one box, on the stride-4 map of gabor, at twice its size."""
+    """Return the view of a black 200 x 100 image with one box, on gabor's stride-4 map at twice the size."""
     settings = load("quickstart", {"resize": "200"})
     backbone = load_backbone(settings)
     boxes = np.array([[40, 20, 120, 60]], np.float32)
@@ -73,7 +73,7 @@ def test_what_is_drawn_is_on_the_right_pixels(view: LayerView) -> None:
         drawn = np.asarray(picture.convert("RGB")).astype(int)
 
     def near(x: float, y: float, colour: str) -> bool:
-        """Whether a pixel at most two away from a point of the first panel, in pixels of the image, has the colour."""
+        """Return whether a pixel within two of a point of the first panel has the colour."""
         across, up = figure.axes[0].transData.transform((x, y))
         row, column = round(len(drawn) - up), round(across)
         wanted = np.array(colors.to_rgb(colour)) * 255
@@ -111,7 +111,7 @@ def test_the_worked_example_of_the_definition() -> None:
     assert [axes.get_title(loc="left")[:1] for axes in figure.axes] == ["1", "2", "3", "4", "5"]
 
 
-def test_explain_tells_it(roialign: Run, tmp_path: Path) -> None:
+def test_explain_prints_the_worked_example(roialign: Run, tmp_path: Path) -> None:
     done = roialign("explain", "-o", tmp_path / "e.svg")
     assert done.returncode == 0, done.stderr
     for text in ("x: 1.6 / 2 = 0.8", "y: 4.5 / 2 = 2.25", "(1.2, 0.375), (1.2, 1.125), (1.2, 1.875)", "ceil(2.25) = 3",

@@ -1,4 +1,4 @@
-"""Every usual box file: one data set in all formats, hand-worked corners, selections, and nonsense of every kind."""
+"""Read one data set in every box format, corners worked by hand, selections, and damaged files of every kind."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ CLASSES = ["bird", "cat", "dog"]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The images, and a COCO file that names them by number for COCO results."""
+    """Make the images, and a COCO file that names them by number for COCO results."""
     folder = tmp_path_factory.mktemp("images")
     for name, size in IMAGES.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -217,7 +217,7 @@ def test_parquet(folder: Path, tmp_path: Path) -> None:
 )
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_parquet_holds_what_csv_holds(tmp_path: Path, found: list[Any], scale: float, coded: bool) -> None:
-    """In any order, with names that mean one image, relative or not, in small row groups or one; with sizes stated."""
+    """Rows come in any order, names may mean one image, boxes may be relative, and row groups may be small."""
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -495,7 +495,7 @@ def test_yolo_lines_that_are_none(tmp_path: Path, folder: Path, line: str, expec
     assert expected in error.value.message
 
 
-def test_columns_are_said(tmp_path: Path, folder: Path) -> None:
+def test_columns_can_be_named(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "b.csv").write_text("datei;links;oben;rechts;unten\n1.jpg;0,25;0;0,5;1\n1.jpg;0;0;1;1\n")
     said = "image=datei,x1=links,y1=oben,x2=rechts,y2=unten"
     relative = read_boxes(tmp_path / "b.csv", folder, load(None, {"columns": said}))
@@ -513,7 +513,7 @@ def test_columns_are_said(tmp_path: Path, folder: Path) -> None:
             read_boxes(tmp_path / "b.csv", folder, load(None, {"columns": columns}))
 
 
-def test_columns_that_are_not_used_or_are_said_may_be_alike(tmp_path: Path) -> None:
+def test_columns_that_are_not_used_or_are_named_may_be_alike(tmp_path: Path) -> None:
     (tmp_path / "b.csv").write_text("image,x1,y1,x2,y2,label,Label,note,note\na,1,2,3,4,b,c,d,e\n")
     table = read_boxes(tmp_path / "b.csv", None, load(None, {"columns": "label=Label"}))
     assert table.labels is not None
@@ -573,7 +573,7 @@ def test_deep_nesting_beside_results_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX's")
 def test_pipes_and_devices_are_no_files(tmp_path: Path, folder: Path, roialign: Run) -> None:
-    """Whoever opened them would wait for ever."""
+    """Opening one of them would wait for ever."""
     labels, results, pipe = as_yolo(tmp_path), as_results(tmp_path), tmp_path / "pipe"
     os.mkfifo(pipe)
     server = socket.socket(socket.AF_UNIX)
@@ -600,7 +600,7 @@ def test_pipes_and_devices_are_no_files(tmp_path: Path, folder: Path, roialign: 
 
 
 def npz(path: Path, **headers: tuple[tuple[int, ...], str, int]) -> Path:
-    """Arrays of zeros: shape, type, and how many bytes there really are."""
+    """Write arrays of zeros with a stated shape and type and a real number of bytes."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, (shape, kind, size) in headers.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -675,7 +675,7 @@ WORSE = [b"NaN", b"1e999", b"-", b"\x00", b"\xff", b"<", b'"', b"[", b"}", b",",
 
 @st.composite
 def damaged(draw: st.DrawFn, seed: bytes) -> bytes:
-    """A good file with some bytes changed, cut out or put in."""
+    """Change, cut out or insert some bytes of a good file."""
     content = bytearray(seed)
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, max(len(content) - 1, 0)))
@@ -691,7 +691,7 @@ def damaged(draw: st.DrawFn, seed: bytes) -> bytes:
 
 @pytest.mark.parametrize("name", SEEDS)
 def test_anything_is_a_table_or_the_error(name: str, folder: Path, tmp_path: Path) -> None:
-    """Thousands more in `make fuzz`."""
+    """`make fuzz` tries hundreds of thousands."""
     if name == "npz":
         np.savez(tmp_path / "seed.npz", bbox=np.ones((2, 4), np.float32), scores=np.ones(2))
         SEEDS["npz"] = (tmp_path / "seed.npz").read_bytes()

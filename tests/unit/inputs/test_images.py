@@ -1,4 +1,4 @@
-"""Decoding to RGB: modes, orientation, transparency, and what goes wrong."""
+"""Test decoding to RGB: modes, orientation, transparency, and damaged files."""
 
 from __future__ import annotations
 

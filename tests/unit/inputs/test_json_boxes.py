@@ -1,4 +1,4 @@
-"""Box files: what is read, and the one clear error about what is not."""
+"""Test box files in JSON: what is read, and the one clear error about everything else."""
 
 from __future__ import annotations
 
@@ -218,7 +218,7 @@ def test_stated_sizes_are_read_if_all_are_stated(tmp_path: Path) -> None:
 def test_annotations_are_cut_into_parts_at_any_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int
 ) -> None:
-    """Where text looks like the end of an object, too."""
+    """Parts may also end where text looks like the end of an object."""
     content = coco()
     content["annotations"] = [
         {
@@ -241,7 +241,7 @@ def test_annotations_are_cut_into_parts_at_any_place(
 
 
 def test_text_full_of_ends_of_objects_is_read_once(tmp_path: Path) -> None:
-    """Not again for each of them, which took minutes for some megabytes."""
+    """Reading it again for each of them took minutes for some megabytes."""
     content = coco()
     content["annotations"][0]["note"] = "}," * 1_500_000
     started = time.monotonic()

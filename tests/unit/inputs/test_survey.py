@@ -1,4 +1,4 @@
-"""`roialign boxes`: what it counts, what it suspects, what it writes."""
+"""Test `roialign boxes`: what it counts, what it suspects, what it writes."""
 
 from __future__ import annotations
 

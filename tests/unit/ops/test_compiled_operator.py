@@ -1,4 +1,4 @@
-"""The operator inside torch.compile and torch.export: one node, the same values."""
+"""Test the operator inside torch.compile and torch.export: one node, the same values."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LEVELS = torch.arange(len(ROIS)) % 2
 
 
 class Head(torch.nn.Module):
-    """Pooling from a pyramid, with arithmetic around it."""
+    """Pool from a pyramid, with arithmetic around it."""
 
     def forward(
         self, first: torch.Tensor, second: torch.Tensor, rois: torch.Tensor, levels: torch.Tensor

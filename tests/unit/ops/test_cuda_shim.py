@@ -1,4 +1,4 @@
-"""The CUDA kernel's source, run on the CPU with real threads, against the reference: see helpers/cuda_shim.py."""
+"""Compare the CUDA kernel's source, run on the CPU with real threads, with the reference: see helpers/cuda_shim.py."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Shim:
 
 
 def features(channels: int, dtype: torch.dtype = torch.float32, size: tuple[int, int] = (11, 19)) -> torch.Tensor:
-    """Random maps, channels-last."""
+    """Return random maps, channels-last."""
     maps = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(channels)).to(dtype)
     return maps.contiguous(memory_format=torch.channels_last)
 
@@ -50,7 +50,7 @@ def make(
 
 
 def check(shim: Shim, calls: list[Request]) -> None:
-    """Every call against the reference, which sees the maps as rounded to their type."""
+    """Compare every call with the reference, which sees the maps as rounded to their type."""
     for call, found in zip(calls, shim.run(calls), strict=True):
         expected = KERNELS["reference"](call, None)
         error, what = (
@@ -123,7 +123,7 @@ def test_written_in_another_type_than_the_maps(shim: Shim) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_work_cut_in_many_ways(shim: Shim, mode: str) -> None:
-    """Outputs larger than a tile, in both directions; fewer RoIs than processors; one channel."""
+    """Outputs exceed a tile in both directions, RoIs are fewer than processors, and one map has one channel."""
     rois = make_rois(0, batch=2, width=38, height=22)[[0, 4, 8]]
     calls = [
         make(features(channels, size=(6, 9)), rois, size, mode=mode, sampling_ratio=1)
@@ -140,7 +140,7 @@ def test_work_cut_in_many_ways(shim: Shim, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_lists_longer_than_their_room(shim: Shim, mode: str) -> None:
-    """Maps of photographs: more cells on an axis than shared memory holds weights."""
+    """Maps of photographs have more cells on an axis than shared memory holds weights."""
     maps = features(4, size=(3, 1500))
     rois = torch.tensor([[0, 0, 0, 3000, 6], [1, 10, 1, 2000, 3], [1, -9, -9, 4000, 9.0], [0, 7, 0, 11, 5]])
     calls = [make(maps, rois, size, mode=mode) for size in ((1, 1), (2, 3))]
@@ -212,7 +212,7 @@ def test_the_same_call_gives_the_same_bits_as_often_as_it_is_made(shim: Shim) ->
 
 
 def test_threads_of_a_block_do_not_race(tmp_path: Path) -> None:
-    """Under ThreadSanitizer, which sees a missing barrier whether or not it strikes."""
+    """ThreadSanitizer sees a missing barrier whether or not the race happens."""
     variants = [launch.specialise(torch.float32, mode, 4) for mode in MODES]
     racing = Shim(tmp_path, "thread", variants)
     rois = make_rois(2, batch=2, width=38, height=22)
@@ -223,6 +223,6 @@ def test_threads_of_a_block_do_not_race(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def conformance_count(request: pytest.FixtureRequest, shim: Shim) -> object:
-    """How many launches were compared, in the summary of the run."""
+    """Report how many launches were compared in the summary of the session."""
     yield
     request.config.stash[LAUNCHES] = shim.launches

@@ -1,4 +1,4 @@
-"""NVRTC without a GPU: every architecture and specialisation compiles and fits in registers; the cache; the errors."""
+"""Test NVRTC without a GPU: every architecture and specialisation compiles and fits in registers; the cache; the errors."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ extern "C" __global__ void add(const __grid_constant__ Arguments to) {
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of our own, empty."""
+    """Give the test an empty cache of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 def frame_bytes(cubin: bytes, kernel: str) -> int:
-    """Local memory of a kernel per thread, spills included, from its CUBIN: attribute EIATTR_FRAME_SIZE of `.nv.info`."""
+    """Return the local memory of a kernel per thread, spills included: EIATTR_FRAME_SIZE in `.nv.info` of its CUBIN."""
     (table,) = struct.unpack_from("<Q", cubin, 0x28)
     size, count, names_index = struct.unpack_from("<3H", cubin, 0x3A)
     headers = [struct.unpack_from("<IIQQQQIIQQ", cubin, table + i * size) for i in range(count)]
@@ -75,7 +75,7 @@ def test_the_reader_of_frames_sees_spills() -> None:
 
 
 def specialisations() -> list[tuple[int, launch.Defines]]:
-    """What the named configurations can meet on every architecture, and everything on two."""
+    """Return what the named configurations can meet on every architecture, and everything on two."""
     modes = {config.load(path.stem, {}, others=frozenset({"vary"})).mode for path in (ROOT / "configs").glob("*.yaml")}
     wanted = []
     for capability in ARCHITECTURES:
@@ -160,7 +160,7 @@ def test_the_target_is_the_device_or_the_nearest_that_runs_on_it(capability: int
 
 
 @pytest.mark.parametrize("capability", [61, 70])
-def test_a_device_older_than_nvrtc_is_told(capability: int) -> None:
+def test_a_device_older_than_nvrtc_is_refused(capability: int) -> None:
     with pytest.raises(KernelError, match=rf"capability 7.5 or later, found {capability / 10}"):
         nvrtc.target(capability, [75, 80, 90])
 

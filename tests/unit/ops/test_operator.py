@@ -1,4 +1,4 @@
-"""RoI Align against the float64 reference, torchvision, onnxruntime and closed forms."""
+"""Compare RoI Align with the float64 reference, torchvision, onnxruntime and closed forms."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_torchvision_behind_our_arguments_does_not_narrow_coordinates() -> None:
 
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_equals_onnxruntime(ratio: int) -> None:
-    """Averages; its maximum is over weighted corners, which it says itself is wrong."""
+    """Only averages agree: onnxruntime takes the maximum over weighted corners and says itself that this is wrong."""
     onnxruntime = pytest.importorskip("onnxruntime")
     from onnx import TensorProto, helper
 
@@ -112,7 +112,7 @@ def test_the_maximum_of_a_constant_is_the_constant(ratio: int) -> None:
 
 
 def test_the_packed_window_holds_every_cell_that_is_read() -> None:
-    """A box whose one sample lies on the edge of what counts, at -1: it reads cell 0, and cell 1 with weight zero."""
+    """The one sample of the box lies at -1, the edge of the valid range: it reads cell 0, and cell 1 with weight zero."""
     edge = torch.tensor([[0, -0.5, -0.5, -0.5, -0.5]])
     call = make_request([torch.ones(1, 4, 6, 7)], edge, None, (1, 1), [1.0], 1, True, "max")
     top, left, height, width = cpu._window(call, np.array([0]), 0)
@@ -233,7 +233,7 @@ def test_out_is_filled_whatever_its_place(dtype: torch.dtype, count: int) -> Non
 
 
 def test_more_than_2_to_the_31_elements() -> None:
-    """Only the pages under the boxes are ever touched."""
+    """The test touches only the pages under the boxes."""
     maps = torch.empty(1, 16400, 8200, 17, dtype=torch.bfloat16).permute(0, 3, 1, 2)
     assert maps.numel() > 2**31
     maps[:, :, -8:, -8:] = 3.0

@@ -1,4 +1,4 @@
-"""Bad arguments of roi_align: one clear error that names the row, and never a crash."""
+"""Test bad arguments of roi_align: one clear error names the row, and nothing crashes."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_any_numbers_give_a_result_or_the_error(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this is about machines without a device")
-def test_without_a_device_the_reason_is_told_once() -> None:
+def test_without_a_device_one_warning_says_why() -> None:
     device = torch.device("cuda", 0)
     with pytest.warns(RuntimeWarning, match="kernel torchvision serves cuda:0: kernel cuda: expected a device") as told:
         assert [choose_kernel("auto", device, "avg") for _ in range(3)] == ["torchvision"] * 3

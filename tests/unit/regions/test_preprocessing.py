@@ -1,4 +1,4 @@
-"""The network input: torchvision's sizes to the pixel, its values where images grow, antialiasing where they shrink."""
+"""Test the network input: torchvision's sizes and values where images grow, antialiasing where they shrink."""
 
 from __future__ import annotations
 

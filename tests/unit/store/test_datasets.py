@@ -1,4 +1,4 @@
-"""Feature files in a DataLoader: without workers, forked and spawned."""
+"""Test feature files in a DataLoader: without workers, forked and spawned."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_every_worker_reads_the_same(path: Path, workers: int, context: str | No
 
 @pytest.fixture(scope="module")
 def apart(path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same images in three files, and a pattern for them."""
+    """Extract the same images into three files, and return a pattern for them."""
     folder = tmp_path_factory.mktemp("apart")
     whole = json.loads(SAMPLE_BOXES.read_text())
     with FeatureFile(path) as file:

@@ -1,4 +1,4 @@
-"""Writes past the page cache put the same bytes in the same place as any others, and give way where they are refused."""
+"""Test that writes past the page cache store the same bytes as others, and give way where the system refuses them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(path: Path, position: int, data: npt.NDArray[np.uint8]) -> bool:
-    """Check that writing `data` changes what it should and nothing else; whether it still goes past the cache after it."""
+    """Check that a write changes only its bytes; return whether later writes still go past the cache."""
     before = np.full(len(MEMORY) + BLOCK_BYTES, 170, np.uint8)
     path.write_bytes(before.tobytes())
     opened = Disk(path)

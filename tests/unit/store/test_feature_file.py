@@ -1,4 +1,4 @@
-"""The file: damage is found, statuses are honest, one writer at a time, a full disk is said before the first image."""
+"""Test the feature file: damage is found, one writer at a time, and a full disk is an error before the first image."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_flipped_bit_of_the_features_is_found(tmp_path: Path, layers: str)
                 ]
 
 
-def test_verify_tells_by_its_exit_code(sample_features: Path, roialign: Run) -> None:
+def test_verify_reports_damage_by_its_exit_code(sample_features: Path, roialign: Run) -> None:
     assert roialign("verify", sample_features).returncode == 0
     with h5py.File(sample_features) as file:
         offset = file["features"].id.get_offset()
@@ -106,7 +106,7 @@ def test_the_lock_of_a_dead_process_is_no_hindrance(tmp_path: Path) -> None:
     assert extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", config_name="quickstart").finished
 
 
-def test_a_disk_too_small_is_said_first(tmp_path: Path) -> None:
+def test_a_disk_too_small_is_an_early_error(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="bytes of free space") as error:
         check_space(tmp_path / "f.h5", 1 << 60)
     assert error.value.reference == "output-space"

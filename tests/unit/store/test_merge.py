@@ -1,4 +1,4 @@
-"""Merging never harms what is merged, and never takes old rows for new ones."""
+"""Test that merging never harms its inputs and never takes old rows for new ones."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from roialign_cli.store.merge import link, merge
 
 @pytest.fixture
 def shards(tmp_path: Path) -> list[Path]:
-    """Two shards of four images."""
+    """Make two shards of four images."""
     return make_shards(tmp_path, seed=0)
 
 
@@ -101,8 +101,8 @@ def test_a_merge_that_stops_leaves_no_old_rows_marked_done(shards: list[Path], t
     assert_same(merged, tmp_path / "f-*-of-0002.h5")
 
 
-def test_files_of_several_runs_are_told_from_each(tmp_path: Path, shards: list[Path]) -> None:
-    """A merged file is the output of none of them, so none goes on with it."""
+def test_files_of_several_runs_are_distinguished(tmp_path: Path, shards: list[Path]) -> None:
+    """A merged file is not the output of any single run, so no run continues it."""
     paths = []
     for i in (0, 1):
         boxes = tmp_path / f"{i}.json"

@@ -1,4 +1,4 @@
-"""Files that are hostile by structure are refused when they are opened, or found by `check` at the latest."""
+"""Test that structurally hostile files are refused when opened, or found by `check` at the latest."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_hostile_file(case: Case, goods: Goods, tmp_path: Path) -> None:
 
 
 def look(path: Path) -> tuple[str, list[str]]:
-    """Open a file and check it; returns the message of a refusal, or the problems that are found."""
+    """Open a file and check it; return the message of a refusal, or the problems found."""
     try:
         with FeatureFile(path) as file:
             return "", check(file).problems

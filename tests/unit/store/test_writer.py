@@ -1,4 +1,4 @@
-"""The writer's promises: done follows the disk, a failed sync vouches for nothing, and checksums are of what was written."""
+"""Test the writer: done follows the disk, a failed sync vouches for nothing, checksums cover what was written."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from roialign_cli.types import BoxTable, Plan
 
 @pytest.fixture
 def laid_out(five_images: Path) -> Path:
-    """A file of which nothing is done."""
+    """Lay out a file without any finished image."""
     run(five_images, images=0)
     return five_images / "f.h5"
 
@@ -44,7 +44,7 @@ def values(image: int) -> np.ndarray:
 
 
 class Syncs:
-    """Takes the place of os.fsync: keeps what was on the disk after each, and lets the n-th fail."""
+    """Replace os.fsync: keep what was on the disk after each call, and let the n-th call fail."""
 
     def __init__(self, path: Path, failing: int = 0) -> None:
         self.path, self.failing, self.count = path, failing, 0
@@ -87,7 +87,7 @@ def done_of(content: bytes, path: Path) -> dict[str, bytes]:
 
 
 def assert_done_follows_the_disk(syncs: Syncs, before: bytes | None, final: Path) -> None:
-    """Check that rows were on the disk before their image was marked done there, and that all of it is there at the end."""
+    """Check that rows were on the disk before their image was marked done, and that everything is there at the end."""
     assert syncs.durable[-1] == final.read_bytes()
     snapshots = [*([before] if before else []), *syncs.durable, final.read_bytes()]
     scratch = final.with_name("scratch.h5")
@@ -185,7 +185,7 @@ def test_an_image_is_pending_on_the_disk_before_it_is_written_again(
 
 @pytest.mark.parametrize("failing", [1, 2])
 def test_a_failed_sync_vouches_for_nothing(laid_out: Path, monkeypatch: pytest.MonkeyPatch, failing: int) -> None:
-    """A second sync may succeed without the data, so it is not tried, and what follows is not vouched for."""
+    """A second sync may succeed without the data, so the writer does not try it and marks nothing more as done."""
     syncs = Syncs(laid_out, failing)
     monkeypatch.setattr(writer_module, "CHECKPOINT_SECONDS", 0.0)
     monkeypatch.setattr(os, "fsync", syncs)
@@ -264,7 +264,7 @@ def test_the_checksum_is_of_all_rows(laid_out: Path) -> None:
 
 
 def test_what_is_written_lies_in_the_file(laid_out: Path) -> None:
-    """Rows beyond a dataset, or of another shape, would be another dataset's."""
+    """Rows outside a dataset, or of another shape, would overwrite another dataset."""
     for first, rows in ((IMAGES, values(0)), (-1, values(0)), (0, values(0)[:, :5]), (0, values(0).astype(np.float64))):
         writer = open_writer(laid_out)
         writer.features("features", 0, first, rows)
@@ -273,7 +273,7 @@ def test_what_is_written_lies_in_the_file(laid_out: Path) -> None:
 
 
 def test_done_rows_are_left_alone_on_resume(five_images: Path) -> None:
-    """Even where their batch is computed for the sake of another image."""
+    """This holds even if another image needs their batch computed."""
     run(five_images, batch_size=IMAGES)
     with h5py.File(five_images / "f.h5", "r+") as file:
         file["features"][0] = 5
@@ -373,7 +373,7 @@ def test_what_identifies_a_plan_and_what_does_not() -> None:
 
 @pytest.fixture(scope="module")
 def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with every table there is, one image that failed and one without boxes."""
+    """Make a file with every table, one failed image and one image without boxes."""
     import json
 
     folder = tmp_path_factory.mktemp("rich")

@@ -14,14 +14,14 @@ from roialign_cli.system import allocator
 
 
 def resident() -> float:
-    """Megabytes in memory."""
+    """Return the megabytes in memory."""
     found = re.search(r"VmRSS:\s*(\d+)", Path("/proc/self/status").read_text())
     return int(found[1]) / 1e3
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_memory_is_kept_and_then_given_back() -> None:
-    """In a process of its own: what other tests left free could be used instead of new memory."""
+    """A process of its own measures it, because memory that other tests freed could be used instead of new memory."""
     process = multiprocessing.get_context("forkserver").Process(target=keep_and_give_back)
     process.start()
     process.join()
