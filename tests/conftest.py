@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
+# Before torch loads: waiting threads that spin slow the others down on a busy machine.
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
 import json
 import shutil
 import signal

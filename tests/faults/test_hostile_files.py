@@ -33,7 +33,7 @@ LIMITS = {
 LOADED = """
 import lmdb, pandas, PIL.Image, pyarrow.parquet, pydantic, matplotlib.backends.backend_agg, rich.progress, rich.tree
 import roialign_cli.backbones.torchvision, roialign_cli.figures.sheet, roialign_cli.store.datasets
-from roialign_cli.export import arrays, hdf5, rows
+from roialign_cli.export import arrays, hdf5, tables
 PIL.Image.init()
 """
 READER = SERVER.replace("from roialign_cli.__main__ import main", "from helpers.hostile.reading import main")

@@ -30,7 +30,7 @@ class Shim:
     def __init__(self, folder: Path, sanitizer: str, variants: Sequence[launch.Defines]) -> None:
         flags = [
             "-std=c++20",
-            "-O1",
+            "-Og",
             "-g1",
             "-pthread",
             "-Wall",
