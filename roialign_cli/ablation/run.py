@@ -58,7 +58,7 @@ class Ablation:
     failures: dict[str, str]
     finished: bool
     probe: dict[str, Any] | None
-    flaws: ValueReport  # odd values of the saved features
+    value_report: ValueReport  # odd values of the saved features
     provenance: dict[str, Any]
 
 

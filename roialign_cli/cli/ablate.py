@@ -157,6 +157,6 @@ def _print_result(result: Ablation, folder: Path) -> None:
     if not result.finished:
         stdout.print(f"\ninterrupted after {result.images} of {result.total_images} images", highlight=False)
     stdout.print(f"\n{pluralise(result.images, 'image')} measured; {folder / 'report.html'}", highlight=False)
-    if result.flaws:
-        stderr.print(f"warning: the features saved have {result.flaws}", highlight=False)
+    if result.value_report:
+        stderr.print(f"warning: the features saved have {result.value_report}", highlight=False)
     print_failures(result.failures, "ablation.json lists all")
