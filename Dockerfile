@@ -3,9 +3,10 @@
 #   docker build -t roialign .
 #   docker run --rm --gpus all -v "$PWD:/data" roialign extract images/ boxes.json -o features.h5
 #
-# The default torch supports CUDA and also runs on the CPU. A smaller image for the CPU only:
+# The default torch supports CUDA and also runs on the CPU. A smaller image for the CPU only, where URL is PyTorch's index of
+# wheels for the CPU (see its "Get started" page):
 #
-#   docker build -t roialign:cpu --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .
+#   docker build -t roialign:cpu --build-arg TORCH_INDEX=URL .
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim
 
