@@ -36,9 +36,10 @@ $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
+# mkdocs without --quiet, which would hide warnings from `strict`: broken links would pass.
 docs: $(VENV)/dev.stamp # the site; the page of the command line comes from the commands. Broken links fail
 	$(BIN)/python -m typer roialign_cli.cli utils docs --name roialign --output docs/reference/cli.md
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --site-dir site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir site
 
 fuzz: $(VENV)/dev.stamp # every parser of box files, 200,000 damaged files each: hours
 	ROIALIGN_FUZZ=200000 $(BIN)/pytest tests/unit/inputs/test_box_formats.py -k anything --timeout 0

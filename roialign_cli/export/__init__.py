@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from roialign_cli.errors import ConfigError, OutputError
-from roialign_cli.export import folder as place
+from roialign_cli.export.folder import replace_export
 from roialign_cli.store.reader import FeatureFile, Regions
 
 FOLDERS = ("npz", "pt", "lmdb")  # the others are one file
@@ -48,16 +47,12 @@ def export(
     writer = _writer(form)
     names = file.done_names
     sources = [part.path for part in file.parts] + [file.path]
-    partial = place.prepare(output, sources, folder=form in FOLDERS, overwrite=overwrite)
     try:
-        writer(file, names, _counted(file, names, on_image), partial, compression)
-        place.replace(partial, output)
+        with replace_export(output, sources, folder=form in FOLDERS, overwrite=overwrite) as partial:
+            writer(file, names, _counted(file, names, on_image), partial, compression)
     except (OSError, RuntimeError, ValueError) as error:  # h5py and torch raise the last two
         reason = getattr(error, "strerror", None) or str(error).split("\n", maxsplit=1)[0]
         raise OutputError("output-write", f"{output}: cannot be written: {reason}") from None
-    finally:  # after a success the name is free already
-        with suppress(OSError):
-            place.remove(partial)
     boxes = sum(file.rows(name).stop - file.rows(name).start for name in names)
     return ExportResult(str(output), len(names), boxes, len(file) - len(names))
 

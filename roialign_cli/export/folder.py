@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -48,7 +50,22 @@ class ExportFolder:
         self._marker.close()
 
 
-def prepare(output: Path, sources: list[Path], *, folder: bool, overwrite: bool) -> Path:
+@contextmanager
+def replace_export(output: Path, sources: list[Path], *, folder: bool, overwrite: bool) -> Iterator[Path]:
+    """Yield the path to write an export to; then put it in place of an earlier export. If anything fails, remove it.
+
+    Raises OutputError as `_prepare` does, and OSError if the export cannot be put into place.
+    """
+    partial = _prepare(output, sources, folder=folder, overwrite=overwrite)
+    try:
+        yield partial
+        _put_in_place(partial, output)
+    finally:  # after a success the name is free already
+        with suppress(OSError):
+            _remove(partial)
+
+
+def _prepare(output: Path, sources: list[Path], *, folder: bool, overwrite: bool) -> Path:
     """Check that an export may be written, and return the free path to write to until it is complete.
 
     Raises OutputError if the output exists and `overwrite` is not set, if an export did not make it, or if it is or contains
@@ -70,8 +87,8 @@ def prepare(output: Path, sources: list[Path], *, folder: bool, overwrite: bool)
     return partial
 
 
-def replace(partial: Path, output: Path) -> None:
-    """Rename a complete export into place, and remove the earlier export that `prepare` found there."""
+def _put_in_place(partial: Path, output: Path) -> None:
+    """Rename a complete export into place, and remove the earlier export that `_prepare` found there."""
     if output.is_dir() and not output.is_symlink():
         _check_folder(output)
         shutil.rmtree(output)
@@ -81,7 +98,7 @@ def replace(partial: Path, output: Path) -> None:
         publish(partial, output)
 
 
-def remove(partial: Path) -> None:
+def _remove(partial: Path) -> None:
     """Remove an unfinished export."""
     if partial.is_dir():
         shutil.rmtree(partial, ignore_errors=True)
@@ -90,10 +107,11 @@ def remove(partial: Path) -> None:
 
 
 def _check_replaceable(output: Path, sources: list[Path]) -> None:
+    """Raise OutputError if an output is or contains a source file, or is something that no export made."""
     place = output.resolve()
     for source in sources:
         if place == source.resolve() or place in source.resolve().parents:
-            message = f"{output}: expected an output that does not hold the source, found {source} in it"
+            message = f"{output}: expected an output that does not contain the source, found {source} in it"
             raise OutputError("output-is-input", message, "choose another -o")
     if output.is_dir() and not output.is_symlink():
         _check_folder(output)

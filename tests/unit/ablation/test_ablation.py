@@ -99,7 +99,7 @@ def test_on_a_ramp_everything_is_known(ratio: int) -> None:
         return roi_align(ramp(), boxes, 7, spatial_scale=0.25, **options)
 
     centred, own = (
-        Exact.of(pooled(rois, mode="exact", aligned=aligned), pooled(shifted, mode="exact", aligned=aligned))
+        Exact.from_features(pooled(rois, mode="exact", aligned=aligned), pooled(shifted, mode="exact", aligned=aligned))
         for aligned in (True, False)
     )
     same = compare(pooled(rois, sampling_ratio=ratio), pooled(shifted, sampling_ratio=ratio), centred, centred)
@@ -111,7 +111,7 @@ def test_on_a_ramp_everything_is_known(ratio: int) -> None:
 
 
 def test_errors_by_hand() -> None:
-    own = Exact.of(torch.tensor([[3.0, 4], [0, 0], [0, 0], [1, 0]]), torch.tensor([[3.0, 5], [0, 0], [0, 0], [1, 0]]))
+    own = Exact.from_features(torch.tensor([[3.0, 4], [0, 0], [0, 0], [1, 0]]), torch.tensor([[3.0, 5], [0, 0], [0, 0], [1, 0]]))
     pooled = torch.tensor([[3.0, 4.5], [0, 0], [1, 0], [2, 0]])
     found = compare(pooled, pooled + torch.tensor([0, 0.75]), own, own)
     torch.testing.assert_close(found[0], torch.tensor([0.1, 0, 1, 1]))
@@ -248,7 +248,7 @@ def test_the_command(tmp_path: Path, roialign: Run) -> None:
     done = roialign(*arguments, *vary)
     assert done.returncode == 0, done.stderr
     assert "7x7, aligned: take none" in done.stdout
-    assert "7x7, ratio 2, aligned comes nearest" in done.stdout
+    assert "7x7, ratio 2, aligned is nearest" in done.stdout
     with (tmp_path / "ab" / "ablation.csv").open() as file:
         table = list(csv.DictReader(file))
     facts = json.loads((tmp_path / "ab" / "ablation.json").read_text())
