@@ -21,6 +21,9 @@ from roialign_cli.errors import OutputError
 from roialign_cli.store.check import check
 from roialign_cli.store.schema import DONE
 
+OPERATIONS = [
+    "a run", "a resumed run", "a run with --overwrite", "a shard", "merge", "merge over older shards", "merge --link",
+]  # fmt: skip
 TWO_LAYERS = ("--backbone", "faults.two_layers:make_model", "--layers", "fine,coarse")
 ONE_LAYER = ("--backbone", "faults.two_layers:make_model", "--layers", "fine", "--output-size", "3")
 PYRAMID = (

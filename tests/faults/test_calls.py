@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from faults.data import TABLE, Operation
+from faults.data import OPERATIONS, TABLE, Operation
 from faults.runs import FAIL, FULL, KILL_AFTER, KILL_BEFORE, SHORT, Arm, Runs
 
 MOST = 15 if FULL else 3  # calls of an operation, at which a fault takes place
@@ -20,9 +20,6 @@ FAULTS = {
     "ENOSPC": (FAIL, errno.ENOSPC),
     "EDQUOT": (FAIL, errno.EDQUOT),
 }
-OPERATIONS = [
-    "a run", "a resumed run", "a run with --overwrite", "a shard", "merge", "merge over older shards", "merge --link",
-]  # fmt: skip
 
 
 def count(runs: Runs, operation: Operation, output: Path, *, only_syncs: bool = False) -> int:

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from faults.data import TABLE, Data, Line, Operation
+from faults.data import OPERATIONS, TABLE, Data, Line, Operation
 from faults.runs import FAIL, FULL, Arm, Runs
-from faults.test_calls import OPERATIONS
 
 CUTS = 400 if FULL else 60  # of each operation
 SECTOR = 512

@@ -67,9 +67,9 @@ def test_workers_of_a_data_loader_can_pool(method: str) -> None:
 SCRIPT = """
 import torch
 from roialign_cli import roi_align
-from roialign_cli.ops import cpu_kernels
+from roialign_cli.ops.cpu import kernel
 assert roi_align(torch.ones(1, 16, 9, 9), torch.tensor([[0., 1, 1, 8, 8]]), 4).eq(1).all()
-print(cpu_kernels.__file__, sum(cpu_kernels.pool.stats.cache_hits.values()), cpu_kernels.cache_folder(), sep="|")
+print(kernel.__file__, sum(kernel.pool.stats.cache_hits.values()), kernel.cache_folder(), sep="|")
 """
 
 
@@ -88,8 +88,10 @@ def test_compiled_once_kept_on_disk_and_not_missed_where_it_cannot_be(tmp_path: 
     shutil.copytree(ROOT / "roialign_cli", tmp_path / "roialign_cli", ignore=shutil.ignore_patterns("__pycache__"))
     assert run_copy(tmp_path, tmp_path)[0] == "0"
     assert run_copy(tmp_path, tmp_path)[0] != "0"
-    shutil.rmtree(tmp_path / "roialign_cli" / "ops" / "__pycache__")
-    (tmp_path / "roialign_cli" / "ops" / "__pycache__").touch()  # a file: no folder can be made there, not even by root
+    shutil.rmtree(tmp_path / "roialign_cli" / "ops" / "cpu" / "__pycache__")
+    (
+        tmp_path / "roialign_cli" / "ops" / "cpu" / "__pycache__"
+    ).touch()  # a file: no folder can be made there, not even by root
     (tmp_path / "home").touch()
     hits, folder = run_copy(tmp_path, tmp_path / "home")
     assert hits == "0"

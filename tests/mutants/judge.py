@@ -23,18 +23,19 @@ from helpers.commands import LOADED
 
 ROOT = Path(__file__).parents[2]
 TESTS = [  # of the quick suite, those of what the mutants are put into: a mutant that they miss has survived
-    "integration/test_resume.py", "unit/store/test_writer.py", "unit/store/test_merge.py",
-    "unit/store/test_feature_file.py", "integration/test_sharding.py", "unit/store/test_structure.py",
+    "integration/test_resume.py", "unit/store/test_writer.py", "unit/store/test_check.py", "unit/store/test_identity.py",
+    "unit/store/test_merge.py", "unit/store/test_feature_file.py", "unit/store/test_structure.py",
+    "unit/extraction/test_shards.py", "unit/extraction/test_worker.py", "integration/test_sharding.py",
     "unit/export/test_export_safety.py", "integration/test_extract.py",
 ]  # fmt: skip
 FIRST = {  # by module, the test that is likely to notice
     "writer": "unit/store/test_writer.py", "checksum": "unit/store/test_writer.py",
-    "check": "unit/store/test_writer.py", "identity": "unit/store/test_writer.py",
+    "check": "unit/store/test_check.py", "identity": "unit/store/test_identity.py",
     "merge": "unit/store/test_merge.py", "parts": "integration/test_sharding.py",
     "structure": "unit/store/test_structure.py", "output": "unit/export/test_export_safety.py",
     "folder": "unit/export/test_export_safety.py", "atomic": "unit/export/test_export_safety.py",
     "layout": "unit/store/test_feature_file.py", "disk": "unit/store/test_feature_file.py",
-    "processes": "integration/test_processes.py",
+    "shards": "unit/extraction/test_shards.py", "processes": "integration/test_processes.py",
 }  # fmt: skip
 TEST_SECONDS, SECONDS = 60, 1200  # a mutant that hangs is found, too
 

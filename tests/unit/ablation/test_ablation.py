@@ -111,7 +111,9 @@ def test_on_a_ramp_everything_is_known(ratio: int) -> None:
 
 
 def test_errors_by_hand() -> None:
-    own = Exact.from_features(torch.tensor([[3.0, 4], [0, 0], [0, 0], [1, 0]]), torch.tensor([[3.0, 5], [0, 0], [0, 0], [1, 0]]))
+    own = Exact.from_features(
+        torch.tensor([[3.0, 4], [0, 0], [0, 0], [1, 0]]), torch.tensor([[3.0, 5], [0, 0], [0, 0], [1, 0]])
+    )
     pooled = torch.tensor([[3.0, 4.5], [0, 0], [1, 0], [2, 0]])
     found = compare(pooled, pooled + torch.tensor([0, 0.75]), own, own)
     torch.testing.assert_close(found[0], torch.tensor([0.1, 0, 1, 1]))

@@ -252,12 +252,12 @@ def test_text_full_of_ends_of_objects_is_read_once(tmp_path: Path) -> None:
 MILLIONS = """
 import json, re, sys, time
 from pathlib import Path
-from roialign_cli import planning
-from roialign_cli.config import Settings
+from roialign_cli.extraction.batches import make_batches
+from roialign_cli.extraction.plan import make_plan
 from roialign_cli.inputs.boxes import read_boxes
 started = time.perf_counter()
-plan = planning.make_plan(Path(sys.argv[2]), read_boxes(Path(sys.argv[1])), clip=False, on_error="skip")
-batches = sum(1 for _ in planning.make_batches(plan, 0, 2 << 20))
+plan = make_plan(Path(sys.argv[2]), read_boxes(Path(sys.argv[1])), clip=False, on_error="skip")
+batches = sum(1 for _ in make_batches(plan, 0))
 peak = int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
 print(json.dumps([plan.images, plan.rows, len(plan.problems), batches, time.perf_counter() - started, peak]))
 """

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,15 +19,12 @@ from helpers.sample_data import SAMPLE_BOXES, SAMPLE_IMAGES
 from helpers.small_runs import IMAGES, run
 
 from roialign_cli import FeatureFile, extract
-from roialign_cli.arrays import PackedNames
 from roialign_cli.errors import OutputError, RoialignError
 from roialign_cli.store import writer as writer_module
 from roialign_cli.store.check import check
-from roialign_cli.store.identity import plan_sha256, table_sha256
 from roialign_cli.store.merge import merge
 from roialign_cli.store.schema import DONE, PENDING
 from roialign_cli.store.writer import FeatureWriter, open_writer
-from roialign_cli.types import BoxTable, Plan
 
 
 @pytest.fixture
@@ -329,150 +324,3 @@ def test_shards_that_lack_images_do_not_belong_together(five_images: Path) -> No
             file.attrs["plan_images"] = IMAGES + 1
     with pytest.raises(OutputError, match=f"expected 2 shards of {IMAGES + 1} images, found 2 of {IMAGES}"):
         FeatureFile(shards)
-
-
-def a_plan() -> Plan:
-    table = BoxTable(
-        names=PackedNames.from_strings(["a.jpg", "b.jpg"]),
-        offset=np.array([0, 1, 3]),
-        boxes=np.arange(12, dtype=np.float32).reshape(3, 4),
-        labels=np.array(["x", "y", "z"]),
-        scores=np.array([0.1, 0.2, 0.3], np.float32),
-        ids=np.array([1, 2, 3]),
-    )
-    return Plan(table, np.array([[10, 20], [30, 40]]), {}, 0, 0, 0)
-
-
-@pytest.mark.parametrize("change", ["names", "where names end", "offset", "boxes", "labels", "scores", "ids"])
-def test_what_identifies_a_table(change: str) -> None:
-    table = a_plan().table
-    other = {
-        "names": replace(table, names=PackedNames.from_strings(["a.jpg", "c.jpg"])),
-        "where names end": replace(table, names=PackedNames.from_strings(["a.jp", "gb.jpg"])),
-        "offset": replace(table, offset=np.array([0, 2, 3])),
-        "boxes": replace(table, boxes=table.boxes + np.float32(0.5)),
-        "labels": replace(table, labels=np.array(["x", "y", "w"])),
-        "scores": replace(table, scores=None),
-        "ids": replace(table, ids=np.array([1, 2, 4])),
-    }[change]
-    assert table_sha256(table) == table_sha256(replace(table))
-    assert table_sha256(other) != table_sha256(table)
-    if change in ("names", "where names end", "offset", "boxes"):
-        plan = a_plan()
-        assert plan_sha256(replace(plan, table=other)) != plan_sha256(plan)
-
-
-def test_what_identifies_a_plan_and_what_does_not() -> None:
-    plan = a_plan()
-    assert plan_sha256(replace(plan, sizes=plan.sizes + 1)) != plan_sha256(plan)  # shards are cut by it
-    relative_boxes = plan.table.boxes.astype(np.float64) / 100
-    relative = replace(plan.table, relative_boxes=relative_boxes)
-    assert table_sha256(replace(relative, boxes=relative.boxes * 2)) == table_sha256(relative)
-    assert table_sha256(replace(relative, relative_boxes=relative_boxes * 2)) != table_sha256(relative)
-
-
-@pytest.fixture(scope="module")
-def rich(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a file with every table, one failed image and one image without boxes."""
-    import json
-
-    folder = tmp_path_factory.mktemp("rich")
-    (folder / "im").mkdir()
-    table = {}
-    for i in range(3):
-        paint(folder / "im" / f"{i}.png", i)
-        boxes = [[0, 0, 20, 20], [3, 3, 50, 30]] if i else []
-        count = range(len(boxes))
-        table[f"{i}.png"] = {
-            "boxes": boxes, "labels": [f"l{k}" for k in count], "scores": [0.5 for _ in count], "ids": [str(k) for k in count]
-        }  # fmt: skip
-    table["bad.png"] = {"boxes": [[0, 0, 9, 9]], "labels": ["bad"], "scores": [0.25], "ids": ["b"]}
-    (folder / "im" / "bad.png").write_bytes(b"none")
-    (folder / "boxes.json").write_text(json.dumps(table))
-    options = {"backbone": "fasterrcnn_mobilenet_v3_large_320_fpn", "weights": "random", "resize": "none"}
-    extract(folder / "im", folder / "boxes.json", folder / "f.h5", output_size=1, **options)
-    with FeatureFile(folder / "f.h5") as file:
-        assert check(file).problems == []
-        assert {"labels", "scores", "ids", "levels"} <= file.extents.keys()
-        assert file.status.tolist() == [1, 1, 1, 2]
-    return folder / "f.h5"
-
-
-TABLES_OF_BOXES = ["boxes", "labels", "scores", "ids", "levels"]
-TABLES_OF_IMAGES = [
-    "name",
-    "offset",
-    "size",
-    "status",
-    "error",
-    "crc32",
-    "table_crc32",
-    "file_size",
-    "modified",
-    "sha256",
-]
-
-
-@pytest.mark.parametrize("name", [*TABLES_OF_BOXES, *(f"images/{name}" for name in TABLES_OF_IMAGES), "features"])
-def test_every_damaged_byte_of_every_table_is_found(rich: Path, tmp_path: Path, name: str) -> None:
-    """Damage images that are done and the one that failed, whose features do not count."""
-    with FeatureFile(rich) as file:
-        place, offset = file.extents[name], file.offset.tolist()
-    whole = rich.read_bytes()
-    rows = {"images/": [0, 1, 3]}.get(name[:7], [offset[1], offset[2], *([offset[3]] if name != "features" else [])])
-    for row in rows:
-        for byte in {0, place.row_bytes // 2, place.row_bytes - 1}:
-            for bit in (0, 7):
-                damaged = bytearray(whole)
-                damaged[place.offset + row * place.row_bytes + byte] ^= 1 << bit
-                path = tmp_path / "x.h5"
-                path.write_bytes(damaged)
-                assert is_found(path), (name, row, byte, bit)
-
-
-def is_found(path: Path) -> bool:
-    """Return whether opening or checking a file finds its damage; a status that becomes pending is computed again."""
-    try:
-        with FeatureFile(path) as file:
-            report = check(file)
-    except OutputError:
-        return True
-    return bool(report.problems or report.pending)
-
-
-VALUES: dict[str, tuple[Callable[[h5py.File], None], str]] = {
-    "a status": (lambda file: file["images/status"].__setitem__(1, 3), "images/status"),
-    "a size": (lambda file: file["images/size"].__setitem__(1, [0, 5]), "images/size"),
-    "a negative size": (lambda file: file["images/size"].__setitem__(3, [-1, 5]), "images/size"),
-    "a box": (lambda file: file["boxes"].__setitem__(0, [9, 9, 3, 3]), "boxes"),
-    "no number": (lambda file: file["boxes"].__setitem__(0, [0, 0, np.nan, 3]), "boxes"),
-    "a score": (lambda file: file["scores"].__setitem__(0, np.inf), "scores"),
-    "a level": (lambda file: file["levels"].__setitem__(0, 9), "levels"),
-    "no checksums": (lambda file: file.__delitem__("images/table_crc32"), "images/table_crc32"),
-    "no checksum of attributes": (lambda file: file.attrs.__delitem__("attributes_crc32"), "attributes_crc32"),
-}
-
-
-@pytest.mark.parametrize("what", VALUES)
-def test_what_cannot_be_is_found_though_every_checksum_matches(rich: Path, tmp_path: Path, what: str) -> None:
-    harm, name = VALUES[what]
-    path = tmp_path / "x.h5"
-    shutil.copy(rich, path)
-    with h5py.File(path, "r+") as file:
-        harm(file)
-        if "images/table_crc32" in file:
-            for image in range(4):
-                vouch(file, image)
-    with FeatureFile(path) as file:
-        assert any(name in problem for problem in check(file).problems), check(file).problems
-
-
-@pytest.mark.parametrize(("image", "status"), [(1, 2), (3, 1)])
-def test_a_status_that_became_another_is_found(rich: Path, tmp_path: Path, image: int, status: int) -> None:
-    path = tmp_path / "x.h5"
-    shutil.copy(rich, path)
-    with h5py.File(path, "r+") as file:
-        file["images/status"][image] = status
-    assert is_found(path)
-    with FeatureFile(path) as file:
-        assert check(file).problems
