@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from contextlib import suppress
 from io import FileIO
 from pathlib import Path
@@ -42,6 +43,8 @@ class Disk:
         self._cached = FileIO(path, "r+b")
         self._size = os.fstat(self._cached.fileno()).st_size
         self._direct: FileIO | None = None
+        self._syncing = threading.Lock()
+        self._sync_error: OSError | None = None
         if hasattr(os, "O_DIRECT"):
             with suppress(OSError):  # not every file system has it
                 self._direct = FileIO(path, "r+b", opener=lambda name, flags: os.open(name, flags | os.O_DIRECT))
@@ -83,8 +86,19 @@ class Disk:
         return data
 
     def sync(self) -> None:
-        """Sync everything written to disk, and check that the file still has its name and size."""
-        os.fsync(self._cached.fileno())
+        """Sync everything written to disk, and check that the file still has its name and size.
+
+        After one failure every later call fails too: the system may drop what it could not write, and then report the next
+        sync as a success. Threads may call this together.
+        """
+        with self._syncing:
+            if self._sync_error is not None:
+                raise self._sync_error
+            try:
+                os.fsync(self._cached.fileno())
+            except OSError as error:
+                self._sync_error = error
+                raise
         self._check_size()
         try:
             same = os.path.samestat(self._path.stat(), os.fstat(self._cached.fileno()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -57,3 +58,18 @@ def test_what_the_system_refuses_goes_through_the_cache(path: Path, monkeypatch:
     write(path, 0, MEMORY[START + 1 : START + 1 + 2 * DIRECT_IO_MIN_BYTES])
     monkeypatch.delattr(os, "O_DIRECT")  # a system that knows nothing of it
     assert not write(path, 0, MEMORY[START : START + 2 * DIRECT_IO_MIN_BYTES])
+
+
+def test_no_sync_succeeds_after_one_failed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path.write_bytes(bytes(BLOCK_BYTES))
+    opened = Disk(path)
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", failing)
+        with pytest.raises(OSError, match="Input/output error"):
+            opened.sync()
+    with pytest.raises(OSError, match="Input/output error"):  # though the system would now report a success
+        opened.sync()
+    opened.close()
