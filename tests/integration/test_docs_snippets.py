@@ -22,7 +22,6 @@ PACKAGE = ROOT / "roialign_cli"
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 ERROR = re.compile(r"[A-Z]\w*Error")
-DRAWN = 44  # columns of the drawing of floors, before what is said of each
 WORD = re.compile(r"[a-z]+(-[a-z]+)*")
 
 
@@ -147,35 +146,3 @@ def test_paths_of_the_architecture_exist() -> None:
     missing = {path for path in paths if not any((folder / path).exists() for folder in (PACKAGE, ROOT))}
     # A name without a folder, such as kernel.py, is that of a file mentioned before.
     assert {path for path in missing if "/" in path} == set()
-
-
-def test_imports_follow_the_floors() -> None:
-    floors = _floors()
-    for path in PACKAGE.rglob("*.py"):
-        unit = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if unit.startswith("__"):
-            continue
-        for name in _imported(path):
-            allowed = name == unit or floors[name] < floors[unit] or (unit, name) == ("ablation", "figures")
-            assert allowed, f"{path.relative_to(ROOT)} imports {name}, which is not below {unit}"
-
-
-def _floors() -> dict[str, int]:
-    """Return the floor of each folder and file of the package as the architecture draws them; 0 is the lowest."""
-    units = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-    units |= {path.stem for path in PACKAGE.glob("[!_]*.py")}
-    section = (DOCS / "explanation" / "architecture.md").read_text().partition("## Floors")[2]
-    drawing = next(fences(section, "text"))[1]
-    lines = [units & set(re.findall(r"\w+", line[:DRAWN])) for line in drawing.splitlines()[::-1]]
-    found = {unit: floor for floor, line in enumerate(filter(None, lines)) for unit in line}
-    assert set(found) == units
-    return found
-
-
-def _imported(path: Path) -> Iterator[str]:
-    """Yield the folders and files of the package that a module imports anywhere."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module == "roialign_cli":
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("roialign_cli."):
-            yield str(node.module).split(".")[1]

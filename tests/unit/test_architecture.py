@@ -1,8 +1,9 @@
-"""Test that modules import only from lower floors of the package, and never each other in a circle."""
+"""Test that modules import only from the lower floors that docs/explanation/architecture.md draws, and in no circle."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -12,29 +13,10 @@ from helpers.sample_data import ROOT
 
 PACKAGE = "roialign_cli"
 
-# From low to high: a module may import what its own part of the package holds, and parts on lower floors.
-FLOORS = (
-    ("errors", "version"),
-    ("system",),
-    ("arrays", "types", "config"),
-    ("inputs", "ops", "store"),
-    ("backbones",),
-    ("regions",),
-    ("extraction",),
-    ("export", "figures", "ablation", "cluster"),
-    ("cli",),
-    ("__init__", "__main__"),
-)
-FLOOR = {part: number for number, parts in enumerate(FLOORS) for part in parts}
+DRAWN = 44  # columns of the drawing of the floors, before the description of each
 
 # Imports between parts on one floor.
-NEIGHBOURS = {
-    ("types", "arrays"): "a box table holds packed names and typed arrays",
-    ("ablation", "figures"): "the report draws its plots in the style of all figures",
-}
-
-# Imports that break a rule and are accepted, with the reason.
-EXCEPTIONS: dict[tuple[str, str], str] = {}
+NEIGHBOURS = {("ablation", "figures"): "the report draws its plots in the style of all figures"}
 
 Imports = dict[str, set[str]]
 
@@ -97,11 +79,21 @@ def find_circle(imports: Mapping[str, set[str]]) -> list[str]:
     return []
 
 
+def read_floors(page: str) -> dict[str, int]:
+    """Return the floor of each part of the package as a page draws them, from 0 at the bottom; the entries are on top."""
+    drawing = page.partition("## Floors")[2].partition("```text\n")[2].partition("```")[0]
+    lines = [re.findall(r"\w+", line[:DRAWN]) for line in reversed(drawing.splitlines())]
+    floors = [*filter(None, lines), ["__init__", "__main__"]]
+    return {part: number for number, parts in enumerate(floors) for part in parts}
+
+
+FLOOR = read_floors((ROOT / "docs" / "explanation" / "architecture.md").read_text())
+
+
 @pytest.fixture(scope="module")
 def imports() -> Imports:
-    """Return the imports of the package, except the accepted ones."""
-    found = read_imports(ROOT, PACKAGE)
-    return {module: {one for one in targets if (module, one) not in EXCEPTIONS} for module, targets in found.items()}
+    """Return the imports of the package."""
+    return read_imports(ROOT, PACKAGE)
 
 
 def test_every_part_has_a_floor(imports: Imports) -> None:
@@ -120,11 +112,6 @@ def test_no_module_imports_from_a_higher_floor(imports: Imports) -> None:
 def test_parts_on_one_floor_import_only_the_listed_neighbours(imports: Imports) -> None:
     pairs = {(part_of(module), part_of(target)) for module, targets in imports.items() for target in targets}
     assert {(a, b) for a, b in pairs if a != b and FLOOR[a] == FLOOR[b]} == set(NEIGHBOURS)
-
-
-def test_every_exception_is_still_needed() -> None:
-    found = read_imports(ROOT, PACKAGE)
-    assert [pair for pair in EXCEPTIONS if pair[1] not in found[pair[0]]] == []
 
 
 def test_the_reader_sees_imports_wherever_they_run(tmp_path: Path) -> None:
