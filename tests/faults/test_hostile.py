@@ -179,7 +179,7 @@ def content(file):
 with FeatureFile(whole) as file:
     right = content(file)
     data = np.zeros(len(original), bool)
-    for name, place in file.places.items():
+    for name, place in file.extents.items():
         data[place.offset : place.offset + place.row_bytes * place.shape[0]] = True
         if name.startswith("features"):  # of an image that has failed, features mean nothing
             for row in set(range(place.shape[0])) - set(file.done_rows.tolist()):

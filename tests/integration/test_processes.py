@@ -22,6 +22,8 @@ from roialign_cli import FeatureFile, extract
 from roialign_cli.errors import ConfigError
 from roialign_cli.store.check import check
 
+LONG_RUN_IMAGES = 900  # keep two processes busy for seconds: they record every two seconds what is done
+
 
 def same_features(one: Path, other: Path) -> None:
     with FeatureFile(one) as a, FeatureFile(other) as b:
@@ -102,7 +104,7 @@ def test_an_error_in_a_process_is_the_error_of_the_run(tmp_path: Path, roialign:
 @pytest.mark.parametrize("victims", [1, 2])
 def test_a_process_that_is_killed_loses_nothing(tmp_path: Path, victims: int) -> None:
     """If one of two processes dies, the other does its images; if both die, the next run does them."""
-    dataset(tmp_path, 240)
+    dataset(tmp_path, LONG_RUN_IMAGES)
     extract(tmp_path / "im", tmp_path / "boxes.json", tmp_path / "one.h5", config_name="quickstart", batch_size=3)
     command = [
         sys.executable,
@@ -126,12 +128,12 @@ def test_a_process_that_is_killed_loses_nothing(tmp_path: Path, victims: int) ->
     with FeatureFile(tmp_path / "two.h5") as file:
         assert not check(file).problems
     if victims == 1:
-        assert (started.returncode, summary["done"]) == (0, 240)
+        assert (started.returncode, summary["done"]) == (0, LONG_RUN_IMAGES)
     else:
         assert (started.returncode, summary["finished"]) == (130, False)
         assert summary["pending"] > 0
         done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert json.loads(done.stdout)["done"] == 240
+        assert json.loads(done.stdout)["done"] == LONG_RUN_IMAGES
     same_features(tmp_path / "two.h5", tmp_path / "one.h5")
 
 
@@ -139,7 +141,7 @@ def test_a_process_that_is_killed_loses_nothing(tmp_path: Path, victims: int) ->
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_processes_end_with_their_parent(tmp_path: Path, number: signal.Signals) -> None:
-    dataset(tmp_path, 240)
+    dataset(tmp_path, LONG_RUN_IMAGES)
     command = [sys.executable, "-m", "roialign_cli", *arguments(tmp_path, tmp_path / "f.h5", "--processes", "2")]
     started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     killer = threading.Timer(60, started.kill)

@@ -166,7 +166,7 @@ def test_a_node_that_comes_later_works_too(nodes: None, data: Path, tmp_path: Pa
     wait_until(lambda: works(B))
     code, _, stderr = end(process)
     assert code == 7, stderr
-    assert "expected 1 for each of 2 workers, found 1 in all; the others begin when Ray finds room" in stderr
+    assert "expected 1 for each of 2 workers, found 1 in all; the others start when Ray finds room" in stderr
     assert_same(tmp_path / "f.h5", data / "whole.h5")
 
 
