@@ -166,7 +166,8 @@ def _requeue_lost(worker: _Worker, work: _WorkQueue, job: Job) -> None:
     work.requeued.extend(orders)
     cause = f"killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"exit status {code}"
     images = sum(len(batch.images) - len(finished) for batch, finished in orders)
-    message = f"the process on {worker.device} died ({cause}); its {images} unfinished images are left to others"
+    which = f"process {worker.process.pid} on {worker.device}"  # two deaths are two different warnings
+    message = f"{which} died ({cause}); its {images} unfinished images are left to others"
     warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
