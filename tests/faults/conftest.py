@@ -14,7 +14,7 @@ import pytest
 from faults.data import ONE_LAYER, PYRAMID, TABLE, Data, Operation, make_data, with_options
 from faults.runs import Runs
 
-HEAD = ("fault", "runs harmed", "files read", "images decoded")
+HEAD = ("fault", "runs disturbed", "files read", "images decoded")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""Make the data of the harmed runs, run operations on it, and judge what they leave behind."""
+"""Make the data of the disturbed runs, run operations on it, and judge what they leave behind."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ PYRAMID = (
 
 @dataclass
 class Line:
-    """Count in a line of the table the harmed runs, the files read and the images decoded, and what went wrong."""
+    """Count in a line of the table the disturbed runs, the files read and the images decoded, and what went wrong."""
 
     runs: int = 0
     files: int = 0
@@ -91,7 +91,7 @@ class Operation:
             path.unlink()
 
     def judge(self, output: Path, line: Line) -> None:
-        """Count what is wrong with the output of a harmed run: it must be readable, and right where it is marked done."""
+        """Count what is wrong with the output of a disturbed run: it must be readable, and right where it is marked done."""
         if not output.exists():
             line.unreadable += self.before is not None
             return

@@ -22,7 +22,7 @@ enum { FILES = 4096 };
 
 static char watched[4096];           // text in the paths that count; empty: none
 static char open_files[FILES];       // by descriptor
-static long number, at;              // calls so far; the call that is harmed
+static long number, at;              // calls so far; the call that is disturbed
 static int action, code, only_sync;  // what happens there; errno; whether only syncs count
 static FILE *record;
 static long clock_step;  // seconds by which the clock of the wall goes back at each look

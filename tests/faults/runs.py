@@ -1,4 +1,4 @@
-"""Run commands in separate processes that can be harmed, killed and counted."""
+"""Run commands in separate processes that can be disturbed, killed and counted."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def count(runs: Runs, operation: Operation, output: Path, *, only_syncs: bool = 
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", OPERATIONS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_whatever_call_is_harmed(
+def test_whatever_call_is_disturbed(
     fault: str, name: str, runs: Runs, operations: dict[str, Operation], tmp_path: Path
 ) -> None:
     operation, line = operations[name], TABLE[f"{fault}, {name}"]
@@ -44,7 +44,7 @@ def test_whatever_call_is_harmed(
     chosen = sorted(random.Random(seed).sample(range(1, calls + 1), min(most, calls)))
     print(f"{fault}, {name}: {len(chosen)} of {calls} calls, seed {seed}")
     action, code = FAULTS[fault]
-    harmed = 0
+    disturbed = 0
     for call in chosen:
         operation.prepare(output)
         ended = runs(operation.command(output), Arm(output.name, call, action, code))
@@ -52,20 +52,20 @@ def test_whatever_call_is_harmed(
         line.hangs += ended.hung
         assert "Traceback" not in ended.log, (call, ended.log)
         if action == FAIL:
-            harmed += ended.code == 6
+            disturbed += ended.code == 6
             # Without harm only at a call that may fail, such as reserving space.
             assert ended.code in (operation.code, 6), (call, ended)
             assert ended.code != 6 or "error[output" in ended.log, (call, ended.log)
         elif action == SHORT:
-            harmed += 1
+            disturbed += 1
             assert ended.code == operation.code, (call, ended)
         else:
-            harmed += ended.code == -9
+            disturbed += ended.code == -9
         operation.judge(output, line)
         operation.judge_end(output, runs(operation.command(output)), line)
         assert line.harmless, (call, ended, line)
     operation.clear(output)
-    assert harmed > 0.6 * len(chosen), "the faults did not take place"
+    assert disturbed > 0.6 * len(chosen), "the faults did not take place"
 
 
 @pytest.mark.timeout(1800)

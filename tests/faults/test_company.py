@@ -56,7 +56,7 @@ def wait_for(what: object, seconds: float = 60.0) -> None:
     [("killed before a call", KILL_BEFORE, 0), ("killed after a call", KILL_AFTER, 0), ("half of a write", SHORT, 0),
      ("EIO", FAIL, errno.EIO), ("ENOSPC", FAIL, errno.ENOSPC)],
 )  # fmt: skip
-def test_a_call_of_a_process_is_harmed(
+def test_a_call_of_a_process_is_disturbed(
     fault: str, action: int, code: int, runs: Runs, data: Data, tmp_path: Path
 ) -> None:
     """Each of the two processes meets the fault at its own n-th call."""

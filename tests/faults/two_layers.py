@@ -1,4 +1,4 @@
-"""Define a small backbone of two layers for the harmed runs: fixed random convolutions, no weights to load."""
+"""Define a small backbone of two layers for the disturbed runs: fixed random convolutions, no weights to load."""
 
 from __future__ import annotations
 

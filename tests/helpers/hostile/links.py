@@ -117,9 +117,9 @@ def part(edit: Callable[[Draft], object]) -> Callable[[Draft], None]:
 
     def change(draft: Draft) -> None:
         path = draft.path.with_name("other.h5")
-        harmed = Draft.read(path, path)
-        edit(harmed)
-        harmed.write()
+        disturbed = Draft.read(path, path)
+        edit(disturbed)
+        disturbed.write()
 
     return change
 
