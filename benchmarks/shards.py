@@ -26,6 +26,7 @@ from roialign_cli.arrays import PackedNames
 from roialign_cli.config import Settings
 from roialign_cli.extraction.plan import plan_run
 from roialign_cli.extraction.shards import estimate_work, split_plan
+from roialign_cli.inputs.images import open_images
 from roialign_cli.store.layout import Layout, create_file
 from roialign_cli.store.merge import merge
 from roialign_cli.store.reader import FeatureFile
@@ -120,7 +121,7 @@ def make_large(folder: Path, images: int) -> None:
 def large_plan(folder: Path) -> dict[str, float]:
     """Return seconds to read boxes and folder, and to divide into 64 shards and hash; and peak memory in gigabytes."""
     begun = time.perf_counter()
-    plan = plan_run(folder / "images", folder / "boxes.parquet", folder / "f.h5", Settings())
+    plan = plan_run(open_images(folder / "images"), folder / "boxes.parquet", folder / "f.h5", Settings())
     made = time.perf_counter()
     whole = split_plan(plan, 64, (800, 1333))
     done = time.perf_counter()

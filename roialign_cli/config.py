@@ -19,7 +19,11 @@ from roialign_cli.errors import ConfigError
 from roialign_cli.system.safe_read import YamlError, read_yaml
 
 BoxesFormat = Literal[
-    "auto", "native", "jsonl", "coco", "coco-results", "voc", "yolo", "labelme", "csv", "parquet", "npz"
+    "auto", "native", "jsonl", "coco", "coco-results", "voc", "yolo", "detections", "dota", "text", "labelme",
+    "label-studio", "cvat", "csv", "parquet", "npz", "butd",
+]  # fmt: skip
+BoxUnits = Literal[
+    "", "xyxy", "xywh", "cxcywh", "yxyx", "xyxy-relative", "xywh-relative", "cxcywh-relative", "yxyx-relative"
 ]
 Mode = Literal["avg", "max", "exact"]
 Reduce = Literal["none", "mean", "max"]
@@ -29,6 +33,7 @@ Dtype = Literal["float32", "float16"]
 Kernel = Literal["auto", "cpu", "cuda", "torchvision"]
 Resize = tuple[int, int | None] | None  # (short side, longest side or None) in pixels; None: the image's own size
 
+WHOLE_IMAGE = "1x1"  # the grid that --whole-image means
 MAX_PIXELS = 178_956_970  # above this, Pillow raises DecompressionBombError by default
 DETECTION_RESIZE = (800, 1333)  # pixels: short side and maximum of the long side in torchvision's detection models
 # With this many samples per bin and axis, the average over a RoI of 50 cells differs from mode exact by 1e-6 of the
@@ -76,7 +81,9 @@ class Settings:
     workers: NonNegativeInt = 0  # 0: the number of cores
     processes: NonNegativeInt = 0  # 0: one per device
     boxes_format: BoxesFormat = "auto"
-    columns: str = ""  # WHAT=NAME,... for tables whose column names are not recognised
+    box_units: BoxUnits = ""  # the four numbers of a box; empty: those of the format
+    columns: str = ""  # WHAT=NAME,... for tables whose column names are not recognised, or all roles in their order
+    allow_outside: bool = False  # accept files of which most boxes lie outside their images
     classes: str = ""  # file with the class names of YOLO labels
     images_json: str = ""  # COCO file with the image names for COCO results
     voc_origin: Literal[0, 1] = 1  # coordinate of the first pixel in VOC files

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from enum import IntEnum
 
 
@@ -18,6 +19,16 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130  # 128 + SIGINT, the convention of shells; the run can be resumed
 
 
+MAX_MESSAGE = 1000  # characters; a longer message is cut in its middle
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+
+
+def quoted(value: object) -> str:
+    """Return what was found as an error quotes it: `repr`, cut to 80 characters."""
+    return _short.repr(value)
+
+
 class RoialignError(Exception):
     """A failure shown to the user as `error[reference]: where: expected ..., found ...`, followed by one hint.
 
@@ -27,6 +38,8 @@ class RoialignError(Exception):
     exit_code: int = 1
 
     def __init__(self, reference: str, message: str, hint: str = "") -> None:
+        if len(message) > MAX_MESSAGE:  # a backstop: what was found in a file may be of any length
+            message = f"{message[: MAX_MESSAGE // 2]} ... {message[-MAX_MESSAGE // 2 :]}"
         super().__init__(f"{message}\nhint: {hint}" if hint else message)
         self.reference = reference
         self.message = message

@@ -32,6 +32,8 @@ class BoxTable:
     crowd: npt.NDArray[np.bool_] | None = None  # [N] COCO's iscrowd
     relative_boxes: npt.NDArray[np.float64] | None = None  # [N, 4] as shares of the image's width and height
     sha256: str = ""  # of the files and options that the table was read from
+    units: str = "xyxy"  # which four numbers the file has, as --box-units names them
+    notes: tuple[str, ...] = ()  # for the user: what was left out or found under another name
 
     def rows_of(self, image: int) -> slice:
         """Return the rows of an image, given its index in `names`."""
@@ -107,6 +109,7 @@ class Summary:
     already_finished: bool
     features: dict[str, tuple[int, ...]]
     failures: dict[str, str]
+    notes: tuple[str, ...]  # on the boxes: what was left out, or found under another name
 
     @classmethod
     def of(cls, plan: Plan, *, done: int, failed: int, **rest: Any) -> Summary:
@@ -123,5 +126,6 @@ class Summary:
             unused_images=plan.unused_images,
             finished=pending == 0,
             interrupted=pending > 0,
+            notes=plan.table.notes,
             **rest,
         )

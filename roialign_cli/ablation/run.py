@@ -28,7 +28,7 @@ from roialign_cli.extraction.batches import load_batches, make_batches
 from roialign_cli.extraction.plan import make_plan
 from roialign_cli.extraction.provenance import provenance
 from roialign_cli.inputs.boxes import read_boxes
-from roialign_cli.inputs.images import ImageError
+from roialign_cli.inputs.images import ImageError, ImageSet, open_images
 from roialign_cli.ops.dispatch import choose_kernel
 from roialign_cli.regions.pooling import pool, pool_rounded
 from roialign_cli.regions.values import ValueReport
@@ -63,7 +63,7 @@ class Ablation:
 
 
 def ablate(
-    folder: Path,
+    images: ImageSet | str | Path,
     boxes: Path | None,
     settings: Settings,
     variants: Sequence[Variant],
@@ -79,10 +79,9 @@ def ablate(
 
     With `save`, the features of each variant are written to the file that it returns. Raises RoialignError.
     """
-    table = read_boxes(boxes, folder, settings)
-    plan = make_plan(
-        folder, table, clip=settings.clip, on_error=settings.on_error, image_timeout=settings.image_timeout
-    )
+    images = open_images(images)
+    table = read_boxes(boxes, images, settings)
+    plan = make_plan(images, table, settings)
     device = find_device(settings.device)
     for variant in variants:
         if variant.op == "roi_align":
@@ -94,7 +93,7 @@ def ablate(
     made_by = provenance(settings, plan, backbone)
     with_boxes = int((np.diff(plan.table.offset) > 0).sum())
 
-    def result(images: int, *, finished: bool) -> Ablation:
+    def result(measured: int, *, finished: bool) -> Ablation:
         rows = make_rows(found, variants, backbone.layers)
         scored = found.probe.score(0, 0) if found.probe else None
         about = {"chance": scored.chance, "boxes": scored.boxes, "classes": scored.classes} if scored else None
@@ -102,7 +101,7 @@ def ablate(
             rows,
             recommend(rows, tolerance),
             tolerance,
-            images,
+            measured,
             with_boxes,
             failures,
             finished,
@@ -113,7 +112,7 @@ def ablate(
 
     done, finished, checkpoint = 0, True, time.monotonic()
     with allocator.retain_freed_memory(), SavedFeatures.open(plan, backbone, variants, made_by, save) as features:
-        for image, version, views in _views(folder, plan, settings, backbone, device, failures, features):
+        for image, version, views in _views(images, plan, settings, backbone, device, failures, features):
             rows = np.arange(*plan.table.offset[image : image + 2].tolist())
             with torch.inference_mode():
                 for index, view in enumerate(views):
@@ -150,7 +149,7 @@ def _no_measurements(plan: Plan, variants: int, layers: int, *, probe: bool) -> 
 
 
 def _views(
-    folder: Path,
+    images: ImageSet,
     plan: Plan,
     settings: Settings,
     backbone: Backbone,
@@ -161,7 +160,7 @@ def _views(
     """Yield images one by one with the views of their layers; record those that fail, or raise with --on-error stop."""
     backbone.to(device)
     one_by_one = make_batches(plan, 1)
-    for batch, (decoded,) in load_batches(folder, plan, one_by_one, settings):
+    for batch, (decoded,) in load_batches(images, plan, one_by_one, settings):
         (image,) = batch.images
         if isinstance(decoded, ImageError):
             if settings.on_error == "stop":

@@ -33,7 +33,7 @@ SHOWN = {  # column: (title on the terminal, format); the files have all columns
 @takes_settings(
     "config", "backbone", "weights", "layers", "resize", "precision", "compile",
     "output_size", "sampling_ratio", "aligned", "mode", "clip", "kernel", "dtype", "device", "workers",
-    "boxes_format", "columns", "classes", "images_json", "voc_origin",
+    "boxes_format", "box_units", "columns", "allow_outside", "classes", "images_json", "voc_origin",
     "labels", "min_score", "min_size", "max_boxes", "crowd", "whole_image", "grid",
     "max_pixels", "image_timeout", "on_error",
     others=frozenset({VARY}),
@@ -96,12 +96,12 @@ def ablate(
     from roialign_cli.ablation.run import ablate as run
     from roialign_cli.cli.console import print_json
     from roialign_cli.cli.progress import show_progress, stop_on_interrupt
-    from roialign_cli.inputs.images import limit_pixels
+    from roialign_cli.inputs.images import limit_pixels, open_images
 
     with stop_on_interrupt("the tables keep what is measured") as should_stop, limit_pixels(settings.max_pixels):
         with show_progress("measuring") as progress:
             result = run(
-                images, boxes, settings, variants, tolerance=tolerance, probe=probe is not None,
+                open_images(images, boxes), boxes, settings, variants, tolerance=tolerance, probe=probe is not None,
                 save=(lambda variant: output / f"{variant.name}.h5") if save_features else None,
                 on_progress=progress, on_checkpoint=lambda so_far: write_tables(so_far, output), should_stop=should_stop,
             )  # fmt: skip

@@ -21,7 +21,7 @@ BAR_WIDTH = 40  # characters of the longest bar of the histogram
 
 
 @takes_settings(
-    "boxes_format", "columns", "classes", "images_json", "voc_origin",
+    "boxes_format", "box_units", "columns", "allow_outside", "classes", "images_json", "voc_origin",
     "labels", "min_score", "min_size", "max_boxes", "crowd", "whole_image", "grid", "clip",
 )  # fmt: skip
 def boxes(
@@ -41,18 +41,20 @@ def boxes(
     """
     from dataclasses import replace
 
-    from roialign_cli.cli.console import print_json
+    from roialign_cli.cli.console import print_json, print_notes
     from roialign_cli.extraction.plan import make_plan
     from roialign_cli.inputs.boxes import read_boxes
-    from roialign_cli.inputs.images import limit_pixels
+    from roialign_cli.inputs.images import limit_pixels, open_images
     from roialign_cli.inputs.survey import survey, write_native
     from roialign_cli.system.atomic import check_not_input
 
     with limit_pixels():
+        found_images = open_images(images, boxes)
         table = replace(
-            read_boxes(boxes, images, settings), sizes=None
+            read_boxes(boxes, found_images, settings), sizes=None
         )  # sizes come from the images, not from the file
-        plan = make_plan(images, table, clip=settings.clip, on_error="skip")
+        plan = make_plan(found_images, table, settings)
+    print_notes(plan.table.notes)
     found = survey(plan)
     if write is not None:
         check_not_input(write, [] if boxes is None else [boxes])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -52,6 +52,12 @@ def key_value_table(title: str, rows: list[tuple[str, str]]) -> Table:
     for name, value in rows:
         table.add_row(name, value)
     return table
+
+
+def print_notes(notes: Iterable[str]) -> None:
+    """Print notes on the input on stderr."""
+    for note in notes:
+        stderr.print(f"note: {note}", highlight=False, markup=False)
 
 
 def print_failures(failures: Mapping[str, str], where: str) -> None:

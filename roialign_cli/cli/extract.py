@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     "config", "backbone", "weights", "layers", "resize", "precision", "compile",
     "output_size", "sampling_ratio", "aligned", "mode", "reduce", "head", "clip", "kernel", "dtype",
     "device", "processes", "batch_size", "workers",
-    "boxes_format", "columns", "classes", "images_json", "voc_origin",
+    "boxes_format", "box_units", "columns", "allow_outside", "classes", "images_json", "voc_origin",
     "labels", "min_score", "min_size", "max_boxes", "crowd", "whole_image", "grid",
     "max_pixels", "image_timeout", "on_error", "on_nonfinite",
     device=Annotated[
@@ -77,10 +77,11 @@ def extract(
         found = f"{num_shards} shards, {gpus_per_worker:g} GPUs"
         raise ConfigError("config-value", f"engine: expected numbers of at least 0, found {found}")
     from roialign_cli.extraction.plan import plan_run
-    from roialign_cli.inputs.images import limit_pixels
+    from roialign_cli.inputs.images import limit_pixels, open_images
 
     with stop_on_interrupt() as should_stop, limit_pixels(settings.max_pixels):
-        plan = plan_run(images, boxes, output, settings)  # reports bad input before torch is loaded
+        image_set = open_images(images, boxes)
+        plan = plan_run(image_set, boxes, output, settings)  # reports bad input before torch is loaded
         if engine == "ray" and not dry_run:
             from roialign_cli.cluster.connection import Cluster
             from roialign_cli.cluster.engine import extract_on_cluster
@@ -89,7 +90,7 @@ def extract(
             cluster = Cluster(address, settings.processes, gpus_per_worker, num_shards)
             with show_progress() as progress:
                 summary = extract_on_cluster(
-                    plan, images, output, settings, cluster,
+                    plan, image_set, output, settings, cluster,
                     join=merge, overwrite=overwrite, on_progress=progress, should_stop=should_stop,
                 )  # fmt: skip
             _finish(summary, as_json=json)
@@ -97,8 +98,9 @@ def extract(
         from roialign_cli.extraction.job import prepare_job
         from roialign_cli.extraction.run import run_job
 
-        job = prepare_job(plan, images, output, settings, part)
+        job = prepare_job(plan, image_set, output, settings, part)
         if dry_run:
+            _warn_of_plan(job.plan, settings)
             _print_plan(job, as_json=json)
             return
         _warn_of_plan(job.plan, settings)
@@ -122,9 +124,13 @@ def _finish(summary: Summary, *, as_json: bool) -> None:
 
 
 def _warn_of_plan(plan: Plan, settings: Settings) -> None:
-    """Warn about images that cannot be read, and about boxes outside of their image or without area."""
-    from roialign_cli.cli.console import pluralise, stderr
+    """Print notes on the boxes; warn about images that cannot be read, and about boxes outside or without area."""
+    from roialign_cli.cli.console import pluralise, print_notes, stderr
+    from roialign_cli.inputs.survey import suspicions
 
+    print_notes(plan.table.notes)
+    for text in suspicions(plan):
+        stderr.print(f"warning: {text}", highlight=False)
     clip = ", clipped" if settings.clip else "; --clip clips"
     for number, noun, text in (
         (len(plan.problems), "image", "cannot be read; recorded as failed"),

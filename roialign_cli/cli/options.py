@@ -20,11 +20,17 @@ def option(help_text: str, *names: str, panel: str, default: object = None) -> A
     return typer.Option(*names, help=shown, rich_help_panel=panel, show_default=False)
 
 
-Images = Annotated[Path, typer.Argument(help="Folder of images, searched with its subfolders.", show_default=False)]
+Images = Annotated[
+    str,
+    typer.Argument(
+        help="Folder with images, also in its subfolders; or an image, a quoted pattern, a .txt list of paths, .zip or .tar.",
+        show_default=False,
+    ),
+]
 Boxes = Annotated[
     Path | None,
     typer.Argument(
-        help="Box file or folder: native JSON or JSON Lines, COCO instances or results, VOC, YOLO, LabelMe, CSV, Parquet, npz.",
+        help="Box file or folder: JSON, COCO, VOC, YOLO, CSV and others, see --boxes-format; - is stdin.",
         show_default=False,
     ),
 ]
@@ -89,10 +95,18 @@ SETTINGS: dict[str, Any] = {
     "boxes_format": Annotated[
         str | None, option(f"{', '.join(get_args(BoxesFormat))}.", default=DEFAULTS.boxes_format, panel=BOXES)
     ],
+    "box_units": Annotated[
+        str | None,
+        option("What boxes are: xyxy, xywh, cxcywh, yxyx, each also with -relative.", default="by format", panel=BOXES),
+    ],
+    "allow_outside": Annotated[
+        bool | None,
+        option("Accept a file of which most boxes lie outside their images.", "--allow-outside", panel=BOXES),
+    ],
     "columns": Annotated[
         str | None,
         option(
-            "Columns of a table: image=File,x1=Left,...,units=pixels or relative.",
+            'Columns of a table: image=File,x1=Left,...,units=pixels; or all, in order: "label score x1 y1 x2 y2".',
             default="by their names",
             panel=BOXES,
         ),

@@ -19,7 +19,8 @@ MIN_SHARDS_PER_NODE = 3  # fewer do not even out nodes that lag
 
 
 @takes_settings(
-    "config", "backbone", "precision", "device", "resize", "boxes_format", "whole_image", "grid",
+    "config", "backbone", "precision", "device", "resize",
+    "boxes_format", "box_units", "columns", "allow_outside", "whole_image", "grid",
 )  # fmt: skip
 def plan(
     images: options.Images,
@@ -53,10 +54,11 @@ def plan(
     from roialign_cli.cluster.estimate import estimate_run, given_speed, measure_speed
     from roialign_cli.extraction.plan import make_plan
     from roialign_cli.inputs.boxes import read_boxes
-    from roialign_cli.inputs.images import limit_pixels
+    from roialign_cli.inputs.images import limit_pixels, open_images
 
     with limit_pixels():
-        made = make_plan(images, read_boxes(boxes, images, settings), clip=False, on_error="skip")
+        found = open_images(images, boxes)
+        made = make_plan(found, read_boxes(boxes, found, settings), settings)
     speed = measure_speed(made, settings) if images_per_second is None else given_speed(made, settings, rate)
     estimate = estimate_run(made, speed, nodes=nodes, shards=shards, repeat=repeat, row_bytes=row_bytes)
     if json:

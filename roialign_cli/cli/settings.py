@@ -8,9 +8,7 @@ from collections.abc import Callable
 from typing import Any, get_type_hints
 
 from roialign_cli.cli.options import SETTINGS
-from roialign_cli.config import load
-
-WHOLE_IMAGE = "1x1"  # the grid that --whole-image means
+from roialign_cli.config import WHOLE_IMAGE, load
 
 
 def takes_settings(

@@ -40,9 +40,9 @@ class Cluster:
 
 @dataclass(frozen=True)
 class SharedPaths:
-    """Hold what every node must see: the folder of images, and beside the output a file with the mark of this run."""
+    """Hold what every node must see: the images, and beside the output a file with the mark of this run."""
 
-    folder: Path
+    images: tuple[Path, ...]  # the folder, or the archives
     output: Path
     mark: str
 
@@ -53,8 +53,9 @@ class SharedPaths:
 
     def problem_here(self) -> str:
         """Return what is wrong with the paths on this node, or an empty string."""
-        if not self.folder.is_dir():
-            return f"{self.folder}: expected the folder of images, found none"
+        for path in self.images:
+            if not path.exists():
+                return f"{path}: expected the images, found nothing there"
         try:
             same = self.mark_file.read_text() == self.mark
         except OSError:
@@ -95,9 +96,9 @@ def connected(cluster: Cluster) -> Iterator[Any]:
 
 
 @contextmanager
-def marked(folder: Path, output: Path) -> Iterator[SharedPaths]:
+def marked(images: tuple[Path, ...], output: Path) -> Iterator[SharedPaths]:
     """Yield the paths of a run, and write its mark meanwhile. Raises OutputError if the mark cannot be written."""
-    paths = SharedPaths(folder.resolve(), output.resolve(), uuid.uuid4().hex)
+    paths = SharedPaths(tuple(path.resolve() for path in images), output.resolve(), uuid.uuid4().hex)
     try:
         paths.mark_file.write_text(paths.mark)
     except OSError as error:
@@ -115,7 +116,7 @@ def check_nodes(ray: Any, paths: SharedPaths) -> None:
     """
 
     def look(
-        version: str, paths_of: tuple[str, str, str]
+        version: str, images: tuple[str, ...], output: str, mark: str
     ) -> tuple[str, str]:  # sent by value, since roialign may be missing there
         from pathlib import Path
 
@@ -126,14 +127,14 @@ def check_nodes(ray: Any, paths: SharedPaths) -> None:
             return f"expected roialign {version}, found none", ""
         if __version__ != version:
             return f"expected roialign {version}, found {__version__}", ""
-        folder, output, mark = paths_of
-        return "", SharedPaths(Path(folder), Path(output), mark).problem_here()
+        return "", SharedPaths(tuple(map(Path, images)), Path(output), mark).problem_here()
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
     pinned = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy
-    remote, sent = ray.remote(num_cpus=0)(look), (str(paths.folder), str(paths.output), paths.mark)
+    remote = ray.remote(num_cpus=0)(look)
+    sent = (tuple(map(str, paths.images)), str(paths.output), paths.mark)
     answers = [
-        remote.options(scheduling_strategy=pinned(node["NodeID"], soft=False)).remote(__version__, sent)
+        remote.options(scheduling_strategy=pinned(node["NodeID"], soft=False)).remote(__version__, *sent)
         for node in nodes
     ]
     for node, answer in zip(nodes, answers, strict=True):

@@ -29,6 +29,7 @@ from roialign_cli.cluster.connection import (
 from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError, OutputError, RoialignError
 from roialign_cli.extraction.shards import Shard, shard_plan, split_plan
+from roialign_cli.inputs.images import ImageSet
 from roialign_cli.store.merge import merge
 from roialign_cli.store.output import locked
 from roialign_cli.store.parts import Part
@@ -42,7 +43,7 @@ LOCK_SECONDS = 300.0  # in which a worker that lost the cluster notices it and r
 
 def extract_on_cluster(
     plan: Plan,
-    folder: Path,
+    images: ImageSet,
     output: Path,
     settings: Settings,
     cluster: Cluster,
@@ -64,11 +65,11 @@ def extract_on_cluster(
         from roialign_cli.extraction.job import prepare_job
         from roialign_cli.extraction.run import run_job  # loads torch, which otherwise only the workers do
 
-        job = prepare_job(plan, folder, output, settings)  # merged already: failed images are tried again here
+        job = prepare_job(plan, images, output, settings)  # merged already: failed images are tried again here
         return run_job(job, overwrite=False, on_progress=on_progress, should_stop=should_stop)
     with locked(output):
         stale = (output, *paths) if overwrite else ()
-        found = fill_shards(plan, shards, folder, output, settings, cluster, stale, on_progress, should_stop)
+        found = fill_shards(plan, shards, images, output, settings, cluster, stale, on_progress, should_stop)
     summary = _summarise(plan, output, paths, found)
     if join and summary.finished:
         finished = merge(paths, output, should_stop=should_stop).finished
@@ -82,7 +83,7 @@ def extract_on_cluster(
 def fill_shards(
     plan: Plan,
     shards: Sequence[Shard],
-    folder: Path,
+    images: ImageSet,
     output: Path,
     settings: Settings,
     cluster: Cluster,
@@ -96,12 +97,12 @@ def fill_shards(
     no room, OutputError if a node does not see the paths, and the first error of a shard.
     """
     found: list[Summary] = []
-    with connected(cluster) as ray, marked(folder, output) as paths:
+    with connected(cluster) as ray, marked(images.paths, output) as paths:
         check_nodes(ray, paths)
         actors, cores = plan_actors(ray, cluster)
         options = {"num_cpus": cores, "num_gpus": cluster.gpus_per_actor, "max_restarts": -1, "max_task_retries": -1}
         worker = ray.remote(**options)(_Worker)
-        pool = [worker.remote(settings, paths, max(1, int(cores))) for _ in range(min(actors, len(shards)))]
+        pool = [worker.remote(settings, images, paths, max(1, int(cores))) for _ in range(min(actors, len(shards)))]
         running = {actor.begin.remote(): actor for actor in pool}
         left: Iterator[tuple[Shard, Plan, dict[str, Any]]] | None = None
         watch, begun = _ShardWatcher(plan, [shard.path(output) for shard in shards]), time.monotonic()
@@ -138,7 +139,7 @@ class _Worker:
     Errors are returned, since Ray would wrap those that are raised, and try again.
     """
 
-    def __init__(self, settings: Settings, paths: SharedPaths, threads: int) -> None:
+    def __init__(self, settings: Settings, images: ImageSet, paths: SharedPaths, threads: int) -> None:
         import torch
 
         from roialign_cli.system import allocator
@@ -146,7 +147,8 @@ class _Worker:
         torch.set_num_threads(threads)
         self._memory = ExitStack()  # retains memory from shard to shard while this process lives
         self._memory.enter_context(allocator.retain_freed_memory())
-        self._settings, self._paths = replace(settings, processes=0), paths  # this actor is one of the processes
+        self._images, self._paths = images, paths
+        self._settings = replace(settings, processes=0)  # this actor is one of the processes
         self._backbone: Any = None
 
     def begin(self) -> tuple[int, int | None] | RoialignError | None:
@@ -174,7 +176,7 @@ class _Worker:
         try:
             with limit_pixels(self._settings.max_pixels):
                 output = shard.path(self._paths.output)
-                job = make_job(mine, self._paths.folder, output, self._settings, self._backbone, about)
+                job = make_job(mine, self._images, output, self._settings, self._backbone, about)
                 return run_job(job, overwrite=False, patience=LOCK_SECONDS)
         except RoialignError as error:
             return error

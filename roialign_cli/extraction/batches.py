@@ -7,13 +7,12 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.config import Resize, Settings
-from roialign_cli.inputs.images import DecodedImage, ImageError, decode_image, timeout_error
+from roialign_cli.inputs.images import DecodedImage, ImageError, ImageFile, ImageSet, decode_image, timeout_error
 from roialign_cli.regions.resize import resized
 from roialign_cli.system.file_threads import FileTask, FileThreads
 from roialign_cli.types import Plan
@@ -61,12 +60,12 @@ def pending_batches(plan: Plan, batch_size: int, resize: Resize, done: npt.NDArr
 
 
 def load_batches(
-    folder: Path, plan: Plan, batches: Iterable[Batch], settings: Settings
+    images: ImageSet, plan: Plan, batches: Iterable[Batch], settings: Settings
 ) -> Iterator[tuple[Batch, list[Decoded]]]:
     """Yield each batch with its decoded images; an image that cannot be decoded is given as its error."""
     threads = FileThreads(decode_image, settings.workers or os.cpu_count() or 1, settings.image_timeout)
 
-    def result(task: FileTask[DecodedImage]) -> Decoded:
+    def result(task: FileTask[ImageFile, DecodedImage]) -> Decoded:
         try:
             return threads.wait(task)
         except TimeoutError:
@@ -74,10 +73,10 @@ def load_batches(
         except ImageError as error:
             return error
 
-    waiting: deque[tuple[Batch, list[FileTask[DecodedImage]]]] = deque()
+    waiting: deque[tuple[Batch, list[FileTask[ImageFile, DecodedImage]]]] = deque()
     try:
         for batch in batches:
-            waiting.append((batch, [threads.start(folder / plan.table.names[image]) for image in batch.images]))
+            waiting.append((batch, [threads.start(images.file(plan.table.names[image])) for image in batch.images]))
             if len(waiting) > PREFETCH_BATCHES:
                 ready, tasks = waiting.popleft()
                 yield ready, [result(task) for task in tasks]

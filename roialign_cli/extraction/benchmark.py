@@ -27,7 +27,7 @@ from roialign_cli.config import DETECTION_RESIZE, Resize, Settings
 from roialign_cli.extraction.job import Job, prepare_job
 from roialign_cli.extraction.plan import plan_run
 from roialign_cli.extraction.run import run_job
-from roialign_cli.inputs.images import decode
+from roialign_cli.inputs.images import decode_image, open_images
 from roialign_cli.ops import roi_align
 from roialign_cli.regions.pooling import pool
 from roialign_cli.regions.preprocessing import prepare
@@ -110,7 +110,8 @@ def make_data(folder: Path, images: int, boxes: int) -> tuple[Path, Path]:
 
 def make_job(images: Path, boxes: Path, output: Path, settings: Settings) -> Job:
     """Return a job over an image folder and a box file; its output may exist."""
-    return prepare_job(plan_run(images, boxes, output, settings), images, output, settings)
+    found = open_images(images)
+    return prepare_job(plan_run(found, boxes, output, settings), found, output, settings)
 
 
 def torchvision_script(images: Path, boxes: Path, output: Path, model: Any, device: torch.device) -> None:
@@ -135,8 +136,8 @@ def torchvision_script(images: Path, boxes: Path, output: Path, model: Any, devi
 def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
     """Return each stage of a job as an action over all images, which have one size, on inputs that are ready."""
     settings, backbone, plan = job.settings, job.backbone, job.plan
-    paths = [job.folder / name for name in plan.table.names]
-    pixels = [decode(path) for path in paths]
+    files = [job.images.file(name) for name in plan.table.names]
+    pixels = [decode_image(file).pixels for file in files]
     backbone.to(job.devices[0])
 
     def resize() -> Tensor:
@@ -176,7 +177,9 @@ def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
                 backbone(inputs[i : i + 1], settings.precision)
 
     return dict(
-        zip(STAGES, (lambda: [decode(path) for path in paths], resize, backbone_all, pool_all, write), strict=True)
+        zip(
+            STAGES, (lambda: [decode_image(file) for file in files], resize, backbone_all, pool_all, write), strict=True
+        )
     )
 
 

@@ -14,6 +14,7 @@ from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.config import Settings
 from roialign_cli.extraction.provenance import provenance
 from roialign_cli.extraction.shards import Shard, shard_plan, split_plan
+from roialign_cli.inputs.images import ImageSet
 from roialign_cli.ops.dispatch import choose_kernel
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.system.devices import find_devices
@@ -24,7 +25,7 @@ from roialign_cli.types import Plan
 class Job:
     """Hold everything that a run needs; nothing has been written yet. One process works for each of `devices`."""
 
-    folder: Path
+    images: ImageSet
     output: Path
     settings: Settings
     plan: Plan
@@ -34,7 +35,7 @@ class Job:
     free_bytes: int
 
 
-def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings, shard: Shard | None = None) -> Job:
+def prepare_job(plan: Plan, images: ImageSet, output: Path, settings: Settings, shard: Shard | None = None) -> Job:
     """Load the backbone and return the job of a plan, or of one shard of it, which has a file of its own beside `output`.
 
     Raises RoialignError for anything that can be wrong before the first image.
@@ -43,14 +44,14 @@ def prepare_job(plan: Plan, folder: Path, output: Path, settings: Settings, shar
     choose_kernel(settings.kernel, find_devices(settings.device, settings.processes)[0], settings.mode)
     backbone = load_backbone(settings)
     if shard is None:
-        return make_job(plan, folder, output, settings, backbone)
+        return make_job(plan, images, output, settings, backbone)
     part, attributes = shard_plan(split_plan(plan, shard.count, backbone.preprocessing.resize), shard.number)
-    return make_job(part, folder, shard.path(output), settings, backbone, attributes)
+    return make_job(part, images, shard.path(output), settings, backbone, attributes)
 
 
 def make_job(
     plan: Plan,
-    folder: Path,
+    images: ImageSet,
     output: Path,
     settings: Settings,
     backbone: Backbone,
@@ -62,7 +63,7 @@ def make_job(
     made_by = {**provenance(settings, plan, backbone), "kernel": f"{kernel} on {devices[0].type}", **attributes}
     layout = make_layout(backbone, settings, made_by)
     free = check_space(output, 0 if output.exists() else layout.feature_bytes(plan.rows))
-    return Job(folder, output, settings, plan, backbone, layout, devices, free)
+    return Job(images, output, settings, plan, backbone, layout, devices, free)
 
 
 def make_layout(backbone: Backbone, settings: Settings, attributes: Mapping[str, Any]) -> Layout:

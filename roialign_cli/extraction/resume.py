@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
-from roialign_cli.inputs.file_versions import has_changed
+from roialign_cli.inputs.images import ImageSet
+from roialign_cli.inputs.images.file import has_changed
 from roialign_cli.store.check import features_match, tables_match
 from roialign_cli.store.checksum import IMAGE_VERSION_TABLES
 from roialign_cli.store.layout import Layout, initial_tables
@@ -35,7 +36,7 @@ MAX_NAMED_IMAGES = 3  # images that a warning names
 Images = npt.NDArray[np.int64]
 
 
-def revalidate(output: Path, folder: Path, plan: Plan, layout: Layout, *, strict: bool) -> npt.NDArray[np.bool_]:
+def revalidate(output: Path, images: ImageSet, plan: Plan, layout: Layout, *, strict: bool) -> npt.NDArray[np.bool_]:
     """Mark all images of a file that must be computed as pending, and return which images [M] are done.
 
     Every done row is read once if any image is left to compute. Warns about images that are computed again, and about rows
@@ -44,7 +45,7 @@ def revalidate(output: Path, folder: Path, plan: Plan, layout: Layout, *, strict
     with FeatureFile(output) as file:
         status = file.status
         done = np.flatnonzero(status == DONE)
-        changed = _changed(file, folder, done)
+        changed = _changed(file, images, done)
         damaged = np.empty(0, np.int64)
         pending = status != DONE
         pending[list(plan.problems)] = False
@@ -60,7 +61,7 @@ def revalidate(output: Path, folder: Path, plan: Plan, layout: Layout, *, strict
     return keep
 
 
-def _changed(file: FeatureFile, folder: Path, done: Images) -> Images:
+def _changed(file: FeatureFile, images: ImageSet, done: Images) -> Images:
     """Return the images whose file no longer holds what was read."""
     if not all(name in file.extents for name in IMAGE_VERSION_TABLES):
         return np.empty(0, np.int64)
@@ -68,7 +69,7 @@ def _changed(file: FeatureFile, folder: Path, done: Images) -> Images:
 
     def is_changed(image: int) -> bool:
         version = FileVersion(int(sizes[image]), int(times[image]), digests[image].tobytes())
-        return has_changed(folder / file.names[image], version)
+        return has_changed(images.file(file.names[image]), version)
 
     return _select(is_changed, done)
 

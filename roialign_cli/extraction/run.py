@@ -18,7 +18,7 @@ from roialign_cli.extraction.progress import ProgressTracker
 from roialign_cli.extraction.resume import revalidate
 from roialign_cli.extraction.shards import parse_shard
 from roialign_cli.extraction.worker import BatchWorker
-from roialign_cli.inputs.images import limit_pixels
+from roialign_cli.inputs.images import limit_pixels, open_images
 from roialign_cli.regions.values import ValueReport
 from roialign_cli.store.output import locked, open_output
 from roialign_cli.store.reader import FeatureFile
@@ -44,7 +44,7 @@ def extract(
     """Extract the region features of every box into a feature file; the same call resumes an interrupted run.
 
     Args:
-        images: folder of images.
+        images: folder of images; also an image, a pattern, a list of paths, or zip and tar archives.
         boxes: box file or folder of annotations; None with `grid`.
         output: the feature file to make.
         config: a named configuration or the path of a YAML file.
@@ -68,8 +68,9 @@ def extract(
     chosen = load_settings(named, settings)
     part = parse_shard(shard) if shard else None
     with limit_pixels(chosen.max_pixels):
-        plan = plan_run(Path(images), None if boxes is None else Path(boxes), Path(output), chosen)
-        job = prepare_job(plan, Path(images), Path(output), chosen, part)
+        image_set = open_images(images)
+        plan = plan_run(image_set, None if boxes is None else Path(boxes), Path(output), chosen)
+        job = prepare_job(plan, image_set, Path(output), chosen, part)
         return run_job(job, overwrite=overwrite, strict=strict, on_progress=on_progress, should_stop=should_stop)
 
 
@@ -88,7 +89,7 @@ def run_job(
         status = open_output(job.output, job.plan, job.layout, overwrite=overwrite)
         done = status == DONE
         if (status != PENDING).any():
-            done = revalidate(job.output, job.folder, job.plan, job.layout, strict=strict)
+            done = revalidate(job.output, job.images, job.plan, job.layout, strict=strict)
         finished_before, report = bool(done.all()), ValueReport()
         if not finished_before:
             tracker = ProgressTracker(job, done, on_progress)

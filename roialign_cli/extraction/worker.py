@@ -45,7 +45,7 @@ class BatchWorker:
         """Process batch after batch; at the end everything is on the disk."""
         with open_writer(self._job.output) as writer:
             recorder = OutcomeRecorder(self._job, writer, self.done, self._mark_finished)
-            for batch, decoded in load_batches(self._job.folder, self._job.plan, batches, self._job.settings):
+            for batch, decoded in load_batches(self._job.images, self._job.plan, batches, self._job.settings):
                 if should_stop():
                     return
                 self._process(batch, decoded, writer, recorder)

@@ -57,11 +57,11 @@ def survey(plan: Plan) -> Survey:
         duplicate_boxes=len(boxes) - len(np.unique(keyed, axis=0)) if len(boxes) else 0,
         labels={str(name): int(number) for name, number in zip(names, numbers, strict=True)},
         sizes={f"{low}": int(number) for low, number in zip(SIZE_EDGES_PIXELS, histogram, strict=True)},
-        suspicions=list(_suspicions(plan)),
+        suspicions=list(suspicions(plan)),
     )
 
 
-def _suspicions(plan: Plan) -> Iterator[str]:
+def suspicions(plan: Plan) -> Iterator[str]:
     """Yield sentences about signs that the boxes are in another convention than the one they were read in."""
     table = plan.table
     sizes = np.repeat(plan.sizes, np.diff(table.offset), axis=0)[:, ::-1]  # (width, height)

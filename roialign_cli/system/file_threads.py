@@ -7,20 +7,20 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
 from queue import SimpleQueue
 from typing import Generic, TypeVar
 
 POLL_SECONDS = 0.5  # interval at which a waiting caller checks the time limit
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class FileTask(Generic[Result]):
+class FileTask(Generic[Item, Result]):
     """The work on one file: when it started, in seconds of the monotonic clock, and its result or error."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, item: Item) -> None:
+        self.item = item
         self.started: float | None = None
         self.finished = threading.Event()
         self.result: Result | None = None
@@ -28,29 +28,29 @@ class FileTask(Generic[Result]):
         self.given_up = False
 
 
-class FileThreads(Generic[Result]):
+class FileThreads(Generic[Item, Result]):
     """A pool of threads that work on files; it replaces a thread whose work takes longer than `timeout` seconds.
 
     A thread cannot be ended from outside, so it is abandoned. The threads are daemons, so that the process can exit in
     spite of them; concurrent.futures would wait for its threads. `timeout` 0: no limit.
     """
 
-    def __init__(self, work: Callable[[Path], Result], count: int, timeout: float) -> None:
+    def __init__(self, work: Callable[[Item], Result], count: int, timeout: float) -> None:
         self._work = work
         self._timeout = timeout
-        self._tasks: SimpleQueue[FileTask[Result] | None] = SimpleQueue()
+        self._tasks: SimpleQueue[FileTask[Item, Result] | None] = SimpleQueue()
         self._closed = False
         self._count = 0
         for _ in range(count):
             self._add_thread()
 
-    def start(self, path: Path) -> FileTask[Result]:
+    def start(self, item: Item) -> FileTask[Item, Result]:
         """Queue the work on a file and return its task."""
-        task: FileTask[Result] = FileTask(path)
+        task: FileTask[Item, Result] = FileTask(item)
         self._tasks.put(task)
         return task
 
-    def wait(self, task: FileTask[Result]) -> Result:
+    def wait(self, task: FileTask[Item, Result]) -> Result:
         """Wait for a task and return its result. Raises the error of the work, or TimeoutError after the time limit."""
         while not task.finished.wait(POLL_SECONDS):
             if self._timeout and task.started is not None and time.monotonic() - task.started > self._timeout:
@@ -61,11 +61,11 @@ class FileThreads(Generic[Result]):
             raise task.error
         return task.result  # type: ignore[return-value]  # a finished task without an error has a result
 
-    def map(self, paths: Iterable[Path], ahead: int) -> Iterator[Callable[[], Result]]:
+    def map(self, items: Iterable[Item], ahead: int) -> Iterator[Callable[[], Result]]:
         """Yield, for each file in order, a function that waits for its result, while the next `ahead` files are worked on."""
-        waiting: deque[FileTask[Result]] = deque()
-        for path in paths:
-            waiting.append(self.start(path))
+        waiting: deque[FileTask[Item, Result]] = deque()
+        for item in items:
+            waiting.append(self.start(item))
             if len(waiting) > ahead:
                 yield partial(self.wait, waiting.popleft())
         while waiting:
@@ -85,7 +85,7 @@ class FileThreads(Generic[Result]):
         while (task := self._tasks.get()) is not None and not self._closed:
             task.started = time.monotonic()
             try:
-                task.result = self._work(task.path)
+                task.result = self._work(task.item)
             except BaseException as error:  # `wait` raises it in the caller's thread
                 task.error = error
             task.finished.set()

@@ -26,7 +26,7 @@ FILE_FLIPS = 3000 if FULL else 150
 DECODE = """
 import random, resource, sys, time
 from pathlib import Path
-from roialign_cli.inputs.images import ImageError, decode, limit_pixels, read_size
+from roialign_cli.inputs.images import ImageError, ImageFile, decode, limit_pixels, read_size
 whole, target, flips, seed = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 rng = random.Random(seed)
 def damaged():
@@ -45,7 +45,7 @@ with limit_pixels():
     for i, data in enumerate(damaged()):
         target.write_bytes(data)
         begun = time.monotonic()
-        for read in (read_size, decode):
+        for read in (lambda path: read_size(ImageFile(path)), decode):
             try:
                 read(target)
             except ImageError as error:

@@ -95,7 +95,7 @@ RANDOM = ["--backbone", "resnet18", "--weights", "random"]
         ("empty", "good.json", QUICK, 3, ["error[images-empty]: empty: expected images, found none"]),
         ("im", "good.json", ["--backbone", "resnet19"], 4, ["error[backbone-unknown]", "did you mean resnet18"]),
         ("im", "good.json", [*RANDOM, "--layers", "layer5"], 4, ["layer1, layer2, layer3, layer4", "did you mean layer4"]),
-        ("im", "xywh.json", QUICK, 3, ['error[box-outside-format]: xywh.json: "cat.jpg", box 0', "--boxes-format coco"]),
+        ("im", "xywh.json", QUICK, 3, ['error[box-outside-format]: xywh.json: "cat.jpg", box 0', "--box-units xywh"]),
         ("im", "nan.json", QUICK, 3, ['error[box-not-finite]: nan.json: "cat.jpg", box 0']),
         ("im", "typo.json", QUICK, 3, ['error[image-missing]: im: 1 of 1', 'the nearest name there is "cat.jpg"']),
         ("im", "half.json", QUICK, 7, ['failed: "cta.jpg": expected an image file, found nothing there']),

@@ -26,7 +26,7 @@ from roialign_cli.errors import InputError, OutputError
 from roialign_cli.extraction.job import prepare_job
 from roialign_cli.extraction.plan import plan_run
 from roialign_cli.extraction.run import run_job
-from roialign_cli.inputs.images import ImageError
+from roialign_cli.inputs.images import ImageError, open_images
 from roialign_cli.store.check import check
 
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -228,9 +228,11 @@ def test_few_or_no_boxes(tmp_path: Path, content: dict[str, list[list[float]]]) 
 def test_boxes_outside_are_counted_and_can_be_clipped(tmp_path: Path) -> None:
     content = {"cat.jpg": [[-10, -10, 100, 100], [400, 200, 500, 400], [1, 1, 5, 5], [600, 600, 700, 700]]}
     (tmp_path / "b.json").write_text(json.dumps(content))
-    plain = extract(SAMPLE_IMAGES, tmp_path / "b.json", tmp_path / "f.h5", config_name="quickstart")
+    plain = extract(SAMPLE_IMAGES, tmp_path / "b.json", tmp_path / "f.h5", config_name="quickstart", allow_outside=True)
     assert (plain.outside_boxes, plain.empty_boxes, plain.unused_images) == (3, 0, 4)
-    clipped = extract(SAMPLE_IMAGES, tmp_path / "b.json", tmp_path / "c.h5", config_name="quickstart", clip=True)
+    clipped = extract(
+        SAMPLE_IMAGES, tmp_path / "b.json", tmp_path / "c.h5", config_name="quickstart", clip=True, allow_outside=True
+    )
     assert (clipped.outside_boxes, clipped.empty_boxes) == (3, 1)
     with FeatureFile(tmp_path / "c.h5") as file:
         assert file["cat.jpg"].boxes.tolist() == [
@@ -487,7 +489,8 @@ def test_out_of_memory_halves_the_batch(tmp_path: Path, photos: tuple[Path, Path
     extract(folder, boxes, tmp_path / "whole.h5", backbone="gabor", resize="64")
     for most, done in ((2, 5), (0, 0)):
         output = tmp_path / f"{most}.h5"
-        job = prepare_job(plan_run(folder, boxes, output, settings), folder, output, settings)
+        images = open_images(folder)
+        job = prepare_job(plan_run(images, boxes, output, settings), images, output, settings)
         job = replace(job, backbone=replace(job.backbone, model=Scarce(job.backbone.model, most, error)))
         with pytest.warns(RuntimeWarning, match="not enough memory for [25] images"):
             summary = run_job(job, overwrite=False)

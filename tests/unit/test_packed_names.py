@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from roialign_cli.arrays import NAMES_PER_BLOCK, PackedNames
 from roialign_cli.inputs.boxes import common
-from roialign_cli.inputs.images import ImageListing
+from roialign_cli.inputs.images import open_images
 
 FILE_NAMES = st.text(
     st.characters(exclude_categories=("Cs",)) | st.characters(min_codepoint=0xDC80, max_codepoint=0xDCFF)
@@ -69,8 +69,8 @@ def test_which_are_in_a_folder(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).touch()
     names = PackedNames.from_strings(["b.PNG", "sub/b.PNG", "a.jpg", "c.txt", "\udcff.jpg"])
-    assert ImageListing(tmp_path).has(names).tolist() == [False, True, True, False, True]
-    assert len(ImageListing(tmp_path)) == 3
+    assert open_images(tmp_path).listing.has(names).tolist() == [False, True, True, False, True]
+    assert len(open_images(tmp_path).listing) == 3
     (tmp_path / "empty").mkdir()
-    assert not ImageListing(tmp_path / "empty").has(names).any()
-    assert np.array_equal(ImageListing(tmp_path).has(PackedNames.from_strings([])), np.zeros(0, bool))
+    assert not open_images(tmp_path / "empty").listing.has(names).any()
+    assert np.array_equal(open_images(tmp_path).listing.has(PackedNames.from_strings([])), np.zeros(0, bool))

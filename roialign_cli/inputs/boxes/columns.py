@@ -1,4 +1,7 @@
-"""Interpret tables with a row per box: columns are found by their usual names or by --columns image=Name,x1=Left,....
+"""Interpret tables with a row per box: columns are found by their usual names, or by --columns.
+
+--columns maps some by their names, as image=File,x1=Left, or names all of them in their order, as "label score x1 y1 x2 y2",
+for tables without a header.
 
 Boxes are corners, a corner with width and height, or a centre with width and height. They are in pixels, or relative to
 the image if all numbers lie in 0..1 (as in OpenImages); `units=pixels` or `units=relative` overrides this. Decimal commas
@@ -16,11 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roialign_cli.arrays import Floats, Integers, PackedNames
-from roialign_cli.errors import ConfigError
+from roialign_cli.arrays import Integers, PackedNames
+from roialign_cli.errors import ConfigError, quoted
 from roialign_cli.inputs.boxes.common import Column, Source, as_column, format_error, index_unique
-
-Numbers = npt.NDArray[np.float64]
+from roialign_cli.inputs.boxes.units import Numbers, Units
 
 COLUMN_ALIASES = {  # column names by role, as `normalise_name` returns them; the first alias that a table has wins
     "image": ("image", "imageid", "imagename", "imagepath", "imagefile", "filename", "filepath", "file", "path", "img", "name"),
@@ -37,12 +39,15 @@ COLUMN_ALIASES = {  # column names by role, as `normalise_name` returns them; th
     "label": ("label", "labelname", "class", "classname", "category", "categoryname", "cls", "species"),
     "score": ("score", "confidence", "conf", "probability"),
     "id": ("id", "boxid", "annotationid"),
+    "angle": ("angle",),
     "image_width": ("imagewidth", "imgwidth", "imagew", "imgw"),
     "image_height": ("imageheight", "imgheight", "imageh", "imgh"),
 }  # fmt: skip
 BOX_LAYOUTS = (("x1", "y1", "x2", "y2"), ("cx", "cy", "w", "h"), ("x1", "y1", "w", "h"), ("x", "y", "w", "h"))
+IGNORED = "_"  # stands for a column that is not read
+# Columns of usual tables that say nothing about a box, and are not worth a note.
+UNUSED_COLUMNS = frozenset({"source", "isoccluded", "istruncated", "isgroupof", "isdepiction", "isinside", "", "index"})
 SIZE_ROLES = ("image_width", "image_height")
-ROWS_PER_BLOCK = 1 << 18  # rows that are checked at a time
 UNITS = ("pixels", "relative")
 DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+([eE][-+]?\d+)?\s*")
 
@@ -54,15 +59,20 @@ class ColumnMapping:
     names: Mapping[str, str]  # column name by role
     layout: tuple[str, str, str, str]  # roles of the four columns of a box, one of BOX_LAYOUTS
     units: str  # one of UNITS, or empty if --columns does not say
+    box_units: str  # what --box-units says, or empty
+    notes: tuple[str, ...] = ()  # columns that are not read
 
     @property
     def states_sizes(self) -> bool:
         """Return whether columns state the size of the images."""
         return all(role in self.names for role in SIZE_ROLES)
 
-    def is_relative(self, values_look_relative: bool) -> bool:
-        """Return whether boxes are relative to their image, given whether their values look so."""
-        return self.units == "relative" or (not self.units and values_look_relative)
+    def units_of(self, values_look_relative: bool) -> Units:
+        """Return the units of boxes; if nobody states whether they are relative, their values decide."""
+        if self.box_units:
+            return Units.parse(self.box_units)
+        relative = self.units == "relative" or (not self.units and "angle" not in self.names and values_look_relative)
+        return Units("cxcywh" if self.layout[0] == "cx" else "xywh" if self.layout[2] == "w" else "xyxy", relative)
 
 
 def map_columns(source: Source, names: list[str]) -> ColumnMapping:
@@ -75,10 +85,36 @@ def map_columns(source: Source, names: list[str]) -> ColumnMapping:
         raise format_error(
             source.path, expected, "name the columns: --columns image=File,x1=Left,y1=Top,x2=Right,y2=Bottom"
         )
-    for role in (*layout, "image", "label", "score", "id", *SIZE_ROLES):
-        if role in found:
-            _check_unambiguous(source, role, found[role], names, role in explicit)
-    return ColumnMapping(found, layout, units)
+    used = [role for role in (*layout, "image", "label", "score", "id", "angle", *SIZE_ROLES) if role in found]
+    for role in used:
+        _check_unambiguous(source, role, found[role], names, role in explicit)
+    if "angle" in used and (layout[2] != "w" or units == "relative" or source.settings.box_units):
+        expected = "expected x, y, w, h or cx, cy, w, h in pixels beside an angle"
+        raise format_error(source.path, f"{expected}, found {', '.join(layout)}")
+    known = {found[role] for role in used} | {IGNORED}
+    unknown = [name for name in names if name not in known and normalise_name(name) not in UNUSED_COLUMNS]
+    notes = []
+    if unknown:
+        example = "" if "label" in used else f"; --columns label={unknown[0]} would make one the label"
+        notes.append(f"columns that are not read: {', '.join(unknown)}{example}")
+    return ColumnMapping(found, layout, units, source.settings.box_units, tuple(notes))
+
+
+def positional_columns(source: Source) -> list[str] | None:
+    """Return the columns that --columns names in their order, or None if it maps columns by their names.
+
+    Raises ConfigError for words that are not roles of columns.
+    """
+    text = source.settings.columns
+    if not text or "=" in text:
+        return None
+    roles = [word for word in re.split(r"[\s,]+", text.strip()) if word]
+    for role in roles:
+        if role not in COLUMN_ALIASES and role != IGNORED:
+            known = f"{', '.join(COLUMN_ALIASES)}, or {IGNORED} for a column that is not read"
+            expected = f"expected WHAT=NAME,..., or all columns in order, each one of {known}"
+            raise ConfigError("config-value", f"columns: {expected}; found {role!r}")
+    return roles
 
 
 def _check_unambiguous(source: Source, role: str, name: str, names: list[str], explicit: bool) -> None:
@@ -107,24 +143,33 @@ def resolve_images(
     return images, index[owner]
 
 
-def to_corners(layout: tuple[str, str, str, str], a: Numbers, b: Numbers, c: Numbers, d: Numbers) -> Numbers:
-    """Return boxes [n, 4] as x1, y1, x2, y2 from the four columns [n] of a layout."""
-    if layout[0] == "cx":
-        a, b, c, d = a - c / 2, b - d / 2, a + c / 2, b + d / 2
-    elif layout[2] == "w":
-        c, d = a + c, b + d
-    return np.stack([a, b, c, d], axis=1)
+class RelativeEvidence:
+    """Tell from the numbers of boxes, block by block, whether they are relative: all lie in 0..1, and some are fractions."""
+
+    def __init__(self) -> None:
+        self._all_within = True
+        self._has_fractions = False
+
+    def add(self, numbers: Numbers) -> None:
+        """Take the numbers of more boxes into account."""
+        self._all_within = self._all_within and bool(((numbers >= 0) & (numbers <= 1)).all())
+        self._has_fractions = self._has_fractions or bool((numbers != np.rint(numbers)).any())
+
+    @property
+    def looks_relative(self) -> bool:
+        """Return whether the numbers so far cannot be pixels."""
+        return self._all_within and self._has_fractions
 
 
-def looks_relative(boxes: Floats) -> bool:
-    """Return whether all numbers lie in 0..1 and some are fractions, so that they cannot be pixels."""
-    has_fractions = False
-    for begin in range(0, len(boxes), ROWS_PER_BLOCK):
-        block = boxes[begin : begin + ROWS_PER_BLOCK]
-        if not ((block >= 0) & (block <= 1)).all():
-            return False
-        has_fractions = has_fractions or bool((block != np.rint(block)).any())
-    return has_fractions
+def known_scores(scores: Numbers, mapping: ColumnMapping) -> tuple[Numbers | None, tuple[str, ...]]:
+    """Return scores [N] and the notes of a table; if some rows have no score (NaN), none are returned, with a note."""
+    missing = int(np.isnan(scores).sum())
+    if not missing:
+        return scores, mapping.notes
+    if missing == len(scores):
+        return None, mapping.notes
+    note = f"scores are not read: {missing} of {len(scores)} rows have none in column {mapping.names['score']}"
+    return None, (*mapping.notes, note)
 
 
 def collect_sizes(
@@ -152,7 +197,8 @@ def collect_sizes(
 def _match_columns(source: Source, names: list[str]) -> tuple[dict[str, str], set[str], str]:
     """Return the column name by role, the roles that --columns sets, and the units, empty if --columns does not say."""
     given: dict[str, str] = {}
-    for part in source.settings.columns.split(",") if source.settings.columns else ():
+    text = "" if positional_columns(source) else source.settings.columns
+    for part in text.split(",") if text else ():
         role, equals, name = part.partition("=")
         role, name = role.strip(), name.strip()
         if not equals or role not in (*COLUMN_ALIASES, "units"):
@@ -175,18 +221,27 @@ def _match_columns(source: Source, names: list[str]) -> tuple[dict[str, str], se
     return {**guessed, **given}, set(given), units
 
 
-def number_column(source: Source, name: str, values: Sequence[Any], first: int = 2) -> Numbers:
-    """Return a column [n] as numbers. Raises InputError naming the first wrong row, counted from `first`."""
+def number_column(
+    source: Source, name: str, values: Sequence[Any], first: int = 2, *, optional: bool = False
+) -> Numbers:
+    """Return a column [n] as numbers; with `optional`, empty fields become NaN.
+
+    Raises InputError naming the first wrong row, counted from `first`.
+    """
     try:
         return np.array(values, np.float64)
     except (ValueError, TypeError, OverflowError):
         found = []
     for number, value in enumerate(values, first):
         text = value.replace(",", ".") if isinstance(value, str) and DECIMAL_COMMA.fullmatch(value) else value
+        if optional and (value is None or value == ""):
+            text = math.nan
         try:
             found.append(float(text))
         except (ValueError, TypeError, OverflowError):
-            raise format_error(f"{source.path}: row {number}", f"{name}: expected a number, found {value!r}") from None
+            raise format_error(
+                f"{source.path}: row {number}", f"{name}: expected a number, found {quoted(value)}"
+            ) from None
     return np.array(found, np.float64)
 
 

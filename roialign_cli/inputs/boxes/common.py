@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +15,11 @@ from roialign_cli.arrays import Integers, PackedNames
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes.names import ImageNames
+from roialign_cli.inputs.boxes.units import Units
 from roialign_cli.types import BoxTable
 
 Column = npt.NDArray[np.generic]
+GZIP = ".gz"
 MAX_EXPANDED_BYTES = 1 << 28  # a compressed file may always expand to this size; larger ones may be attacks
 
 
@@ -27,6 +30,29 @@ class Source:
     path: Path
     images: ImageNames
     settings: Settings
+    content: bytes | None = None  # of a pipe or a compressed file, which is read once
+
+    @property
+    def suffix(self) -> str:
+        """Return the suffix of the file in lower case, without that of compression: .json of a.json.gz."""
+        return Path(self.path.stem if self.path.suffix.lower() == GZIP else self.path.name).suffix.lower()
+
+    @property
+    def is_folder(self) -> bool:
+        """Return whether the boxes are in a folder of files."""
+        return self.content is None and self.path.is_dir()
+
+    def open(self) -> BinaryIO:
+        """Open the file for reading. Raises OSError."""
+        return self.path.open("rb") if self.content is None else io.BytesIO(self.content)
+
+    def read(self) -> bytes:
+        """Return the content of the file. Raises OSError."""
+        return self.path.read_bytes() if self.content is None else self.content
+
+    def units(self, default: str) -> Units:
+        """Return the units of boxes: those that the user states, or else those of the format."""
+        return Units.parse(self.settings.box_units or default)
 
     def files(self, suffix: str) -> Iterator[Path]:
         """Yield the file itself, or all files with a suffix below the folder, sorted by path."""
@@ -41,9 +67,10 @@ class Entry:
     """The n boxes of one image, with their labels and scores where the file has them."""
 
     image: str
-    boxes: npt.NDArray[np.float64]  # [n, 4] as x1, y1, x2, y2
+    boxes: npt.NDArray[np.float64]  # [n, 4] in the units of the table
     labels: Sequence[int | str] | None = None  # [n]
     scores: Sequence[float] | None = None  # [n]
+    size: tuple[int, int] | None = None  # (height, width) of the image, where the file states it
 
 
 def format_error(where: str | Path, found: str, hint: str = "") -> InputError:
@@ -87,7 +114,13 @@ def as_scores(values: npt.ArrayLike) -> npt.NDArray[np.float32]:
         return np.array(values, np.float64).astype(np.float32)
 
 
-def table_from_entries(source: Source, entries: Sequence[Entry], *, relative: bool = False) -> BoxTable:
+def box_columns(numbers: npt.NDArray[np.float64], units: Units) -> dict[str, Any]:
+    """Return the fields of a BoxTable that hold boxes [N, 4] in these units."""
+    exact = units.corners(numbers)
+    return {"boxes": as_boxes(exact), "relative_boxes": exact if units.relative else None, "units": str(units)}
+
+
+def table_from_entries(source: Source, entries: Sequence[Entry], units: Units) -> BoxTable:
     """Return the table of entries in their order, without columns that some entries lack.
 
     Raises InputError if an image occurs twice.
@@ -99,13 +132,14 @@ def table_from_entries(source: Source, entries: Sequence[Entry], *, relative: bo
     boxes = np.concatenate([np.empty((0, 4)), *(entry.boxes.reshape(-1, 4) for entry in entries)])
     labels = [label for entry in entries if entry.labels is not None for label in entry.labels]
     scores = [score for entry in entries if entry.scores is not None for score in entry.scores]
+    sizes = [entry.size for entry in entries if entry.size is not None and 0 < min(entry.size) <= max(entry.size) < 2**31]
     return BoxTable(
         names=PackedNames.from_strings(names),
         offset=offsets([len(entry.boxes) for entry in entries]),
-        boxes=as_boxes(boxes),
+        **box_columns(boxes, units),
         labels=as_column(labels) if len(labels) == len(boxes) and labels else None,
         scores=as_scores(scores) if len(scores) == len(boxes) and scores else None,
-        relative_boxes=boxes if relative else None,
+        sizes=np.array(sizes, np.int64) if sizes and len(sizes) == len(entries) else None,
     )
 
 
@@ -151,6 +185,8 @@ class Grouping:
         ids: Column | None = None,
         sizes: Integers | None = None,
         relative_boxes: npt.NDArray[np.float64] | None = None,
+        units: str = "xyxy",
+        notes: tuple[str, ...] = (),
     ) -> BoxTable:
         """Return the table of columns [N] that are in the original order of the rows."""
 
@@ -166,4 +202,6 @@ class Grouping:
             ids=ordered(ids),
             sizes=sizes,
             relative_boxes=ordered(relative_boxes),
+            units=units,
+            notes=notes,
         )

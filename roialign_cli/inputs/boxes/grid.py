@@ -28,7 +28,8 @@ def make(grid: str, images: ImageNames) -> BoxTable:
     cells = np.stack([left, top, right, bottom], axis=1)
     names = PackedNames.from_strings(sorted(images.all))
     if not names:
-        raise InputError("images-empty", "expected images for the grid, found none")
+        where = images.images.where if images.images is not None else "grid"
+        raise InputError("images-empty", f"{where}: expected images, found none")
     return BoxTable(
         names=names,
         offset=offsets([len(cells)] * len(names)),

@@ -59,9 +59,8 @@ def duplicate_key_error(where: str | Path, key: str) -> InputError:
     return format_error(f'{where}: "{key}"', "expected each key once, found it twice")
 
 
-def decode_top_level(path: Path) -> dict[str, Any]:
-    """Return the values of the outermost JSON object by key, not yet decoded. Raises InputError."""
-    content = path.read_bytes()
+def decode_top_level(path: Path, content: bytes) -> dict[str, Any]:
+    """Return the values of the outermost JSON object by key, not yet decoded; `path` is for errors. Raises InputError."""
     try:
         values = msgspec.json.decode(content, type=dict[str, msgspec.Raw])
     except msgspec.ValidationError:

@@ -2,83 +2,150 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import stat
+import sys
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import BinaryIO
 
 import msgspec
 
 from roialign_cli.arrays import unsafe_name
-from roialign_cli.config import Settings
-from roialign_cli.errors import ConfigError, InputError
+from roialign_cli.config import WHOLE_IMAGE, Settings
+from roialign_cli.errors import ConfigError, InputError, quoted
 from roialign_cli.inputs.boxes import grid
-from roialign_cli.inputs.boxes.common import Source, format_error
+from roialign_cli.inputs.boxes.columns import positional_columns
+from roialign_cli.inputs.boxes.common import GZIP, MAX_EXPANDED_BYTES, Source, format_error
 from roialign_cli.inputs.boxes.formats import (
+    butd,
     coco,
     coco_results,
     csv,
+    cvat,
+    detections,
+    dota,
     jsonl,
+    label_studio,
     labelme,
     native,
     npz,
     parquet,
+    text,
     voc,
     yolo,
 )
-from roialign_cli.inputs.boxes.json_objects import decode_top_level
 from roialign_cli.inputs.boxes.names import ImageNames
 from roialign_cli.inputs.boxes.recognise import FOLDER_SUFFIXES, recognise
-from roialign_cli.inputs.boxes.select import select
+from roialign_cli.inputs.boxes.select import keep_images, select
 from roialign_cli.inputs.boxes.validate import check_text, check_values
+from roialign_cli.inputs.images import ImageSet, open_images
 from roialign_cli.system.safe_read import require_regular_file
 from roialign_cli.types import BoxTable
 
 READERS: dict[str, Callable[[Source], BoxTable]] = {
-    "native": lambda source: native.read(str(source.path), decode_top_level(source.path)),
+    "native": native.read,
     "jsonl": jsonl.read,
-    "coco": lambda source: coco.read(str(source.path), decode_top_level(source.path)),
+    "coco": coco.read,
     "coco-results": coco_results.read,
     "voc": voc.read,
     "yolo": yolo.read,
+    "detections": detections.read,
+    "dota": dota.read,
+    "text": lambda source: text.read(source, positional_columns(source) or []),
     "labelme": labelme.read,
+    "label-studio": label_studio.read,
+    "cvat": cvat.read,
     "csv": csv.read,
     "parquet": parquet.read,
     "npz": npz.read,
+    "butd": butd.read,
 }
 DIGEST_BLOCK_BYTES = 1 << 22
+MAX_EXPANSION = 100  # of a compressed file; JSON with boxes expands about 10 times
+MAX_PIPE_BYTES = 1 << 32
+STDIN = "-"
 
 
-def read_boxes(path: Path | None, folder: Path | None = None, settings: Settings | None = None) -> BoxTable:
+def read_boxes(path: Path | None, images: ImageSet | Path | None = None, settings: Settings | None = None) -> BoxTable:
     """Read, validate and select the boxes of a file or a folder of annotations, or of the setting `grid` without a file.
 
-    `folder` has the images, against which names in the box file are resolved. Raises InputError naming file, image, index
+    `images` are those against which names in the box file are resolved. Raises InputError naming file, image, index
     and value, or ConfigError if the settings do not fit together.
     """
     settings = settings or Settings()
-    images = ImageNames(folder)
+    names = ImageNames(None if images is None else open_images(images))
     if settings.grid:
         if path is not None:
-            raise ConfigError("config-value", f"grid: expected no box file, found {path}")
-        return select("grid", grid.make(settings.grid, images), settings)
+            option = "--whole-image" if settings.grid == WHOLE_IMAGE else f"--grid {settings.grid}"
+            hint = f"leave out {path}, or {option}"
+            raise ConfigError("config-value", f"{option}: expected no box file beside it, found {path}", hint)
+        return select("grid", grid.make(settings.grid, names), settings)
     if path is None:
         raise ConfigError(
             "config-value", "expected a box file, found none", "name one, or use --whole-image or --grid 3x3"
         )
-    source = Source(path, images, settings)
+    if settings.boxes_format == "text" and positional_columns(Source(path, names, settings)) is None:
+        message = "boxes_format: expected --columns beside text, found none"
+        raise ConfigError("config-value", message, '--columns "label score x1 y1 x2 y2"')
     with _input_errors(path):
-        if not path.is_dir():
-            require_regular_file(path)
-        boxes_format = settings.boxes_format if settings.boxes_format != "auto" else recognise(path)
+        source = _open_source(path, names, settings)
+        boxes_format = settings.boxes_format if settings.boxes_format != "auto" else recognise(source)
         table = READERS[boxes_format](source)
-        digest = _digest_sources(path, settings)
+        digest = _digest_sources(source)
+    where = str(source.path)
     if (name := unsafe_name(table.names)) is not None:
         expected = "expected the name of an image inside the image folder, relative to it"
-        raise InputError("image-name", f"{path}: {name!r}: {expected}")
-    check_text(str(path), table)
-    check_values(str(path), table, boxes_format)
-    return replace(select(str(path), table, settings), sha256=digest)
+        raise InputError("image-name", f"{where}: {quoted(name)}: {expected}")
+    check_text(where, table)
+    check_values(where, table)
+    matched, note = names.match(table.names)
+    table = replace(table, names=matched, sha256=digest, notes=(*table.notes, note) if note else table.notes)
+    return select(where, _leave_out_others(table, names), settings)
+
+
+def _open_source(path: Path, names: ImageNames, settings: Settings) -> Source:
+    """Return a box file; pipes, which can be read once, and compressed files are read now. Raises OSError, InputError."""
+    if str(path) == STDIN:
+        content = _read_limited(path, sys.stdin.buffer, MAX_PIPE_BYTES)
+        return Source(Path("stdin"), names, settings, content)
+    if path.is_dir():
+        return Source(path, names, settings)
+    if stat.S_ISFIFO(path.stat().st_mode):
+        with path.open("rb") as pipe:
+            return Source(path, names, settings, _read_limited(path, pipe, MAX_PIPE_BYTES))
+    require_regular_file(path)
+    if path.suffix.lower() != GZIP:
+        return Source(path, names, settings)
+    limit = max(MAX_EXPANDED_BYTES, MAX_EXPANSION * path.stat().st_size)
+    try:
+        with gzip.open(path) as file:
+            return Source(path, names, settings, _read_limited(path, file, limit))  # type: ignore[arg-type]
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise format_error(path, f"expected a file compressed by gzip, found: {error}") from None
+
+
+def _read_limited(path: Path, file: BinaryIO, limit: int) -> bytes:
+    content = file.read(limit + 1)
+    if len(content) > limit:
+        raise format_error(path, f"expected at most {limit} bytes, found more")
+    return content
+
+
+def _leave_out_others(table: BoxTable, names: ImageNames) -> BoxTable:
+    """Return the table without images that are not among those that the user selected, if some of them are."""
+    images = names.images
+    if images is None or not images.selected:
+        return table
+    keep = images.listing.has(table.names)
+    if keep.all() or not keep.any():
+        return table
+    note = f"{int((~keep).sum())} of {len(keep)} images of the box file are not among the images: left out"
+    return replace(keep_images(table, keep), notes=(*table.notes, note))
 
 
 @contextmanager
@@ -103,24 +170,30 @@ def _input_errors(path: Path) -> Iterator[None]:
         raise InputError("boxes-missing", f"{where}: {expected}, found: {error.strerror or error}") from None
 
 
-def _digest_sources(path: Path, settings: Settings) -> str:
+def _digest_sources(source: Source) -> str:
     """Return the SHA-256 of all files that were read and of the options that change their meaning.
 
     A run is resumed only with the same boxes.
     """
-    digest = hashlib.sha256()
-    files = (
-        sorted(file for file in path.rglob("*") if file.suffix.lower() in FOLDER_SUFFIXES) if path.is_dir() else [path]
-    )
-    for file in filter(Path.is_file, files):
-        if path.is_dir():
-            digest.update(file.relative_to(path).as_posix().encode("utf-8", "surrogateescape") + b"\0")
-        with file.open("rb") as opened:
-            while block := opened.read(DIGEST_BLOCK_BYTES):
-                digest.update(block)
+    digest, path, settings = hashlib.sha256(), source.path, source.settings
+    if source.content is not None:
+        digest.update(source.content)
+    elif source.is_folder:
+        for file in sorted(file for file in path.rglob("*") if file.suffix.lower() in FOLDER_SUFFIXES):
+            if file.is_file():
+                digest.update(file.relative_to(path).as_posix().encode("utf-8", "surrogateescape") + b"\0")
+                _add_file(digest, file)
+    else:
+        _add_file(digest, path)
     for extra in (settings.classes, settings.images_json):
         if extra:
             digest.update(require_regular_file(Path(extra)).read_bytes())
-    if settings.columns or settings.voc_origin != Settings.voc_origin:
-        digest.update(f"{settings.columns} {settings.voc_origin}".encode())
+    if settings.columns or settings.voc_origin != Settings.voc_origin or settings.box_units:
+        digest.update(f"{settings.columns} {settings.voc_origin} {settings.box_units}".encode())
     return digest.hexdigest()
+
+
+def _add_file(digest: hashlib._Hash, path: Path) -> None:
+    with path.open("rb") as opened:
+        while block := opened.read(DIGEST_BLOCK_BYTES):
+            digest.update(block)

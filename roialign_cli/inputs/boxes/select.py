@@ -31,9 +31,12 @@ def select(path: str, table: BoxTable, settings: Settings) -> BoxTable:
         if table.relative_boxes is not None:
             raise InputError("boxes-select", f"{path}: min_size: expected boxes in pixels, found relative ones")
         keep &= (table.boxes[:, 2:] - table.boxes[:, :2]).min(axis=1, initial=np.inf) >= settings.min_size
+    notes = table.notes
     if settings.max_boxes > 0:
+        if table.scores is None and (np.diff(table.offset) > settings.max_boxes).any():
+            notes = (*notes, f"boxes have no scores: the first {settings.max_boxes} of each image are kept")
         keep &= _mask_of_highest_scores(table, keep, settings.max_boxes)
-    return table if keep.all() else keep_rows(table, keep)
+    return table if keep.all() else replace(keep_rows(table, keep), notes=notes)
 
 
 def keep_rows(table: BoxTable, keep: npt.NDArray[np.bool_]) -> BoxTable:
@@ -47,6 +50,16 @@ def keep_rows(table: BoxTable, keep: npt.NDArray[np.bool_]) -> BoxTable:
         table, boxes=table.boxes[keep], labels=kept(table.labels), scores=kept(table.scores), ids=kept(table.ids),
         crowd=kept(table.crowd), relative_boxes=kept(table.relative_boxes),
         offset=offsets(np.bincount(owner, minlength=len(table.names))),
+    )  # fmt: skip
+
+
+def keep_images(table: BoxTable, keep: npt.NDArray[np.bool_]) -> BoxTable:
+    """Return the table with only the images for which the mask [M] is true, and their rows."""
+    counts = np.diff(table.offset)
+    kept = keep_rows(table, np.repeat(keep, counts))
+    return replace(
+        kept, names=table.names.where(keep), offset=offsets(counts[keep]),
+        sizes=None if table.sizes is None else table.sizes[keep],
     )  # fmt: skip
 
 

@@ -28,7 +28,7 @@ def check_text(path: str, table: BoxTable) -> None:
                 )
 
 
-def check_values(path: str, table: BoxTable, boxes_format: str) -> None:
+def check_values(path: str, table: BoxTable) -> None:
     """Raise InputError naming the first score that is not finite, or the first box that is not finite or is inverted."""
     if table.scores is not None and not np.isfinite(table.scores).all():
         row = int((~np.isfinite(table.scores)).argmax())
@@ -41,23 +41,23 @@ def check_values(path: str, table: BoxTable, boxes_format: str) -> None:
         wrong = ~np.isfinite(block).all(axis=1) | (block[:, 2] < block[:, 0]) | (block[:, 3] < block[:, 1])
         if wrong.any():
             raise _box_error(
-                _row_location(path, table, begin + int(wrong.argmax())), block[wrong.argmax()], boxes_format
+                _row_location(path, table, begin + int(wrong.argmax())), block[wrong.argmax()], table.units
             )
 
 
-def _box_error(where: str, box: Floats, boxes_format: str) -> InputError:
+def _box_error(where: str, box: Floats, units: str) -> InputError:
     x1, y1, x2, y2 = (float(f"{value:.7g}") for value in box)
     if not np.isfinite(box).all():
         return InputError("box-not-finite", f"{where}: expected four finite numbers, found [{x1}, {y1}, {x2}, {y2}]")
     axis, low, high = ("x", x1, x2) if x2 < x1 else ("y", y1, y2)
-    if boxes_format.startswith("coco"):
+    if not units.startswith("xyxy"):
         side = "width" if axis == "x" else "height"
         return InputError("box-outside-format", f"{where}: {side} must not be negative, got {side}={high - low:.7g}")
-    return InputError(
-        "box-outside-format",
-        f"{where}: {axis}2 must be greater than {axis}1, got {axis}1={low}, {axis}2={high}",
-        "these look like x, y, width, height; pass --boxes-format coco or convert them",
-    )
+    hint = ""
+    if x2 >= 0 and y2 >= 0:
+        hint = f"these look like x, y, width, height: --box-units {units.replace('xyxy', 'xywh')}"
+    message = f"{where}: {axis}2 must be greater than {axis}1, got {axis}1={low}, {axis}2={high}"
+    return InputError("box-outside-format", message, hint)
 
 
 def _row_location(path: str, table: BoxTable, row: int) -> str:

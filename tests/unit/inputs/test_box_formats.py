@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import gzip
 import json
 import os
 import re
@@ -26,8 +27,11 @@ from roialign_cli.config import Settings, load
 from roialign_cli.errors import BackboneError, InputError, RoialignError
 from roialign_cli.extraction.plan import make_plan
 from roialign_cli.inputs.boxes import read_boxes
+from roialign_cli.inputs.boxes.common import Source
+from roialign_cli.inputs.boxes.names import ImageNames
 from roialign_cli.inputs.boxes.read import READERS
 from roialign_cli.inputs.boxes.recognise import recognise
+from roialign_cli.inputs.images import open_images
 from roialign_cli.types import BoxTable
 
 # Names, sizes (width, height) and boxes; whole quarters of pixels, so that every format can hold them exactly.
@@ -163,14 +167,94 @@ def as_npz(path: Path) -> Path:
     return path
 
 
+def as_text(path: Path, line: Callable[[str, str, list[float]], str]) -> Path:
+    """Write a text file per image, with its folder, from what `line` makes of an image, a label and a box."""
+    (path / "labels" / "sub").mkdir(parents=True)
+    for name in IMAGES:
+        lines = [line(name, label, box) for label, box in zip(LABELS[name], BOXES[name], strict=True)]
+        (path / "labels" / name).with_suffix(".txt").write_text("\n".join(lines))
+    return path / "labels"
+
+
+def as_named_yolo(path: Path) -> Path:
+    def line(name: str, label: str, box: list[float]) -> str:
+        width, height = IMAGES[name]
+        x1, y1, x2, y2 = box[0] / width, box[1] / height, box[2] / width, box[3] / height
+        return f"{label} {(x1 + x2) / 2!r} {(y1 + y2) / 2!r} {x2 - x1!r} {y2 - y1!r}"
+
+    return as_text(path, line)
+
+
+def as_detections(path: Path) -> Path:
+    return as_text(path, lambda name, label, box: f"{label} 0.5 {' '.join(map(str, box))}")
+
+
+def as_relative_detections(path: Path) -> Path:
+    def line(name: str, label: str, box: list[float]) -> str:
+        width, height = IMAGES[name]
+        x1, y1, x2, y2 = box[0] / width, box[1] / height, box[2] / width, box[3] / height
+        return f"{label} 0.95 {(x1 + x2) / 2!r} {(y1 + y2) / 2!r} {x2 - x1!r} {y2 - y1!r}"
+
+    return as_text(path, line)
+
+
+def as_dota(path: Path) -> Path:
+    def line(name: str, label: str, box: list[float]) -> str:
+        x1, y1, x2, y2 = box
+        return f"{x1} {y1} {x2} {y1} {x2} {y2} {x1} {y2} {label} 0"
+
+    labels = as_text(path, line)
+    (labels / "1.txt").write_text("imagesource:GoogleEarth\ngsd:0.15\n" + (labels / "1.txt").read_text())
+    return labels
+
+
+def as_cvat(path: Path) -> Path:
+    images = "".join(
+        f'<image id="{i}" name="{name}" width="{width}" height="{height}">'
+        + "".join(
+            f'<polygon label="{label}" points="{x1},{y1};{x2},{y1};{x2},{y2}"/>' if i % 2
+            else f'<box label="{label}" xtl="{x1}" ytl="{y1}" xbr="{x2}" ybr="{y2}" occluded="0"/>'
+            for label, (x1, y1, x2, y2) in zip(LABELS[name], BOXES[name], strict=True)
+        )
+        + "</image>"
+        for i, (name, (width, height)) in enumerate(IMAGES.items())
+    )  # fmt: skip
+    (path / "annotations.xml").write_text(
+        f"<annotations><version>1.1</version>{images}</annotations>", encoding="utf-8"
+    )
+    return path / "annotations.xml"
+
+
+def as_label_studio(path: Path) -> Path:
+    tasks = []
+    for name, (width, height) in IMAGES.items():
+        result = [
+            {"type": "rectanglelabels", "original_width": width, "original_height": height,
+             "value": {"x": 100 * x1 / width, "y": 100 * y1 / height, "width": 100 * (x2 - x1) / width,
+                       "height": 100 * (y2 - y1) / height, "rotation": 0, "rectanglelabels": [label]}}
+            for label, (x1, y1, x2, y2) in zip(LABELS[name], BOXES[name], strict=True)
+        ]  # fmt: skip
+        address = f"/data/upload/3/0123abcd-{Path(name).name}"
+        tasks.append({"id": 1, "data": {"image": address}, "annotations": [{"id": 5, "result": result}]})
+    (path / "export.json").write_text(json.dumps(tasks))
+    return path / "export.json"
+
+
+def as_compressed_coco(path: Path) -> Path:
+    (path / "instances.json.gz").write_bytes(gzip.compress(json.dumps(coco()).encode()))
+    return path / "instances.json.gz"
+
+
 FORMATS = {
+    "detections": as_detections, "relative detections": as_relative_detections, "named yolo": as_named_yolo,
+    "dota": as_dota, "cvat": as_cvat, "label-studio": as_label_studio, "compressed coco": as_compressed_coco,
     "native": as_native, "jsonl": as_jsonl, "coco": as_coco, "coco-results": as_results, "voc": as_voc, "yolo": as_yolo,
     "labelme": as_labelme, "csv": as_csv, "xywh": as_xywh, "openimages": as_openimages, "npz": as_npz,
 }  # fmt: skip
 
 
 def by_image(table: BoxTable, folder: Path) -> dict[str, tuple[list[list[float]], list[str]]]:
-    plan = make_plan(folder, table, clip=False, on_error="stop")
+    plan = make_plan(open_images(folder), table, Settings(on_error="stop"))
     assert plan.table.boxes.dtype == np.float32
     assert plan.table.labels is not None
     return {
@@ -183,7 +267,8 @@ def by_image(table: BoxTable, folder: Path) -> dict[str, tuple[list[list[float]]
 def test_all_formats_are_one(name: str, folder: Path, tmp_path: Path) -> None:
     path = FORMATS[name](tmp_path)
     options = Settings(images_json=str(tmp_path / "instances.json")) if name == "coco-results" else Settings()
-    assert recognise(path) == (name if name in READERS else "csv")
+    if name in READERS and name != "detections":  # which format that is depends on the images
+        assert recognise(Source(path, ImageNames(None), Settings())) == name
     table = read_boxes(path, folder, options)
     assert by_image(table, folder) == {image: (BOXES[image], LABELS[image]) for image in IMAGES}
     assert table.sha256 == read_boxes(path, folder, options).sha256
@@ -346,7 +431,9 @@ def test_yolo_by_hand(tmp_path: Path) -> None:
     with pytest.raises(RoialignError, match="score on every line"):
         read_boxes(tmp_path / "a.txt", tmp_path / "im")
     (tmp_path / "a.txt").write_text("1 0.5 0.5 0.25 0.5\n0 0.1 0.1 0.3 0.1 0.3 0.2\n")
-    plan = make_plan(tmp_path / "im", read_boxes(tmp_path / "a.txt", tmp_path / "im"), clip=False, on_error="stop")
+    plan = make_plan(
+        open_images(tmp_path / "im"), read_boxes(tmp_path / "a.txt", tmp_path / "im"), Settings(on_error="stop")
+    )
     np.testing.assert_allclose(plan.table.boxes, [[75, 25, 125, 75], [20, 10, 60, 20]], rtol=1e-6)
     assert plan.table.labels is not None
     assert plan.table.labels.tolist() == ["house", "tree"]
@@ -412,7 +499,7 @@ def test_selections(tmp_path: Path) -> None:
 
 
 def test_boxes_without_a_file(folder: Path, tmp_path: Path, roialign: Run) -> None:
-    plan = make_plan(folder, read_boxes(None, folder, Settings(grid="2x4")), clip=False, on_error="stop")
+    plan = make_plan(open_images(folder), read_boxes(None, folder, Settings(grid="2x4")), Settings(on_error="stop"))
     assert plan.rows == 3 * 8
     assert plan.table.names[0] == "1.jpg"
     assert plan.table.boxes[:8].tolist() == [
@@ -484,7 +571,7 @@ def test_errors_name_the_place(tmp_path: Path, name: str, content: str, expected
 
 @pytest.mark.parametrize(
     ("line", "expected"),
-    [("x 1 1 1 1", "line 1: expected class"), ("0.5 1 1 1 1", "line 1: expected class"), ("0 1 1", "found 3 numbers"),
+    [("x 1 1 z 1", "line 1: expected class"), ("0.5 1 1 1 1", "line 1: expected class"), ("0 1 1", "found 3 numbers"),
      ("9 .5 .5 .1 .1", "numbered from 0, found 9"), ("0 nan .5 .1 .1", "finite"), ("inf 1 1 1 1", "class")],
 )  # fmt: skip
 def test_yolo_lines_that_are_none(tmp_path: Path, folder: Path, line: str, expected: str) -> None:
@@ -507,6 +594,7 @@ def test_columns_can_be_named(tmp_path: Path, folder: Path) -> None:
     for columns, expected in (
         ("x1=Left", "expected one of datei"),
         ("links", "expected WHAT=NAME"),
+        ("label links", "in order"),
         ("units=km", "pixels"),
     ):
         with pytest.raises(RoialignError, match=expected):
@@ -572,13 +660,13 @@ def test_deep_nesting_beside_results_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="pipes with names are POSIX's")
-def test_pipes_and_devices_are_no_files(tmp_path: Path, folder: Path, roialign: Run) -> None:
-    """Opening one of them would wait for ever."""
+def test_devices_and_pipes_beside_the_boxes_are_no_files(tmp_path: Path, folder: Path, roialign: Run) -> None:
+    """Reading one of them would wait for ever."""
     labels, results, pipe = as_yolo(tmp_path), as_results(tmp_path), tmp_path / "pipe"
     os.mkfifo(pipe)
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(tmp_path / "socket"))
-    for path in (pipe, tmp_path / "socket", Path("/dev/zero")):
+    for path in (tmp_path / "socket", Path("/dev/zero")):
         for boxes_format in ("auto", "native", "csv", "voc"):
             with pytest.raises(InputError, match="a pipe, device or socket, not a regular file"):
                 read_boxes(path, folder, load(None, {"boxes_format": boxes_format}))
@@ -667,6 +755,13 @@ SEEDS = {
     "coco": json.dumps(coco()).encode(),
     "native": json.dumps(BOXES).encode(),
     "npz": b"",
+    "dota": b"imagesource:x\n1 1 2 1 2 2 1 2 plane 0\n3 3 4 3 4 4 3 4 ship 1\n",
+    "detections": b"cat 0.5 1 2 30 40\ndog 0.25 1 2 3 4\n",
+    "cvat": b'<annotations><image name="1.jpg" width="128" height="64"><box label="a" xtl="1" ytl="2" xbr="3" ybr="4" '
+    b'rotation="30"/><polygon label="b" points="1,2;3,4;5,0"/><ellipse cx="9" cy="9" rx="2" ry="1"/></image></annotations>',
+    "label-studio": b'[{"data": {"image": "/data/upload/1/0123abcd-1.jpg"}, "annotations": [{"result": [{"original_width": 9, '
+    b'"original_height": 9, "value": {"x": 1, "y": 2, "width": 3, "height": 4, "rotation": 9, "rectanglelabels": ["a"]}}]}]}]',
+    "butd": b"1\t128\t64\t1\tAACAPwAAAEAAAEBAAACAQA==\tAAAA\n",
 }
 
 

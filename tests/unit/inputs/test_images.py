@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from roialign_cli.errors import InputError
-from roialign_cli.inputs.images import ImageError, decode, list_images, read_size
+from roialign_cli.inputs.images import ImageError, ImageFile, decode, open_images, read_size
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 
@@ -24,7 +24,7 @@ def saved(tmp_path: Path, image: Image.Image, name: str = "x.png", **options: ob
 def test_lossless_rgb_is_as_it_is(tmp_path: Path, name: str) -> None:
     path = saved(tmp_path, Image.fromarray(RGB), name, **({"lossless": True} if name.endswith("webp") else {}))
     assert np.array_equal(decode(path), RGB)
-    assert read_size(path) == (6, 9)
+    assert read_size(ImageFile(path)) == (6, 9)
 
 
 def test_gray_palette_and_bilevel_become_rgb(tmp_path: Path) -> None:
@@ -73,7 +73,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, name: str
     upright = decode(path)
     turned = orientation >= 5
     assert upright.shape == ((40, 24, 3) if turned else (24, 40, 3))
-    assert read_size(path) == upright.shape[:2]
+    assert read_size(ImageFile(path)) == upright.shape[:2]
     corner = {1: (0, 0), 2: (0, 1), 3: (1, 1), 4: (1, 0), 5: (0, 0), 6: (0, 1), 7: (1, 1), 8: (1, 0)}[orientation]
     bright = [(y, x) for y in (0, 1) for x in (0, 1) if upright[y * -1, x * -1].mean() > 128]
     assert bright == [corner]
@@ -123,6 +123,6 @@ def test_images_are_listed_with_their_subfolders(tmp_path: Path) -> None:
     for name in ("a.jpg", "sub/deep/b.PNG", "sub/c.txt", "d.webp"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    assert list_images(tmp_path) == {"a.jpg", "sub/deep/b.PNG", "d.webp"}
-    with pytest.raises(InputError, match="expected a folder of images, found a file"):
-        list_images(tmp_path / "a.jpg")
+    assert set(open_images(tmp_path).names()) == {"a.jpg", "sub/deep/b.PNG", "d.webp"}
+    with pytest.raises(InputError, match="found nothing there"):
+        open_images(tmp_path / "nothing")

@@ -163,7 +163,7 @@ def test_every_key_that_stands_twice_is_found(tmp_path: Path, pairs: list[tuple[
 
 
 def test_xywh_by_mistake_gets_a_hint(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--boxes-format coco"):
+    with pytest.raises(InputError, match="--box-units xywh"):
         read_boxes(written(tmp_path, {"a": [[134, 84, 78, 64]]}))
 
 
@@ -253,10 +253,12 @@ MILLIONS = """
 import json, re, sys, time
 from pathlib import Path
 from roialign_cli.extraction.batches import make_batches
+from roialign_cli.config import Settings
 from roialign_cli.extraction.plan import make_plan
+from roialign_cli.inputs.images import open_images
 from roialign_cli.inputs.boxes import read_boxes
 started = time.perf_counter()
-plan = make_plan(Path(sys.argv[2]), read_boxes(Path(sys.argv[1])), clip=False, on_error="skip")
+plan = make_plan(open_images(sys.argv[2]), read_boxes(Path(sys.argv[1])), Settings())
 batches = sum(1 for _ in make_batches(plan, 0))
 peak = int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) / 1e3
 print(json.dumps([plan.images, plan.rows, len(plan.problems), batches, time.perf_counter() - started, peak]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from roialign_cli.config import Settings
 from roialign_cli.extraction.plan import make_plan
 from roialign_cli.inputs.boxes import read_boxes
+from roialign_cli.inputs.images import open_images
 from roialign_cli.inputs.survey import Survey, survey, write_native
 from roialign_cli.types import Plan
 
@@ -28,7 +30,9 @@ def folder(tmp_path: Path) -> Path:
 def planned(folder: Path, content: object, settings: Settings | None = None) -> Plan:
     path = folder.parent / "b.json"
     path.write_text(json.dumps(content))
-    return make_plan(folder, read_boxes(path, folder, settings), clip=False, on_error="skip")
+    return make_plan(
+        open_images(folder), read_boxes(path, folder, settings), replace(settings or Settings(), allow_outside=True)
+    )
 
 
 def test_counts(folder: Path) -> None:

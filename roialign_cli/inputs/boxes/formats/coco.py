@@ -1,4 +1,7 @@
-"""Read COCO instances: images, annotations with bbox [x, y, width, height], and categories (cocodataset.org/#format-data)."""
+"""Read COCO instances: images, annotations with bbox [x, y, width, height], and categories (cocodataset.org/#format-data).
+
+Annotations that have polygons and no bbox get the bounding box of their polygons.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,18 @@ import numpy.typing as npt
 
 from roialign_cli.arrays import Floats, Integers, PackedNames
 from roialign_cli.errors import InputError
-from roialign_cli.inputs.boxes.common import Column, as_boxes, as_column, as_scores, format_error, offsets, unify_types
+from roialign_cli.inputs.boxes.common import (
+    Column,
+    Source,
+    as_boxes,
+    as_column,
+    as_scores,
+    format_error,
+    offsets,
+    unify_types,
+)
+from roialign_cli.inputs.boxes.json_objects import decode_top_level
+from roialign_cli.inputs.boxes.units import Units
 from roialign_cli.types import BoxTable
 
 Indices = npt.NDArray[np.int32]
@@ -42,6 +56,18 @@ class Annotation(msgspec.Struct, gc=False):
     iscrowd: int = 0
 
 
+class Polygons(msgspec.Struct, gc=False):
+    """What is read of an annotation whose file has some without a bbox."""
+
+    image_id: int | str
+    bbox: tuple[Number, Number, Number, Number] | None = None
+    segmentation: list[list[float]] | dict[str, msgspec.Raw] = []
+    category_id: int | None = None
+    id: int | str | None = None
+    score: float | None = None
+    iscrowd: int = 0
+
+
 class Category(msgspec.Struct):
     """One entry of `categories`."""
 
@@ -49,19 +75,21 @@ class Category(msgspec.Struct):
     name: str
 
 
-def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
+def read(source: Source) -> BoxTable:
     """Return the boxes sorted by image in the order of `images`; labels are category names where the file has them.
 
-    `keys` are the undecoded values of the file's outermost object. Raises InputError.
+    Raises InputError.
     """
+    path, units = str(source.path), source.units("xywh")
+    keys = decode_top_level(source.path, source.read())
     for key in ("images", "annotations"):
         if key not in keys:
             raise format_error(path, f"expected COCO instances with {key!r}, found only {', '.join(list(keys)[:5])}")
     names, sizes, image_index = _read_images(path, keys)
     categories: list[Category] = _decode(path, keys, "categories", list[Category]) if "categories" in keys else []
-    parts, count = [_to_columns(path, 0, [], image_index)], 0
+    parts, count = [_to_columns(path, 0, [], image_index, units)], 0
     for decoded in _iter_annotations(path, keys["annotations"]):
-        parts.append(_to_columns(path, count, decoded, image_index))
+        parts.append(_to_columns(path, count, decoded, image_index, units))
         count += len(decoded)
     del image_index  # large objects are freed early, so that millions of boxes fit in little memory
     owner = np.concatenate([part.owner for part in parts])
@@ -78,6 +106,8 @@ def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
         scores=None if scores is None or not count else as_scores(scores),
         ids=_sort_column([part.id for part in parts], row),
         boxes=_scatter([part.boxes for part in parts], row),
+        relative_boxes=_scatter([part.exact for part in parts], row) if units.relative else None,
+        units=str(units),
         sizes=sizes,
         crowd=_scatter([part.crowd for part in parts], row),
     )
@@ -102,13 +132,16 @@ class Columns:
 
     owner: Indices
     boxes: Floats
+    exact: npt.NDArray[np.float64] | None  # boxes as they are in the file, where they are relative
     category: Column | None
     score: Column | None
     id: Column | None
     crowd: npt.NDArray[np.bool_]
 
 
-def _to_columns(path: str, first: int, annotations: list[Annotation], image_index: Mapping[int | str, int]) -> Columns:
+def _to_columns(
+    path: str, first: int, annotations: list[Annotation], image_index: Mapping[int | str, int], units: Units
+) -> Columns:
     """Convert annotations to columns; `first` is the index of the first one in the file, for error messages."""
     owner = [image_index.get(annotation.image_id, -1) for annotation in annotations]
     if -1 in owner:
@@ -116,12 +149,14 @@ def _to_columns(path: str, first: int, annotations: list[Annotation], image_inde
         found = f"expected the id of an image, found image_id {annotations[i].image_id!r}"
         raise format_error(f"{path}: annotations[{first + i}]", found)
     try:
-        xywh = np.array([annotation.bbox for annotation in annotations], np.float64).reshape(-1, 4)
+        numbers = np.array([annotation.bbox for annotation in annotations], np.float64).reshape(-1, 4)
     except ValueError:
-        xywh = np.array([_numbers(path, first + i, annotation) for i, annotation in enumerate(annotations)])
+        numbers = np.array([_numbers(path, first + i, annotation) for i, annotation in enumerate(annotations)])
+    boxes = units.corners(numbers)
     return Columns(
         owner=np.array(owner, np.int32),
-        boxes=as_boxes(np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1)),
+        boxes=as_boxes(boxes),
+        exact=boxes if units.relative else None,
         category=_column_or_none([annotation.category_id for annotation in annotations]),
         score=_column_or_none([annotation.score for annotation in annotations]),
         id=_column_or_none([annotation.id for annotation in annotations]),
@@ -173,6 +208,9 @@ def _iter_annotations(path: str, raw: msgspec.Raw) -> Iterator[list[Annotation]]
                 found = decoder.decode(part if begin == 0 else b"".join((b"[", part)))
                 break
             except msgspec.ValidationError as error:
+                if "missing required field `bbox`" in str(error) or "got `null` - at `$[...].bbox`" in str(error):
+                    found = _bound_polygons(path, first, part if begin == 0 else b"".join((b"[", part)))
+                    break
                 raise _entry_error(path, "annotations", error, first) from None
             except msgspec.DecodeError:
                 if cut is None:
@@ -181,6 +219,31 @@ def _iter_annotations(path: str, raw: msgspec.Raw) -> Iterator[list[Annotation]]
         yield found
         first += len(found)
         begin = len(text) if cut is None else cut.end()
+
+
+def _bound_polygons(path: str, first: int, text: bytes | memoryview) -> list[Annotation]:
+    """Return annotations of which some have no bbox, each of these with the bounding box of its polygons."""
+    try:
+        decoded = msgspec.json.decode(text, type=list[Polygons])
+    except msgspec.ValidationError as error:
+        raise _entry_error(path, "annotations", error, first) from None
+    found = []
+    for i, entry in enumerate(decoded):
+        box = entry.bbox
+        if box is None:
+            rings = entry.segmentation if isinstance(entry.segmentation, list) else []
+            xs, ys = ([value for ring in rings for value in ring[axis::2]] for axis in (0, 1))
+            if not xs or len(xs) != len(ys):
+                what = "run lengths" if isinstance(entry.segmentation, dict) else "neither"
+                hint = "add them with pycocotools: annotation['bbox'] = mask.toBbox(rle).tolist()"
+                raise format_error(
+                    f"{path}: annotations[{first + i}]",
+                    f"expected bbox or polygons, found {what}",
+                    hint * (what != "neither"),
+                )
+            box = (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys))
+        found.append(Annotation(entry.image_id, box, entry.category_id, entry.id, entry.score, entry.iscrowd))
+    return found
 
 
 def _decode(path: str, keys: Mapping[str, msgspec.Raw], key: str, kind: Any) -> Any:

@@ -12,7 +12,14 @@ import msgspec
 import numpy as np
 
 from roialign_cli.arrays import PackedNames
-from roialign_cli.inputs.boxes.common import Grouping, Source, as_column, format_error, index_unique
+from roialign_cli.inputs.boxes.common import (
+    Grouping,
+    Source,
+    as_column,
+    box_columns,
+    format_error,
+    index_unique,
+)
 from roialign_cli.inputs.boxes.formats.coco import Category, Image
 from roialign_cli.inputs.boxes.json_objects import check_keys
 from roialign_cli.inputs.boxes.names import ImageNames
@@ -42,22 +49,22 @@ def read(source: Source) -> BoxTable:
     """Return the detections grouped by image, each image's in the order of the file. Raises InputError."""
     path = source.path
     try:
-        results = msgspec.json.decode(path.read_bytes(), type=list[Result])
+        results = msgspec.json.decode(source.read(), type=list[Result])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise format_error(path, f"expected a list of COCO results, found: {error}") from None
     if not results:
         raise format_error(path, "expected a list of COCO results, found an empty one")
     images_json = source.settings.images_json
     info = _read_info(Path(images_json)) if images_json else None
-    names = {image.id: image.file_name for image in info.images} if info else _names_by_id(source.images)
+    names = {image.id: image.file_name for image in info.images} if info else names_by_id(source.images)
     missing = [i for i, result in enumerate(results) if result.image_id not in names]
     if missing:
         found = f"found image_id {results[missing[0]].image_id!r}"
         if info is not None:
             raise format_error(f"{path}: [{missing[0]}]", f"expected the id of an image in {images_json}, {found}")
         for i in missing:
-            names[results[i].image_id] = _coco_name(results[i].image_id)
-    xywh = np.array([result.bbox for result in results], np.float64).reshape(-1, 4)
+            names[results[i].image_id] = coco_name(results[i].image_id)
+    numbers = np.array([result.bbox for result in results], np.float64).reshape(-1, 4)
     labels = [result.category_id for result in results if result.category_id is not None]
     if info and info.categories:
         known = {category.id: category.name for category in info.categories}
@@ -66,7 +73,7 @@ def read(source: Source) -> BoxTable:
     images, owner = index_unique(PackedNames.from_strings(names[result.image_id] for result in results))
     return Grouping.by_image(owner, len(images)).table(
         images,
-        np.concatenate([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]], axis=1),
+        **box_columns(numbers, source.units("xywh")),
         labels=as_column(labels) if len(labels) == len(results) else None,
         scores=np.array(scores) if len(scores) == len(results) else None,
     )
@@ -86,7 +93,7 @@ def _read_info(path: Path) -> ImageInfo:
     return info
 
 
-def _names_by_id(images: ImageNames) -> dict[int | str, str]:
+def names_by_id(images: ImageNames) -> dict[int | str, str]:
     """Return the names of images by the number that their stem is or ends with, and by the stem itself."""
     found: dict[int | str, str] = {}
     for name in sorted(images.all, reverse=True):
@@ -98,6 +105,6 @@ def _names_by_id(images: ImageNames) -> dict[int | str, str]:
     return found
 
 
-def _coco_name(image_id: int | str) -> str:
+def coco_name(image_id: int | str) -> str:
     """Return the name that a missing image has in COCO."""
     return f"{image_id:0{ID_DIGITS}}.jpg" if isinstance(image_id, int) else image_id

@@ -1,80 +1,146 @@
-"""Read CSV and TSV: a header, then a row per box."""
+"""Read CSV, TSV and text tables: a row per box, under a header or in the columns that --columns names."""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
-from pathlib import Path
+import io
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from roialign_cli.arrays import PackedNames
 from roialign_cli.inputs.boxes.columns import (
+    IGNORED,
     SIZE_ROLES,
+    ColumnMapping,
+    RelativeEvidence,
     collect_sizes,
-    looks_relative,
+    known_scores,
     map_columns,
     number_column,
+    positional_columns,
     resolve_images,
     text_column,
-    to_corners,
 )
-from roialign_cli.inputs.boxes.common import Grouping, Source, as_boxes, format_error, index_unique
+from roialign_cli.inputs.boxes.common import Grouping, Source, as_boxes, box_columns, format_error, index_unique
+from roialign_cli.inputs.boxes.units import enclose_rotated
 from roialign_cli.types import BoxTable
 
 MAX_FIELD_CHARACTERS = 1 << 20
+SEPARATORS = ",;\t"
+NOT_NUMBERS = frozenset({"image", "label", "id", IGNORED})  # roles of columns that need not be numbers
 
 
 def read(source: Source) -> BoxTable:
-    """Read a table whose fields are separated by comma, semicolon or tab, whichever is most frequent in the header."""
-    rows = _rows(source.path)
-    if not rows:
-        raise format_error(source.path, "expected a header and a row per box, found an empty file")
-    names, body = [name.strip() for name in rows[0]], rows[1:]
-    for number, row in enumerate(body, 2):
-        if len(row) != len(names):
-            raise format_error(f"{source.path}: row {number}", f"expected {len(names)} fields, found {len(row)}")
+    """Read a table whose fields are separated by comma, semicolon, tab or spaces, whichever the first line has most of.
+
+    Without a header, --columns names the columns in their order; without a column of images among them, all rows belong to
+    the image with the stem of the file.
+    """
+    roles = positional_columns(source)
+    rows = read_rows(str(source.path), source.read())
+    if roles is None:
+        if not rows:
+            raise format_error(source.path, "expected a header and a row per box, found an empty file")
+        names, body, first = [name.strip() for name in rows[0]], rows[1:], 2
+    else:
+        names, first = roles, 1
+        body = without_header(rows, roles)
+    columns = split_columns(str(source.path), names, body, first)
+    if roles is not None and "image" not in roles:
+        image = source.images.find_by_stem(source.path.stem) or f"{source.path.stem}.jpg"
+        mapping = map_columns(source, [*names, "image"])
+        return make_table(source, mapping, columns, PackedNames.from_strings([image]), np.zeros(len(body), np.int64))
     mapping = map_columns(source, names)
-    columns: dict[str, Sequence[str]] = dict(zip(names, zip(*body, strict=True), strict=True)) if body else {}
-    values = {role: columns.get(name, ()) for role, name in mapping.names.items()}
-    images, owner = resolve_images(source, *index_unique(PackedNames.from_strings(values["image"])))
+    images, owner = resolve_images(source, *index_unique(PackedNames.from_strings(columns[mapping.names["image"]])))
+    return make_table(source, mapping, columns, images, owner)
+
+
+def make_table(
+    source: Source,
+    mapping: ColumnMapping,
+    columns: Mapping[str, Sequence[str]],
+    images: PackedNames,
+    owner: npt.NDArray[np.integer],
+) -> BoxTable:
+    """Return the table of N rows from their columns by name, given the image of each row [N]."""
+    values = {role: columns[name] for role, name in mapping.names.items() if name in columns}
     numbers = {
         role: number_column(source, mapping.names[role], values[role])
-        for role in (*mapping.layout, *SIZE_ROLES)
+        for role in (*mapping.layout, "angle", *SIZE_ROLES)
         if role in values
     }
-    exact_boxes = to_corners(mapping.layout, *(numbers[role] for role in mapping.layout))
-    boxes = as_boxes(exact_boxes)
+    boxes = np.stack([numbers[role] for role in mapping.layout], axis=1)
+    evidence = RelativeEvidence()
+    evidence.add(boxes)
+    fields = box_columns(boxes, mapping.units_of(evidence.looks_relative))
+    if "angle" in numbers:
+        corners = mapping.units_of(False).corners(boxes)
+        sides = corners[:, 2:] - corners[:, :2]
+        fields["boxes"] = as_boxes(
+            enclose_rotated(np.concatenate([corners[:, :2] + sides / 2, sides], axis=1), numbers["angle"])
+        )
+    scores, notes = None, mapping.notes
+    if "score" in values:
+        scores, notes = known_scores(
+            number_column(source, mapping.names["score"], values["score"], optional=True), mapping
+        )
     return Grouping.by_image(owner, len(images)).table(
-        images, boxes,
+        images,
         labels=text_column(values["label"]) if "label" in values else None,
-        scores=number_column(source, mapping.names["score"], values["score"]) if "score" in values else None,
+        scores=scores,
         ids=text_column(values["id"]) if "id" in values else None,
         sizes=collect_sizes(source, images, [(owner, numbers)]) if mapping.states_sizes else None,
-        relative_boxes=exact_boxes if mapping.is_relative(looks_relative(boxes)) else None,
-    )  # fmt: skip
+        notes=notes,
+        **fields,
+    )
 
 
-def _rows(path: Path) -> list[list[str]]:
+def split_columns(
+    where: str, names: Sequence[str], rows: Sequence[Sequence[str]], first: int
+) -> dict[str, Sequence[str]]:
+    """Return the columns by name. Raises InputError naming the first row, counted from `first`, of another length."""
+    for number, row in enumerate(rows, first):
+        if len(row) != len(names):
+            raise format_error(f"{where}: row {number}", f"expected {len(names)} fields, found {len(row)}")
+    if not rows:
+        return dict.fromkeys(names, ())
+    return dict(zip(names, zip(*rows, strict=True), strict=True))
+
+
+def without_header(rows: list[list[str]], roles: Sequence[str]) -> list[list[str]]:
+    """Return rows without the first one if it names the columns: no field that should be a number is one."""
+    if not rows or len(rows[0]) != len(roles):
+        return rows
+    fields = [field for role, field in zip(roles, rows[0], strict=True) if role not in NOT_NUMBERS]
+    return rows if any(map(_is_number, fields)) else rows[1:]
+
+
+def read_rows(where: str, content: bytes) -> list[list[str]]:
     """Return the fields of all lines that are not empty. Raises InputError naming the line of a wrong quote."""
     csv.field_size_limit(MAX_FIELD_CHARACTERS)
     rows: list[list[str]] = []
     begin = 1  # the line at which the next row begins
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            separator = max(",;\t", key=file.readline().count)
-            file.seek(0)
-            reader = csv.reader(file, delimiter=separator, strict=True)
-            for row in reader:
-                if reader.line_num > begin:
-                    _check_multiline_fields(f"{path}: line {begin}", row, separator)
-                begin = reader.line_num + 1
-                if row:
-                    rows.append(row)
+        text = content.decode("utf-8-sig")
+        head = text.partition("\n")[0]
+        separator = max(SEPARATORS, key=head.count)
+        if separator not in head:
+            return [fields for line in text.splitlines() if (fields := line.split())]
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
+        for row in reader:
+            if reader.line_num > begin:
+                _check_multiline_fields(f"{where}: line {begin}", row, separator)
+            begin = reader.line_num + 1
+            if row:
+                rows.append(row)
     except csv.Error as error:
         raise format_error(
-            f"{path}: line {begin}", f"expected fields that are quoted completely or not at all, found: {error}"
+            f"{where}: line {begin}", f"expected fields that are quoted completely or not at all, found: {error}"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise format_error(path, f"expected a table of text, found: {error}") from None
+    except UnicodeDecodeError as error:
+        raise format_error(where, f"expected a table of text, found: {error.reason} at byte {error.start}") from None
     return rows
 
 

@@ -22,7 +22,7 @@ FIELD_NAMES = quoted_field_names(Line)
 def read(source: Source) -> BoxTable:
     """Read the boxes line by line. Raises InputError naming the line."""
     keys: dict[str, msgspec.Raw] = {}
-    with source.path.open("rb") as file:
+    with source.open() as file:
         for number, text in enumerate(file, 1):
             if not text.strip():
                 continue
@@ -36,4 +36,4 @@ def read(source: Source) -> BoxTable:
                 raise format_error(where, f'"{image}": expected each image once, found it twice')
             check_field_names(where, text, FIELD_NAMES)
             keys[image] = msgspec.Raw(text)
-    return native.read(str(source.path), keys)
+    return native.decode(source, keys)

@@ -40,10 +40,11 @@ def read(source: Source) -> BoxTable:
     entries = []
     for path in source.files(".json"):
         try:
-            text = require_regular_file(path).read_bytes()
+            text = require_regular_file(path).read_bytes() if source.is_folder else source.read()
             content = msgspec.json.decode(text, type=Content)
         except (msgspec.DecodeError, UnicodeDecodeError, OSError) as error:
-            raise format_error(path, f"expected LabelMe JSON, found: {error}") from None
+            hint = f"pass the file itself as BOXES: {path}" if source.is_folder else ""
+            raise format_error(path, f"expected LabelMe JSON, found: {error}", hint) from None
         check_field_names(path, text, FIELD_NAMES)
         boxes = [_bounding_box(path, number, shape) for number, shape in enumerate(content.shapes)]
         name = source.images.find(PureWindowsPath(content.imagePath or path.stem).as_posix())
@@ -51,7 +52,7 @@ def read(source: Source) -> BoxTable:
             name = source.images.find_by_stem(path.stem) or name
         labels = [str(shape.label) for shape in content.shapes]
         entries.append(Entry(name, np.array(boxes, np.float64).reshape(-1, 4), labels))
-    return table_from_entries(source, entries)
+    return table_from_entries(source, entries, source.units("xyxy"))
 
 
 def _bounding_box(path: Path, number: int, shape: Shape) -> list[float]:

@@ -9,8 +9,16 @@ import msgspec
 import numpy as np
 
 from roialign_cli.arrays import PackedNames
-from roialign_cli.inputs.boxes.common import Column, as_boxes, as_column, as_scores, format_error, offsets
-from roialign_cli.inputs.boxes.json_objects import check_field_names, quoted_field_names
+from roialign_cli.inputs.boxes.common import (
+    Column,
+    Source,
+    as_column,
+    as_scores,
+    box_columns,
+    format_error,
+    offsets,
+)
+from roialign_cli.inputs.boxes.json_objects import check_field_names, decode_top_level, quoted_field_names
 from roialign_cli.types import BoxTable
 
 Number = float | str  # NaN and Infinity are strings that start with NUL, see `json_objects`
@@ -30,8 +38,14 @@ FIELD_NAMES = quoted_field_names(Entry)
 _decoder = msgspec.json.Decoder(list[Box] | Entry)
 
 
-def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
+def read(source: Source) -> BoxTable:
+    """Read the boxes of each image. Raises InputError naming the image."""
+    return decode(source, decode_top_level(source.path, source.read()))
+
+
+def decode(source: Source, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
     """Decode the boxes of each image from the undecoded values in `keys`. Raises InputError naming the image."""
+    path = str(source.path)
     entries: list[Entry] = []
     for name, raw in keys.items():
         where = f'{path}: "{name}"'
@@ -51,8 +65,8 @@ def read(path: str, keys: Mapping[str, msgspec.Raw]) -> BoxTable:
     return BoxTable(
         names=PackedNames.from_strings(keys),
         offset=offsets([len(entry.boxes) for entry in entries]),
-        boxes=as_boxes([_numbers(path, name, i, box) for name, entry in zip(keys, entries, strict=True)
-                        for i, box in enumerate(entry.boxes)]),
+        **box_columns(np.array([_numbers(path, name, i, box) for name, entry in zip(keys, entries, strict=True)
+                                for i, box in enumerate(entry.boxes)], np.float64).reshape(-1, 4), source.units("xyxy")),
         labels=_join_column(path, keys, entries, "labels"),
         scores=None if (scores := _join_column(path, keys, entries, "scores")) is None else as_scores(scores),
         ids=_join_column(path, keys, entries, "ids"),

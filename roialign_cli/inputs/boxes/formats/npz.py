@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -23,16 +23,17 @@ def read(source: Source) -> BoxTable:
     """
     entries = []
     for path in source.files(".npz"):
-        relative = path.relative_to(source.path) if source.path.is_dir() else Path(path.name)
+        relative = path.relative_to(source.path) if source.is_folder else Path(path.name)
         stem = relative.with_suffix("").as_posix()
         image = stem if stem in source.images.all else source.images.find_by_stem(stem) or f"{stem}.jpg"
-        entries.append(_read_file(path, image))
-    return table_from_entries(source, entries)
+        with path.open("rb") if source.is_folder else source.open() as file:
+            entries.append(_read_file(path, file, image))
+    return table_from_entries(source, entries, source.units("xyxy"))
 
 
-def _read_file(path: Path, image: str) -> Entry:
+def _read_file(path: Path, file: BinaryIO, image: str) -> Entry:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with np.load(file, allow_pickle=False) as arrays:
             boxes, scores, labels = (
                 _read_array(path, arrays, names) for names in (BOX_ARRAYS, SCORE_ARRAYS, LABEL_ARRAYS)
             )

@@ -12,14 +12,13 @@ from roialign_cli.arrays import PackedNames
 from roialign_cli.inputs.boxes.columns import (
     SIZE_ROLES,
     ColumnMapping,
-    Numbers,
+    RelativeEvidence,
     collect_sizes,
-    looks_relative,
+    known_scores,
     map_columns,
     number_column,
     resolve_images,
     text_column,
-    to_corners,
 )
 from roialign_cli.inputs.boxes.common import (
     MAX_EXPANDED_BYTES,
@@ -30,6 +29,7 @@ from roialign_cli.inputs.boxes.common import (
     index_unique,
     unify_types,
 )
+from roialign_cli.inputs.boxes.units import Numbers
 from roialign_cli.types import BoxTable
 
 ROWS_PER_BATCH = 1 << 18
@@ -49,7 +49,7 @@ def read(source: Source) -> BoxTable:
     pool = pyarrow.default_memory_pool()
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # the default pool keeps freed memory
     try:
-        with parquet.ParquetFile(source.path, pre_buffer=False) as file:
+        with parquet.ParquetFile(source.path if source.content is None else source.open(), pre_buffer=False) as file:
             return _table(source, file)
     except (pyarrow.ArrowException, OSError) as error:
         raise format_error(source.path, f"expected Parquet, found: {error}") from None
@@ -66,28 +66,38 @@ def _table(source: Source, file: Any) -> BoxTable:
     sizes = collect_sizes(source, images, _iter_sizes(source, file, mapping, owner)) if mapping.states_sizes else None
     grouping = Grouping.by_image(owner, len(images))
     del owner  # frees memory before the boxes, by far the largest column, are read
-    boxes = np.empty((count, 4), np.float32)
+    boxes, evidence = np.empty((count, 4), np.float32), RelativeEvidence()
+    layout = mapping.units_of(False)
     with np.errstate(over="ignore"):  # values that overflow become infinite, which `check_values` reports
         for rows, batch in _iter_boxes(source, file, mapping):
-            boxes[rows] = batch
-    relative_boxes = None
-    if mapping.is_relative(looks_relative(boxes)):
+            evidence.add(batch)
+            boxes[rows] = layout.corners(batch)
+    units, relative_boxes = mapping.units_of(evidence.looks_relative), None
+    if units.relative:
         relative_boxes = np.empty((count, 4))
         for rows, batch in _iter_boxes(source, file, mapping):
-            relative_boxes[rows] = batch
+            relative_boxes[rows] = units.corners(batch)
+    if "angle" in column_names:
+        raise format_error(source.path, "expected upright boxes, found a column angle", "write the table as CSV")
+    scores, notes = None, mapping.notes
+    if "score" in column_names:
+        scores, notes = known_scores(_read_numbers(source, file, column_names["score"]), mapping)
     return grouping.table(
         images, boxes,
         labels=_read_text(file, column_names["label"]) if "label" in column_names else None,
-        scores=_read_numbers(source, file, column_names["score"]) if "score" in column_names else None,
+        scores=scores,
         ids=_read_text(file, column_names["id"]) if "id" in column_names else None,
         sizes=sizes,
         relative_boxes=relative_boxes,
+        units=str(units),
+        notes=notes,
     )  # fmt: skip
 
 
 def _check_expanded_size(source: Source, file: Any, names: set[str]) -> None:
     """Raise InputError if the columns of these names expand to more memory than those of real boxes do."""
-    metadata, size = file.metadata, source.path.stat().st_size
+    metadata = file.metadata
+    size = source.path.stat().st_size if source.content is None else len(source.content)
     rows = metadata.num_rows
     if rows * BOX_BYTES > max(MAX_EXPANDED_BYTES, MAX_EXPANSION * size):
         expected = f"expected boxes of at most {MAX_EXPANSION} times the {size / 1e6:.3g} MB of the file"
@@ -149,8 +159,8 @@ def _number_batches(source: Source, file: Any, names: list[str]) -> Iterator[tup
 
 
 def _iter_boxes(source: Source, file: Any, mapping: ColumnMapping) -> Iterator[tuple[slice, Numbers]]:
-    for rows, (a, b, c, d) in _number_batches(source, file, [mapping.names[role] for role in mapping.layout]):
-        yield rows, to_corners(mapping.layout, a, b, c, d)
+    for rows, numbers in _number_batches(source, file, [mapping.names[role] for role in mapping.layout]):
+        yield rows, np.stack(numbers, axis=1)
 
 
 def _iter_sizes(

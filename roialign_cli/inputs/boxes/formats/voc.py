@@ -26,7 +26,7 @@ def read(source: Source) -> BoxTable:
     """
     entries = []
     for path in source.files(".xml"):
-        root = parse(path)
+        root = parse(path, path.read_bytes() if source.is_folder else source.read())
         if root.tag != "annotation":
             raise format_error(path, f"expected <annotation>, found <{root.tag}>")
         boxes, labels = [], []
@@ -37,11 +37,11 @@ def read(source: Source) -> BoxTable:
         if name not in source.images.all:
             name = source.images.find_by_stem(path.stem) or name
         entries.append(Entry(name, np.array(boxes, np.float64).reshape(-1, 4), labels))
-    return table_from_entries(source, entries)
+    return table_from_entries(source, entries, source.units("xyxy"))
 
 
-def parse(path: Path) -> Element:
-    """Return the root element of an XML file. Raises InputError if it is not XML or declares a document type."""
+def parse(path: Path, content: bytes) -> Element:
+    """Return the root element of XML; `path` is for errors. Raises InputError if it is not XML or declares a document type."""
     builder, parser = TreeBuilder(), expat.ParserCreate()
 
     def refuse(*_: object) -> None:
@@ -52,9 +52,9 @@ def parse(path: Path) -> Element:
     parser.EndElementHandler = builder.end
     parser.CharacterDataHandler = builder.data
     try:
-        parser.Parse(path.read_bytes(), True)
+        parser.Parse(content, True)
         return builder.close()
-    except (expat.ExpatError, OSError, ValueError, LookupError) as error:
+    except (expat.ExpatError, ValueError, LookupError) as error:
         raise format_error(path, f"expected XML, found: {error}") from None
 
 
