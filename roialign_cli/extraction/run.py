@@ -86,16 +86,17 @@ def run_job(
     """Compute what is missing of a job's output; wait up to `patience` seconds for another run that holds it."""
     started = time.monotonic()
     with locked(job.output, patience), allocator.retain_freed_memory():
+        is_new = overwrite or not job.output.exists()
         status = open_output(job.output, job.plan, job.layout, overwrite=overwrite)
         done = status == DONE
         if (status != PENDING).any():
             done = revalidate(job.output, job.images, job.plan, job.layout, strict=strict)
-        finished_before, report = bool(done.all()), ValueReport()
-        if not finished_before:
+        report = ValueReport()
+        if not done.all():
             tracker = ProgressTracker(job, done, on_progress)
             record_known_outcomes(job, tracker)
             report = _compute(job, tracker, should_stop)
-    return _summarise(job, report, finished_before, time.monotonic() - started)
+    return _summarise(job, report, bool(done.all()) and not is_new, time.monotonic() - started)
 
 
 def _compute(job: Job, tracker: ProgressTracker, should_stop: Callable[[], bool]) -> ValueReport:

@@ -132,7 +132,9 @@ def table_from_entries(source: Source, entries: Sequence[Entry], units: Units) -
     boxes = np.concatenate([np.empty((0, 4)), *(entry.boxes.reshape(-1, 4) for entry in entries)])
     labels = [label for entry in entries if entry.labels is not None for label in entry.labels]
     scores = [score for entry in entries if entry.scores is not None for score in entry.scores]
-    sizes = [entry.size for entry in entries if entry.size is not None and 0 < min(entry.size) <= max(entry.size) < 2**31]
+    sizes = [
+        entry.size for entry in entries if entry.size is not None and 0 < min(entry.size) <= max(entry.size) < 2**31
+    ]
     return BoxTable(
         names=PackedNames.from_strings(names),
         offset=offsets([len(entry.boxes) for entry in entries]),

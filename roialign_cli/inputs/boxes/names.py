@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from functools import cached_property
+from itertools import takewhile
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -31,7 +32,8 @@ class ImageNames:
     def find(self, name: str) -> str:
         """Return the image with this name, or else the only image that fits it, or else the name itself.
 
-        An image fits if one path ends with the other, or else if it has the same file name, or else the same stem.
+        An image fits if it has the same file name, or else the same stem; of several with the same file name the one fits
+        that shares most folders before it.
         """
         plain = _plain(name)
         return plain if plain in self.all else _find_end(plain, self._ends) or plain
@@ -103,14 +105,19 @@ def _by_end(names: Iterable[str], wanted: set[str] | None) -> dict[str, list[str
 def _find_end(name: str, ends: dict[str, list[str]]) -> str | None:
     """Return the only image that fits a name, see `ImageNames.find`, or None."""
     pure = PurePosixPath(name)
+    if not pure.name:
+        return None
     same_file = ends.get(pure.name, [])
-    fitting = [image for image in same_file if f"/{image}".endswith(f"/{name}") or f"/{name}".endswith(f"/{image}")]
-    for found in (
-        fitting,
-        same_file,
-        ends.get(pure.with_suffix("").as_posix(), []) if pure.name else [],
-        ends.get(pure.stem, []),
-    ):
+    if len(same_file) > 1:
+        shared = [_shared_parts(pure.parts, PurePosixPath(image).parts) for image in same_file]
+        most = max(shared)
+        return same_file[shared.index(most)] if most > 1 and shared.count(most) == 1 else None
+    for found in (same_file, ends.get(pure.with_suffix("").as_posix(), []), ends.get(pure.stem, [])):
         if len(found) == 1:
             return found[0]
     return None
+
+
+def _shared_parts(a: tuple[str, ...], b: tuple[str, ...]) -> int:
+    """Return how many parts at their ends two paths have in common."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(a), reversed(b), strict=False)))
