@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from roialign_cli.backbones import timm
 from roialign_cli.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone, Layer, Preprocessing, resolve_resize
 from roialign_cli.backbones.optimize import Compiled
-from roialign_cli.backbones.weights import load_matching, read_weights_file, state_sha256
+from roialign_cli.backbones.weights import load_matching, parse_random, read_weights_file, state_sha256
 from roialign_cli.config import Settings, parse_resize
 from roialign_cli.errors import BackboneError
 
 PREPROCESSING_KEYS = ("mean", "std", "resize", "multiple")
-FUNCTION_PATTERN = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+FUNCTION_PATTERN = re.compile(r"[A-Za-z_./][\w./-]*:[A-Za-z_]\w*")  # with slashes for an error that names the dots
 MEASURED_SIDES = (256, 512)  # pixels: sides of the square images at which strides are measured
 
 
@@ -41,8 +41,9 @@ def load(settings: Settings) -> Backbone:
     name = settings.backbone
     is_exported, is_timm = name.endswith(".pt2"), name.startswith(timm.PREFIX)
     weights, sha256, state = "its own", "", None
-    if settings.weights == "random" and is_timm:
-        weights = "random:0"
+    seed = parse_random(settings.weights) if is_timm else None
+    if seed is not None:
+        weights = f"random:{seed}"
     elif settings.weights != "DEFAULT":
         if is_exported:
             raise BackboneError(
@@ -51,13 +52,15 @@ def load(settings: Settings) -> Backbone:
         found = read_weights_file(Path(settings.weights))
         weights, sha256, state = found.name, found.sha256, found.state
     if is_timm:
-        model = timm.build_model(name, settings.layers, state or settings.weights == "DEFAULT")
+        model = timm.build_model(name, settings.layers, state or seed is None, seed or 0)
     else:
         model = _load_exported(Path(name)) if is_exported else _call_function(name)
         if state is not None:
             load_matching(model, state, set(model.state_dict()), weights)
     own = _parse_preprocessing(name, getattr(model, "preprocessing", {}))
     maps = _measure_maps(name, model, own.multiple)
+    if is_exported and not _takes_batches(model, own.multiple):
+        model = _OneByOne(model)
     unknown = [layer for layer in settings.layers if layer not in maps]
     if unknown:
         raise BackboneError("layer-unknown", f"{name}: expected one of {', '.join(maps)}, found {unknown[0]!r}")
@@ -93,6 +96,30 @@ class _SelectedMaps(nn.Module):
         return self
 
 
+class _OneByOne(nn.Module):
+    """A model that takes one image, run on each image of a batch; programs exported with a batch of one are like that."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Return the maps of images [N, 3, H, W] by name."""
+        found = [_maps_by_name(self.model(image[None])) for image in images]
+        return {name: torch.cat([maps[name] for maps in found]) for name in found[0]}
+
+
+def _takes_batches(model: nn.Module, multiple: int) -> bool:
+    """Return whether a model runs on two images at once."""
+    side = -(-MEASURED_SIDES[0] // multiple) * multiple
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(2, 3, side, side))
+    except Exception:  # exported programs raise errors of many types
+        return False
+    return True
+
+
 def _maps_by_name(output: Any) -> dict[str, Any]:
     """Return the outputs of a model by name: by dict key, by list index, or as `features` if there is only one."""
     if isinstance(output, Mapping):
@@ -105,13 +132,19 @@ def _maps_by_name(output: Any) -> dict[str, Any]:
 def _call_function(name: str) -> nn.Module:
     """Import `module.path:function`, also from the working directory, and return the model that it returns."""
     module_name, _, function_name = name.partition(":")
+    if "/" in module_name:
+        dotted = module_name.removesuffix(".py").strip("./").replace("/", ".")
+        found = f"{name}: expected module.path:function, found the path of a file"
+        raise BackboneError("backbone-own", found, f"write {dotted}:{function_name}")
     sys.path.insert(0, str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), function_name)
         model = function()
     except Exception as error:  # the user's code may raise anything
         message = f"{name}: expected a function that returns a model, found {type(error).__name__}: {error}"
-        raise BackboneError("backbone-own", message, "--debug shows the traceback") from error
+        module = module_name.removesuffix(".py")
+        hint = f"write {module}:{function_name}" if module != module_name else "--debug shows the traceback"
+        raise BackboneError("backbone-own", message, hint) from error
     finally:
         sys.path.remove(str(Path.cwd()))
     if not isinstance(model, nn.Module):
@@ -160,7 +193,9 @@ def _measure_maps(name: str, model: nn.Module, multiple: int) -> dict[str, tuple
     except Exception as error:  # the user's code may raise anything
         reason = str(error).split("\n", maxsplit=1)[0]
         message = f"{name}: expected a model that takes square images of {small} and {large} pixels, found: {reason}"
-        raise BackboneError("backbone-own", message, "export with dynamic height and width") from error
+        is_exported = name.endswith(".pt2")
+        hint = "export it with dynamic height and width" if is_exported else "--debug shows the traceback"
+        raise BackboneError("backbone-own", message, hint) from error
     found = {}
     for layer, first in outputs[0].items():
         second = outputs[1][layer]

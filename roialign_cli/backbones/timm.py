@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from roialign_cli.backbones.hub import quiet_hub
 from roialign_cli.config import suggest
 from roialign_cli.errors import BackboneError
 
@@ -21,11 +22,11 @@ LAST_LAYER = "norm"  # the output of a Vision Transformer after its last block a
 MAX_REASON_CHARACTERS = 160  # of timm's errors, some of which fill the screen
 
 
-def build_model(name: str, layers: tuple[str, ...], weights: bool | Mapping[str, Tensor]) -> nn.Module:
+def build_model(name: str, layers: tuple[str, ...], weights: bool | Mapping[str, Tensor], seed: int = 0) -> nn.Module:
     """Return a model that returns a list or dict of maps and describes its input in an attribute `preprocessing`.
 
-    `weights`: timm's own (True), random ones (False), or a state dict of the whole model. Vision Transformers such as
-    DINOv2 return the maps of `layers`, blocks.0 .. blocks.N and norm; other models return all their maps, finest first.
+    `weights`: timm's own (True), random ones (False) from `seed`, or a state dict of the whole model. Vision Transformers
+    such as DINOv2 return the maps of `layers`, blocks.0 .. blocks.N and norm; other models return all their maps, finest first.
     Raises BackboneError if timm, the model, its weights or a layer is not available.
     """
     try:
@@ -46,15 +47,16 @@ def build_model(name: str, layers: tuple[str, ...], weights: bool | Mapping[str,
     if not isinstance(weights, bool):
         options["pretrained_cfg_overlay"] = {"state_dict": dict(weights)}
     try:
-        model = _create(model_name, options)
+        with quiet_hub():
+            model = _create(model_name, options, seed)
     except Exception as error:  # no network, or a model without maps: timm and its hub raise errors of many types
-        reason = textwrap.shorten(str(error), MAX_REASON_CHARACTERS, placeholder=" ...")
+        reason = textwrap.shorten(str(error), MAX_REASON_CHARACTERS, placeholder=" ...") or type(error).__name__
         if not isinstance(weights, bool):
             raise BackboneError("weights-mismatch", f"{name}: {reason}", "is it another model?") from None
         hint = "--weights PATH with a state dict downloaded elsewhere, or --weights random" if weights else ""
         raise BackboneError("weights-unreachable", f"{name}: cannot be created: {reason}", hint) from None
     if not isinstance(weights, bool):  # timm silently leaves parameters random that the state dict lacks
-        initial = dict(_create(model_name, output_options).named_parameters())
+        initial = dict(_create(model_name, output_options, seed).named_parameters())
         missing = [
             key for key, value in model.named_parameters() if value.dim() > 1 and torch.equal(value, initial[key])
         ]
@@ -75,16 +77,16 @@ def build_model(name: str, layers: tuple[str, ...], weights: bool | Mapping[str,
     return result
 
 
-def _create(model_name: str, options: Mapping[str, Any]) -> Any:
-    """Create a model whose random parameters come from seed 0, for images of any size if it has that option."""
+def _create(model_name: str, options: Mapping[str, Any], seed: int) -> Any:
+    """Create a model whose random parameters come from a seed, for images of any size if it has that option."""
     import timm
 
     with torch.random.fork_rng(devices=[]):
         try:
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             return timm.create_model(model_name, dynamic_img_size=True, **options)
         except TypeError:  # convolutional models take images of any size and do not have this option
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             return timm.create_model(model_name, **options)
 
 

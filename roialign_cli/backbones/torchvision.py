@@ -74,8 +74,8 @@ def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
     """Return (channels, stride) of each layer, down to two levels of nesting, and the names of the weights."""
     kind = _find_kind(name)
     entries = list(torchvision.models.get_model_weights(name).__members__)
-    with torch.device("meta"):  # allocates and computes nothing, however large the model is
-        model = _build(name, 0)
+    model = _build_without_memory(name)
+    with torch.device("meta"):
         if kind == "detection":
             extractor: nn.Module = pyramid.Pyramid(
                 model.backbone, {key: key for key in pyramid.level_names(model.backbone)}
@@ -83,8 +83,18 @@ def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
         elif isinstance(model, VisionTransformer):
             return dict.fromkeys(vit.layer_names(model), (model.hidden_dim, model.patch_size)), entries
         else:
-            blocks = dict.fromkeys(".".join(node.split(".")[:depth]) for node in _node_names(model) for depth in (1, 2))
-            extractor = _extract_layers(model, tuple(blocks))
+            nodes = _node_names(model)
+            blocks = dict.fromkeys(".".join(node.split(".")[:depth]) for node in nodes for depth in (1, 2))
+            ends = {_last_node(block, nodes): block for block in blocks}  # a feature extractor returns each node once
+            extractor = _extract_layers(model, tuple(ends.values()))
+            try:
+                by_end = measure_outputs(extractor, multiple=32)
+            except RuntimeError as error:
+                reason = str(error).split("\n", maxsplit=1)[0]
+                message = f"{name}: expected a model that takes images of several sizes, found: {reason}"
+                raise BackboneError("layer-not-spatial", message) from None
+            found = {block: by_end[ends[_last_node(block, nodes)]] for block in blocks}
+            return {block: measured for block, measured in found.items() if measured is not None}, entries
         found = measure_outputs(extractor, multiple=32)
     return {block: measured for block, measured in found.items() if measured is not None}, entries
 
@@ -92,8 +102,7 @@ def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
 def count_parameters(name: str) -> int:
     """Return the number of parameters of the whole model."""
     _find_kind(name)
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in _build(name, 0).parameters())
+    return sum(parameter.numel() for parameter in _build_without_memory(name).parameters())
 
 
 def cached_weights(name: str) -> list[str]:
@@ -112,6 +121,20 @@ def _build(name: str, seed: int, image_size: int | None = None) -> Any:
         warnings.simplefilter("ignore")  # some builders warn about their initialisation, which is about to be replaced
         torch.manual_seed(seed)
         return torchvision.models.get_model(name, weights=None, **options).eval()
+
+
+def _build_without_memory(name: str) -> Any:
+    """Build a model on the meta device, which allocates and computes nothing, however large the model is."""
+    try:
+        with torch.device("meta"):
+            return _build(name, 0)
+    except NotImplementedError:  # RegNets compute the sizes of their blocks with tensors
+        return _build(name, 0).to("meta")
+
+
+def _last_node(layer: str, nodes: list[str]) -> str:
+    """Return the last node of a layer, whose output is that of the layer."""
+    return next(node for node in reversed(nodes) if node == layer or node.startswith(f"{layer}."))
 
 
 def _node_names(model: nn.Module) -> list[str]:
@@ -138,6 +161,14 @@ def _load_nodes(settings: Settings, whole: nn.Module, weights: Weights, entry: A
             )
             known = f"expected a node such as {', '.join(blocks)}"
             raise BackboneError("layer-unknown", f"{settings.backbone}: {known}, found {layer!r}", hint)
+    ends: dict[str, str] = {}  # the layers by their last node
+    for layer in layers:
+        same = ends.setdefault(_last_node(layer, nodes), layer)
+        if same != layer:
+            message = (
+                f"{settings.backbone}: expected different layers, found {same!r} and {layer!r}, which are the same map"
+            )
+            raise BackboneError("layer-unknown", message, f"--layers {same}")
     model = _extract_layers(whole, layers)
     if weights.state is not None:
         auxiliary = {key for key in weights.state if key.startswith("aux_classifier.")}  # only used in training

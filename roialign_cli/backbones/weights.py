@@ -35,11 +35,9 @@ def find_weights(spec: str, entries: Any) -> Weights:
 
     `entries` is the model's weights enum. Raises BackboneError if the weights are unknown, unreachable or unreadable.
     """
-    kind, _, seed = spec.partition(":")
-    if kind == "random":
-        if seed and not seed.isdecimal():
-            raise BackboneError("weights-unknown", f"weights: expected random:SEED with a whole number, found {spec!r}")
-        return Weights(f"random:{int(seed or 0)}", None, "", seed=int(seed or 0))
+    seed = parse_random(spec)
+    if seed is not None:
+        return Weights(f"random:{seed}", None, "", seed=seed)
     names = [*entries.__members__]
     if spec in names:
         return _load_entry(entries[spec])
@@ -48,6 +46,16 @@ def find_weights(spec: str, entries: Any) -> Weights:
         return read_weights_file(path, entries)
     options = f"expected {', '.join(names)}, random[:SEED] or the path of a .pth, .pt or .safetensors file"
     raise BackboneError("weights-unknown", f"weights: {options}, found {spec!r}", suggest(spec, names))
+
+
+def parse_random(spec: str) -> int | None:
+    """Return the seed of random[:SEED], or None for other weights. Raises BackboneError if the seed is no whole number."""
+    kind, _, seed = spec.partition(":")
+    if kind != "random":
+        return None
+    if seed and not seed.isdecimal():
+        raise BackboneError("weights-unknown", f"weights: expected random:SEED with a whole number, found {spec!r}")
+    return int(seed or 0)
 
 
 def state_sha256(model: nn.Module) -> str:

@@ -86,7 +86,9 @@ def _sheet(path: Path, layer: str | None, name: str | None, *, allow_links: bool
     from roialign_cli.store import FeatureFile
 
     with FeatureFile(path, allow_links=allow_links) as file:
-        return draw_sheet(file, layer, name), {"file": str(path), "boxes": int(file.offset[-1])}
+        figure = draw_sheet(file, layer, name)
+        boxes = int(file.offset[-1]) if name is None else len(file[name].boxes)
+        return figure, {"file": str(path), **({} if name is None else {"image": name}), "boxes": boxes}
 
 
 def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str) -> tuple[Figure, dict[str, object]]:

@@ -22,6 +22,7 @@ def draw_sheet(file: FeatureFile, layer: str | None, name: str | None) -> Figure
     Raises InputError if there are none.
     """
     rows = _rows(file, name)
+    total = len(rows) if name is not None else int(file.offset[-1])
     if not len(rows):
         raise InputError("sheet-empty", f"{file.path}: expected boxes of images that are done, found none")
     if layer is not None and layer not in file.layers:
@@ -41,7 +42,7 @@ def draw_sheet(file: FeatureFile, layer: str | None, name: str | None) -> Figure
         for axes, row, tile in zip(figure.axes, rows.tolist(), colours, strict=False):
             axes.imshow(tile)
             axes.set_title(_title(file, row), fontsize=6, loc="left", parse_math=False)
-        title = f"{drawable(file.path.name)}: {len(rows)} of {file.offset[-1]} boxes, three principal components"
+        title = f"{drawable(file.path.name)}: {len(rows)} of {total} boxes, three principal components"
         figure.suptitle(title, fontsize=9, parse_math=False)
         return figure
 

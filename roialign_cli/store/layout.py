@@ -61,6 +61,11 @@ def check_space(path: Path, needed: int) -> int:
     if not folder.is_dir():
         raise OutputError("output-folder", f"{path}: expected an existing folder, found none", f"mkdir -p {folder}")
     check_name(path)
+    if path.name == "-":
+        message = (
+            f"{path}: expected the name of a file, found the sign for stdout, where an HDF5 file cannot be written"
+        )
+        raise OutputError("output-name", message, "-o features.h5")
     if path.exists() and not path.is_file():
         found = "a folder" if path.is_dir() else "no regular file"
         raise OutputError("output-is-folder", f"{path}: expected the name of a file, found {found}")

@@ -49,6 +49,13 @@ def vector():
 def number():
     return 5
 
+class Failing(nn.Module):
+    def forward(self, x):
+        raise ValueError("not today")
+
+def fails():
+    return Failing()
+
 def broken():
     raise RuntimeError("no such thing here")
 
@@ -227,3 +234,53 @@ def test_timm_s_blocks_by_name() -> None:
     pytest.importorskip("timm")
     with pytest.raises(BackboneError, match=r"expected blocks.0 to blocks.11 or norm, found 'blocks.12'"):
         load_backbone(Settings(backbone="timm:vit_tiny_patch16_224", layers=("blocks.12",), weights="random"))
+
+
+def test_timm_s_random_weights_have_a_seed() -> None:
+    pytest.importorskip("timm")
+    loaded = [load_backbone(Settings(backbone="timm:resnet18", weights=f"random:{seed}")) for seed in (1, 1, 2)]
+    assert [backbone.weights for backbone in loaded] == ["random:1", "random:1", "random:2"]
+    assert loaded[0].weights_sha256 == loaded[1].weights_sha256 != loaded[2].weights_sha256
+
+
+def test_timm_without_a_network_fails_at_once(tmp_path: Path, roialign: Run) -> None:
+    pytest.importorskip("timm")
+    env = {"HF_ENDPOINT": "https://hub.invalid", "HF_HOME": str(tmp_path)}
+    done = roialign(
+        "extract", SAMPLE_IMAGES, SAMPLE_BOXES, "--backbone", "timm:resnet18", "-o", tmp_path / "f.h5", env=env
+    )
+    assert done.returncode == 4
+    assert done.stderr.startswith("error[weights-unreachable]: timm:resnet18")
+    assert "Retrying" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_program_exported_for_one_image(code: Path, tmp_path: Path) -> None:
+    """It is run image by image; the features are those of the model that takes batches."""
+    from my_models import one
+
+    size = {2: 4 * torch.export.Dim("h", min=2, max=999), 3: 4 * torch.export.Dim("w", min=2, max=999)}
+    program = torch.export.export(one().eval(), (torch.zeros(1, 3, 64, 96),), dynamic_shapes=(size,))
+    torch.export.save(program, code / "single.pt2")
+    (tmp_path / "im").mkdir()
+    for i in range(3):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / f"im/{i}.png")
+    for backbone, name in (("single.pt2", "exported.h5"), ("my_models:one", "function.h5")):
+        done = extract(tmp_path / "im", None, tmp_path / name, backbone=backbone, grid="2x2", batch_size=3)
+        assert done.done == 3
+    with FeatureFile(tmp_path / "exported.h5") as ours, FeatureFile(tmp_path / "function.h5") as theirs:
+        assert relative_error(torch.tensor(ours.features()), torch.tensor(theirs.features())) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("my_models.py:make", "write my_models:make"),
+        ("a/my_models.py:make", "write a.my_models:make"),
+        ("my_models:fails", "--debug shows the traceback"),
+    ],
+)
+def test_hints_of_functions(code: Path, name: str, hint: str) -> None:
+    with pytest.raises(BackboneError) as error:
+        load_backbone(Settings(backbone=name))
+    assert error.value.hint == hint

@@ -323,3 +323,20 @@ def test_the_c5_head_is_the_last_stage_on_regions(name: str, tmp_path: Path) -> 
 def test_box_heads_that_are_none(options: dict[str, object], expected: str) -> None:
     with pytest.raises(BackboneError, match=expected):
         load_backbone(Settings(**{"weights": "random", "head": "box", **options}))
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_0", "alexnet", "regnet_y_400mf", "mobilenet_v3_small"])
+def test_a_model_s_table_agrees_with_its_maps(name: str) -> None:
+    layers, _ = describe(name)
+    for layer in (list(layers)[-1], *[key for key in ("features.12", "features.4") if key in layers]):
+        if name == "squeezenet1_0" and layer.startswith("classifier"):
+            continue
+        backbone = load_backbone(Settings(backbone=name, weights="random", layers=(layer,)))
+        (maps,) = backbone(torch.zeros(1, 3, 256, 256))
+        assert maps[0] is not None
+        assert (maps[0].shape[1], backbone.layers[0].strides[0]) == layers[layer]
+
+
+def test_layers_that_are_the_same_map_are_refused() -> None:
+    with pytest.raises(BackboneError, match="which are the same map"):
+        load_backbone(Settings(backbone="squeezenet1_0", weights="random", layers=("features", "features.12")))
