@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -16,9 +17,11 @@ from roialign_cli.system.stdout import Output, discard, take_stdout
 if TYPE_CHECKING:
     from roialign_cli.errors import RoialignError
 
+ANYWHERE = ("--debug", "--quiet")  # options that may be given before or after the command
+
 
 def main() -> None:
-    """Run the command line; `--debug`, anywhere on it, shows tracebacks."""
+    """Run the command line; anywhere on it, `--debug` shows tracebacks, and `--quiet` hides all but errors and JSON."""
     stop, output = Stop(), take_stdout()
     code = _run(sys.argv[1:], stop, output)
     code = code if output is None else _end_output(output, code)
@@ -37,12 +40,16 @@ def _run(arguments: list[str], stop: Stop, output: Output | None) -> int:
     from roialign_cli.cli import app
     from roialign_cli.errors import RoialignError
 
-    debug = "--debug" in arguments
-    warnings.showwarning = lambda message, *_, **__: _print_warning(f"warning: {message}")
+    debug, quiet, as_json = (option in arguments for option in ("--debug", "--quiet", "--json"))
+    warnings.showwarning = lambda message, *_, **__: None if quiet else _print_warning(f"warning: {message}")
+    if quiet:
+        from roialign_cli.cli import console
+
+        console.stdout.quiet = console.stderr.quiet = True
     try:
         try:
             stop.running = True
-            app([argument for argument in arguments if argument != "--debug"], prog_name="roialign")
+            app([argument for argument in arguments if argument not in ANYWHERE], prog_name="roialign")
         finally:
             stop.running = False
     except BaseException as error:
@@ -57,7 +64,7 @@ def _run(arguments: list[str], stop: Stop, output: Output | None) -> int:
         if not isinstance(error, RoialignError):
             hint = "run again with --debug and report what it prints"
             error = RoialignError("internal", f"{type(error).__name__}: {error}", hint)
-        _print_error(error)
+        _print_error(error, as_json=as_json)
         return error.exit_code
     return ExitCode.DONE
 
@@ -79,8 +86,12 @@ def _end_output(output: Output, code: int) -> int:
     return error.exit_code
 
 
-def _print_error(error: RoialignError) -> None:
-    """Print an error and its hint on stderr."""
+def _print_error(error: RoialignError, *, as_json: bool = False) -> None:
+    """Print an error and its hint on stderr, with --json as a line of JSON."""
+    if as_json:
+        facts = {"reference": error.reference, "message": error.message, "hint": error.hint}
+        _print_warning(json.dumps({"error": {**facts, "exit_code": int(error.exit_code)}}))
+        return
     from rich.console import Console
     from rich.text import Text
 

@@ -102,18 +102,19 @@ HEADS: Mapping[str, Mapping[str, object]] = {  # default settings of each head; 
     "box": {"sampling_ratio": 2, "aligned": False},  # the values that torchvision's box heads were trained with
     "c5": {"output_size": (14, 14)},  # POOLER_RESOLUTION of detectron2's C4 models
 }
+INPUT_KEYS = frozenset({"images", "boxes", "output"})  # of a configuration, which `extract` reads beside the settings
 SETTING_NAMES = [field.name for field in dataclasses.fields(Settings)]
 
 
 def load(config: str | None, given: Mapping[str, object], *, others: frozenset[str] = frozenset()) -> Settings:
     """Return the settings: the defaults, overridden by a YAML file, overridden by the values in `given` that are not None.
 
-    `config` is the name of a packaged config or the path of a YAML file. Its keys in `others` are not settings and are
-    ignored. Raises ConfigError naming the file or option, the key, what was expected and what was found.
+    `config` is the name of a packaged config or the path of a YAML file. Its keys in `others` and INPUT_KEYS are not settings
+    and are ignored. Raises ConfigError naming the file or option, the key, what was expected and what was found.
     """
     merged: dict[str, object] = {}
     if config is not None:
-        values = {key: value for key, value in read(config).items() if key not in others}
+        values = {key: value for key, value in read(config).items() if key not in others | INPUT_KEYS}
         merged.update(_check_keys(values, str(find_config(config))))
     merged.update({name: value for name, value in _check_keys(given, "settings").items() if value is not None})
     merged = {**HEADS.get(str(merged.get("head")), {}), **merged}
@@ -132,6 +133,11 @@ def config_folder() -> Path:
     return inside if inside.is_dir() else package.parent / "configs"
 
 
+def config_names() -> list[str]:
+    """Return the names of the packaged configs."""
+    return sorted(path.stem for path in config_folder().glob("*.yaml"))
+
+
 def find_config(config: str) -> Path:
     """Return the file of a packaged config, or the path itself. Raises ConfigError if there is no file."""
     path = Path(config)
@@ -142,7 +148,7 @@ def find_config(config: str) -> Path:
         return path
     packaged = config_folder() / f"{config}.yaml"
     if not packaged.is_file():
-        known = sorted(p.stem for p in config_folder().glob("*.yaml"))
+        known = config_names()
         expected = f"expected a file or one of {', '.join(known)}"
         raise ConfigError("config-missing", f"config: {expected}, found {config!r}", suggest(config, known))
     return packaged

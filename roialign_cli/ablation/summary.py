@@ -17,6 +17,7 @@ from roialign_cli.arrays import Floats
 from roialign_cli.backbones.base import Layer
 
 SMALL, LARGE = 32**2, 96**2  # areas in pixels of the original image that separate COCO's classes of size
+INTEGRAL_METRICS = ("error", "cosine")  # compare features with the exact integral
 TIMING_NOISE = 1.15  # times within this factor count as equal, and the smaller error decides
 Row = dict[str, Any]
 
@@ -61,7 +62,7 @@ def make_rows(found: Measurements, variants: Sequence[Variant], layers: Sequence
                     "layer": layer.name, "setting": variant.name, "op": variant.op, "output_size": variant.size,
                     "sampling_ratio": settings.sampling_ratio if sampled else None,
                     "aligned": settings.aligned, "mode": settings.mode, "class": name, "boxes": int(chosen.sum()),
-                    **_statistics(found.values[v, index][:, chosen]),
+                    **_statistics(found.values[v, index][:, chosen], comparable=settings.mode != "max"),
                     "ms_per_1000": float(np.median(times)) if times else None,
                     "bytes_per_box": layer.channels * math.prod(settings.output_size) * np.dtype(settings.dtype).itemsize,
                     "probe_accuracy": score.accuracy if score and name == "all" else None,
@@ -81,11 +82,16 @@ def _classes(found: Measurements, index: int, layer: Layer) -> Iterator[tuple[st
             yield f"stride {stride}", found.measured & (found.levels[index] == level)
 
 
-def _statistics(values: Floats) -> dict[str, float | None]:
-    """Return columns for METRICS [M, n]: mean, median, the bad tail and the worst value."""
+def _statistics(values: Floats, *, comparable: bool) -> dict[str, float | None]:
+    """Return columns for METRICS [M, n]: mean, median, the bad tail and the worst value.
+
+    Without `comparable`, error and cosine stay unknown: a maximum approximates no integral.
+    """
     columns: dict[str, float | None] = {}
     for name, of_boxes in zip(METRICS, values, strict=True):
         known = of_boxes[~np.isnan(of_boxes)].astype(np.float64)
+        if name in INTEGRAL_METRICS and not comparable:
+            known = known[:0]
         tail = ("p5", 5, "min", 0) if name == "cosine" else ("p95", 95, "max", 100)
         quantiles = {"median": 50, tail[0]: tail[1], tail[2]: tail[3]} if name not in METRICS[3:] else {"median": 50}
         columns[f"{name}_mean"] = float(known.mean()) if len(known) else None

@@ -15,7 +15,10 @@ from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from roialign_cli.ablation.run import Ablation
+    from roialign_cli.ablation.summary import Row
 
 VARY, VARIED = "vary", "What is varied"
 TOLERANCE = 0.01
@@ -28,6 +31,10 @@ SHOWN = {  # column: (title on the terminal, format); the files have all columns
     "ms_per_1000": ("ms/1000", "{:.1f}"),
     "probe_accuracy": ("probe", "{:.1%}"),
 }
+
+HIDDEN_FIRST = (  # columns that a narrow terminal has no room for, in this order; the last is never hidden
+    "error_p95", "samples_per_bin_mean", "offset_px_median", "alignment_px_mean", "probe_accuracy", "ms_per_1000", "error_mean",
+)  # fmt: skip
 
 
 @takes_settings(
@@ -127,27 +134,26 @@ def _from_file(config: str | None) -> Any:
 
 def _print_result(result: Ablation, folder: Path) -> None:
     """Print a row per setting, what is recommended, and what failed."""
-    from rich.table import Table
+    from rich.measure import Measurement
 
-    from roialign_cli.ablation.summary import setting_label
-    from roialign_cli.cli.console import pluralise, print_failures, stderr, stdout
+    from roialign_cli.cli.console import PIPE_WIDTH, pluralise, print_failures, stderr, stdout
 
     best = {choice.setting for choice in result.recommendations}
     rows = [row for row in result.rows if row["class"] == "all"]
     columns = {name: form for name, form in SHOWN.items() if any(row[name] is not None for row in rows)}
     if all(row["aligned"] for row in rows):
         columns.pop("offset_px_median", None)  # it is zero then
-    table = Table("setting", box=None, padding=(0, 1, 0, 0))
-    table.columns[0].no_wrap = True
-    for name in columns:
-        table.add_column(columns[name][0], justify="right", no_wrap=True)
-    for layer in dict.fromkeys(row["layer"] for row in rows):
-        if len({row["layer"] for row in rows}) > 1:
-            table.add_row(layer, style="cyan")
-        for row in (row for row in rows if row["layer"] == layer):
-            cells = ["-" if row[name] is None else form.format(row[name]) for name, (_, form) in columns.items()]
-            table.add_row(setting_label(row), *cells, style="bold green" if row["setting"] in best else None)
+    shown = dict(columns)
+    table = _table(rows, shown, best)
+    hidden: list[str] = []
+    unlimited = stdout.options.update(width=PIPE_WIDTH)
+    while Measurement.get(stdout, unlimited, table).maximum > stdout.width and len(shown) > 1:
+        hidden.append(next(name for name in HIDDEN_FIRST if name in shown))
+        del shown[hidden[-1]]
+        table = _table(rows, shown, best)
     stdout.print(table, highlight=False)
+    if hidden:
+        stdout.print(f"not shown: {', '.join(columns[name][0] for name in hidden)}; see ablation.csv", highlight=False)
     for choice in result.recommendations:
         stdout.print(f"\n{choice.geometry}: take {choice.label}", style="bold", highlight=False)
         stdout.print(f"  {choice.reason}", highlight=False)
@@ -160,3 +166,23 @@ def _print_result(result: Ablation, folder: Path) -> None:
     if result.value_report:
         stderr.print(f"warning: the features saved have {result.value_report}", highlight=False)
     print_failures(result.failures, "ablation.json lists all")
+
+
+def _table(rows: list[Row], columns: dict[str, tuple[str, str]], best: set[str | None]) -> Table:
+    """Return a table with a line per setting of each layer."""
+    from rich.table import Table
+
+    from roialign_cli.ablation.summary import setting_label
+
+    table = Table("setting", box=None, padding=(0, 1, 0, 0))
+    table.columns[0].no_wrap = True
+    for title, _ in columns.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    layers = dict.fromkeys(row["layer"] for row in rows)
+    for layer in layers:
+        if len(layers) > 1:
+            table.add_row(layer, style="cyan")
+        for row in (row for row in rows if row["layer"] == layer):
+            cells = ["-" if row[name] is None else form.format(row[name]) for name, (_, form) in columns.items()]
+            table.add_row(setting_label(row), *cells, style="bold green" if row["setting"] in best else None)
+    return table

@@ -20,8 +20,11 @@ class _Notes(Console):
 
 
 MAX_LISTED_FAILURES = 10
+PIPE_WIDTH = 10_000  # characters: tables that are not for a terminal are not wrapped
 
 stdout = Console(soft_wrap=True)
+if not stdout.is_terminal:
+    stdout.width = PIPE_WIDTH
 stderr = _Notes(stderr=True, soft_wrap=True)
 
 

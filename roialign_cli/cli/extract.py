@@ -12,6 +12,7 @@ from roialign_cli.cli import options
 from roialign_cli.cli.options import CLUSTER, RUN, option
 from roialign_cli.cli.settings import takes_settings
 from roialign_cli.config import Settings
+from roialign_cli.config import read as read_config
 from roialign_cli.errors import ConfigError, ExitCode
 
 if TYPE_CHECKING:
@@ -26,15 +27,21 @@ if TYPE_CHECKING:
     "boxes_format", "box_units", "columns", "allow_outside", "classes", "images_json", "voc_origin",
     "labels", "min_score", "min_size", "max_boxes", "crowd", "whole_image", "grid",
     "max_pixels", "image_timeout", "on_error", "on_nonfinite",
+    first=frozenset({
+        "config", "backbone", "weights", "layers", "output_size", "sampling_ratio", "mode", "reduce", "device",
+    }),
     device=Annotated[
         str | None, option("auto, cpu, cuda, cuda:all or cuda:0,2.", default=options.DEFAULTS.device, panel=RUN)
     ],
 )  # fmt: skip
 def extract(
-    images: options.Images,
+    images: options.OptionalImages = None,
     boxes: options.Boxes = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Feature file to write.", show_default=False)] = ...,  # type: ignore[assignment]
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Feature file to write.", show_default=False)
+    ] = None,
     *,
+    config: str | None = None,
     settings: Settings,
     shard: Annotated[
         str | None,
@@ -69,6 +76,7 @@ def extract(
     from roialign_cli.cli.progress import show_progress, stop_on_interrupt
     from roialign_cli.extraction.shards import parse_shard
 
+    images, boxes, output = _inputs(config, images, boxes, output, with_boxes=not settings.grid)
     part = parse_shard(shard) if shard else None
     if engine not in ("local", "ray") or (engine == "ray" and part is not None):
         found = engine if part is None else f"{engine} and --shard {shard}"
@@ -107,6 +115,26 @@ def extract(
         with show_progress() as progress:
             summary = run_job(job, overwrite=overwrite, strict=strict, on_progress=progress, should_stop=should_stop)
     _finish(summary, as_json=json)
+
+
+def _inputs(
+    config: str | None, images: str | None, boxes: Path | None, output: Path | None, *, with_boxes: bool
+) -> tuple[str, Path | None, Path]:
+    """Return images, boxes and output, from the command line or else from `images:`, `boxes:` and `output:` of a configuration.
+
+    Raises ConfigError if one is missing.
+    """
+    stated = read_config(config) if config else {}
+    images = images or str(stated.get("images") or "")
+    if boxes is None and with_boxes and stated.get("boxes"):
+        boxes = Path(str(stated["boxes"]))
+    if output is None and stated.get("output"):
+        output = Path(str(stated["output"]))
+    if not images or output is None:
+        missing = "-o FILE" if images else "IMAGES"
+        message = f"extract: expected {missing} on the command line or in a configuration, found none"
+        raise ConfigError("usage", message, "roialign extract images/ boxes.json -o features.h5")
+    return images, boxes, output
 
 
 def _finish(summary: Summary, *, as_json: bool) -> None:

@@ -2,35 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 
-from roialign_cli.config import BoxesFormat, Settings
+from roialign_cli.config import BoxesFormat, Settings, config_names
 
 DEFAULTS = Settings()
 BINS = "x".join(map(str, DEFAULTS.output_size))
 BACKBONE, POOLING, BOXES, RUN, CLUSTER = "Backbone", "RoI Align", "Boxes", "Run", "Cluster"
 
 
-def option(help_text: str, *names: str, panel: str, default: object = None) -> Any:
-    """Return an option in a panel of the help, which states its default."""
+def option(
+    help_text: str, *names: str, panel: str, default: object = None, values: Callable[[], Iterable[str]] | None = None
+) -> Any:
+    """Return an option in a panel of the help, which states its default; `values` returns those that shells complete."""
     shown = help_text if default is None else f"{help_text} (default: {default})"
-    return typer.Option(*names, help=shown, rich_help_panel=panel, show_default=False)
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in (values() if values else ()) if value.startswith(incomplete)]
+
+    completion = complete if values else None
+    return typer.Option(*names, help=shown, rich_help_panel=panel, show_default=False, autocompletion=completion)
 
 
-Images = Annotated[
-    str,
-    typer.Argument(
-        help="Folder with images, also in its subfolders; or an image, a quoted pattern, a .txt list of paths, .zip or .tar.",
-        show_default=False,
-    ),
-]
+def backbone_names() -> Iterable[str]:
+    """Return the names of backbones, which takes the seconds of importing torch."""
+    from roialign_cli.backbones import available
+
+    return available()
+
+
+IMAGES_HELP = "Folder with images; or an image, a quoted pattern, a .txt list of paths, .zip or .tar."
+Images = Annotated[str, typer.Argument(help=IMAGES_HELP, show_default=False)]
+OptionalImages = Annotated[str | None, typer.Argument(help=IMAGES_HELP, show_default=False)]
 Boxes = Annotated[
     Path | None,
     typer.Argument(
-        help="Box file or folder: JSON, COCO, VOC, YOLO, CSV and others, see --boxes-format; - is stdin.",
+        help="Box file or folder (COCO, VOC, YOLO, CSV, ...); - is stdin.",
         show_default=False,
     ),
 ]
@@ -45,9 +56,12 @@ AllowLinks = Annotated[
 # The options of settings, by the name of the field of Settings. `config` names a configuration, and `whole_image` is a
 # grid of 1x1.
 SETTINGS: dict[str, Any] = {
-    "config": Annotated[str | None, option("Named configuration or YAML file.", "-c", "--config", panel=BACKBONE)],
+    "config": Annotated[
+        str | None, option("Named configuration or YAML file.", "-c", "--config", panel=BACKBONE, values=config_names)
+    ],
     "backbone": Annotated[
-        str | None, option("Name, see `roialign backbones`.", default=DEFAULTS.backbone, panel=BACKBONE)
+        str | None,
+        option("Name, see `roialign backbones`.", default=DEFAULTS.backbone, panel=BACKBONE, values=backbone_names),
     ],
     "weights": Annotated[
         str | None,
@@ -93,7 +107,13 @@ SETTINGS: dict[str, Any] = {
     "batch_size": Annotated[int | None, option("Images of one size per batch.", default="by size", panel=RUN)],
     "workers": Annotated[int | None, option("Decoding threads.", default="one per core", panel=RUN)],
     "boxes_format": Annotated[
-        str | None, option(f"{', '.join(get_args(BoxesFormat))}.", default=DEFAULTS.boxes_format, panel=BOXES)
+        str | None,
+        option(
+            f"{', '.join(get_args(BoxesFormat))}.",
+            default=DEFAULTS.boxes_format,
+            panel=BOXES,
+            values=lambda: get_args(BoxesFormat),
+        ),
     ],
     "box_units": Annotated[
         str | None,

@@ -7,10 +7,12 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import datetime, timedelta
 from types import FrameType
 
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 
 from roialign_cli.cli.console import human_bytes, stderr
 from roialign_cli.system.signals import not_ignored
@@ -35,8 +37,10 @@ def show_progress(doing: str = "extracting") -> Iterator[Callable[[Progress], No
         return f"{images:.1f} images/s, {boxes:.0f} boxes/s{size}"
 
     if stderr.is_terminal:
-        columns = (TextColumn(doing), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rates]}"))
-        with Bar(*columns, TimeRemainingColumn(), console=stderr, transient=True) as bar:
+        # On a narrow terminal rich cuts the columns on the right: the rates go first, the bar is narrow.
+        columns = (TextColumn(doing), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
+        rates_column = TextColumn("{task.fields[rates]}", table_column=Column(no_wrap=True, overflow="crop", ratio=1))
+        with Bar(*columns, rates_column, console=stderr, transient=True, expand=True) as bar:
             task = bar.add_task("", total=None, rates="")
             yield lambda p: bar.update(task, total=p.total_images, completed=p.images, rates=rates(p))
         return
@@ -47,7 +51,12 @@ def show_progress(doing: str = "extracting") -> Iterator[Callable[[Progress], No
         text = rates(progress)
         if time.monotonic() - printed[0] > LINE_SECONDS:
             printed[0] = time.monotonic()
-            stderr.print(f"{progress.images}/{progress.total_images} images: {text}", highlight=False)
+            share = progress.images / max(1, progress.total_images)
+            here = progress.images - first[0].images
+            seconds = (printed[0] - started) * (progress.total_images - progress.images) / max(1, here)
+            clock, left = datetime.now().strftime("%H:%M:%S"), timedelta(seconds=round(seconds))
+            line = f"{clock} {progress.images}/{progress.total_images} images ({share:.0%}), {left} left: {text}"
+            stderr.print(line, highlight=False)
 
     yield print_line
 

@@ -20,6 +20,7 @@ from helpers.sample_data import ROOT, SAMPLE_BOXES, SAMPLE_IMAGES
 from PIL import Image
 from typer.main import get_command
 
+from roialign_cli import FeatureFile
 from roialign_cli.cli import app
 
 COMMANDS = sorted(get_command(app).commands)
@@ -399,3 +400,81 @@ def test_a_job_that_ignores_signals_goes_on_ignoring_them() -> None:
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
     )  # fmt: skip
     assert done.stdout == "SIG_IGN\n"
+
+
+def test_the_most_used_options_are_on_one_screen(roialign: Run) -> None:
+    lines = roialign("extract", "--help", env={"COLUMNS": "80"}).stdout.splitlines()
+    first = next(i for i, line in enumerate(lines) if line.startswith("╭─ Options"))
+    end = next(i for i, line in enumerate(lines) if i > first and line.startswith("╰"))
+    assert end < 40
+    for option in ("--output", "--config", "--backbone", "--weights", "--output-size", "--sampling-ratio", "--device"):
+        assert any(option in line for line in lines[:end])
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [("roialign ext", {"extract"}), ("roialign extract im -c quick", {"quickstart"}),
+     ("roialign extract im --boxes-format coco", {"coco", "coco-results"}),
+     ("roialign extract im --backbone resnet10", {"resnet101"})],
+)  # fmt: skip
+def test_bash_completes_commands_and_values(line: str, expected: set[str], roialign: Run) -> None:
+    words = line.split()
+    env = {"_ROIALIGN_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
+    assert set(roialign(env=env).stdout.split()) == expected
+
+
+def test_options_come_from_variables_too(tmp_path: Path, roialign: Run) -> None:
+    env = {"ROIALIGN_BACKBONE": "gabor", "ROIALIGN_OUTPUT_SIZE": "3", "ROIALIGN_OUTPUT": str(tmp_path / "f.h5")}
+    done = roialign("extract", SAMPLE_IMAGES, SAMPLE_BOXES, "--output-size", "2", env=env)
+    assert done.returncode == 0, done.stderr
+    with FeatureFile(tmp_path / "f.h5") as file:
+        assert file.features().shape[1:] == (32, 2, 2)  # the command line wins
+
+
+def test_a_configuration_may_name_the_files(tmp_path: Path, roialign: Run) -> None:
+    lines = (f"images: {SAMPLE_IMAGES}", f"boxes: {SAMPLE_BOXES}", f"output: {tmp_path / 'f.h5'}", "backbone: gabor")
+    (tmp_path / "run.yaml").write_text("\n".join(lines))
+    done = roialign("extract", "-c", tmp_path / "run.yaml")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "f.h5").exists()
+    missing = roialign("extract", SAMPLE_IMAGES, SAMPLE_BOXES, "-c", "quickstart")
+    assert missing.returncode == 2
+    assert "error[usage]: extract: expected -o FILE" in missing.stderr
+
+
+def test_quiet_and_json(tmp_path: Path, roialign: Run) -> None:
+    arguments = ("extract", SAMPLE_IMAGES, SAMPLE_BOXES, "-c", "quickstart", "-o", tmp_path / "f.h5")
+    done = roialign(*arguments, "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert json.loads(roialign(*arguments, "--quiet", "--json").stdout)["already_finished"]
+    done = roialign("extract", tmp_path / "none", SAMPLE_BOXES, "-o", tmp_path / "f.h5", "--json")
+    error = json.loads(done.stderr)["error"]
+    assert (done.returncode, error["reference"], error["exit_code"]) == (3, "images-folder", 3)
+    assert roialign("extract", tmp_path / "none", SAMPLE_BOXES, "-o", tmp_path / "f.h5", "--quiet").stderr != ""
+
+
+def test_the_version_names_torch_and_cuda(roialign: Run) -> None:
+    import torch
+
+    text = roialign("--version").stdout
+    assert torch.__version__.split("+")[0] in text
+    assert f"CUDA {torch.version.cuda or 'none'}" in text
+
+
+def test_stdout_is_no_place_for_hdf5(roialign: Run) -> None:
+    done = roialign("extract", SAMPLE_IMAGES, SAMPLE_BOXES, "-c", "quickstart", "-o", "-")
+    assert done.returncode == 6
+    assert "-o features.h5" in done.stderr
+
+
+def test_a_sheet_of_one_image_counts_its_boxes(tmp_path: Path, roialign: Run) -> None:
+    roialign("extract", SAMPLE_IMAGES, SAMPLE_BOXES, "-c", "quickstart", "-o", tmp_path / "f.h5")
+    boxes = len(json.loads(SAMPLE_BOXES.read_text())["cat.jpg"]["boxes"])
+    done = roialign("show", "--from", tmp_path / "f.h5", "cat.jpg", "-o", tmp_path / "sheet.png", "--json")
+    assert json.loads(done.stdout)["boxes"] == boxes
+
+
+def test_whole_image_and_a_box_file_do_not_go_together(tmp_path: Path, roialign: Run) -> None:
+    done = roialign("extract", SAMPLE_IMAGES, SAMPLE_BOXES, "--whole-image", "-o", tmp_path / "f.h5")
+    assert done.returncode == 2
+    assert "--whole-image: expected no box file" in done.stderr

@@ -52,8 +52,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
 }
 
 
-def render(ablation: Ablation, plots: Mapping[str, Figure]) -> str:
-    """Return the page of an ablation with its plots."""
+def render(ablation: Ablation, plots: Mapping[str, Mapping[str, Figure]]) -> str:
+    """Return the page of an ablation with the plots of each layer, by layer and name."""
     made = ablation.provenance
     best = {choice.setting for choice in ablation.recommendations}
     counted = f"{ablation.images} of {ablation.total_images} images measured, {len(ablation.failures)} failed"
@@ -66,13 +66,9 @@ def render(ablation: Ablation, plots: Mapping[str, Figure]) -> str:
             f"<p><strong>{escape(choice.geometry)}: {escape(choice.label)}</strong><br>{escape(choice.reason)}</p>"
             for choice in ablation.recommendations
         ),
-        f'<p class="soft">The fastest whose mean error is at most {ablation.tolerance:.2%} of the exact integral.</p>',
-        "<h2>Plots</h2><div class='plots'>",
-        *(
-            f"<figure><figcaption>{TITLES[name]}</figcaption>{_inline(figure)}</figure>"
-            for name, figure in plots.items()
-        ),
-        "</div><h2>All boxes</h2>",
+        f'<p class="soft">The fastest whose mean error is at most {ablation.tolerance:.2%} of the exact integral. '
+        "Of several layers, the largest error and the sum of the times count.</p>",
+        f"<h2>Plots</h2>{_plots(plots)}<h2>All boxes</h2>",
         _tables([row for row in ablation.rows if row["class"] == "all"], best),
         _probe(ablation.probe),
         "<h2>By class</h2><p class='soft'>Sizes are COCO's: small under 32 x 32 pixels, large from 96 x 96 on.</p>",
@@ -83,8 +79,9 @@ def render(ablation: Ablation, plots: Mapping[str, Figure]) -> str:
         ),
         "<h2>How to read it</h2>",
         "<p>Error: the distance of a box's features from the exact integral over its bins, relative to their length; the "
-        "same geometry on both sides (RoI Pool: unaligned). Alignment error: boxes are moved by half a pixel; how many "
-        "pixels the change of the features misses that by. Offset: how far right and down of the box the features lie, "
+        "same geometry on both sides; maxima approximate no integral and have none. Alignment error: boxes are moved by "
+        "half a pixel; how many pixels the change of the features misses that by. "
+        "Offset: how far right and down of the box the features lie, "
         "against aligned exact ones, to first order. Times are of this machine, on its maps.</p>",
         f"<h2>What made it</h2><pre>{escape(json.dumps(made, indent=1))}</pre>",
         *_failures(ablation.failures),
@@ -95,6 +92,26 @@ def render(ablation: Ablation, plots: Mapping[str, Figure]) -> str:
     content = "\n".join(part for part in body if part)
     opening = f'<!doctype html>\n<html lang="en"><head>{head}{icon}{title}<style>{STYLE}</style></head>'
     return f"{opening}\n<body>{content}</body></html>\n"
+
+
+def _plots(plots: Mapping[str, Mapping[str, Figure]]) -> str:
+    """Return the plots of every layer; with several, a button for each shows those of its layer."""
+    buttons, groups = [], []
+    for number, (layer, figures) in enumerate(plots.items()):
+        checked = " checked" if number == 0 else ""
+        buttons.append(f"<label><input type='radio' name='layer' value='{number}'{checked}> {escape(layer)}</label>")
+        inside = "".join(
+            f"<figure><figcaption>{TITLES[name]}</figcaption>{_inline(figure)}</figure>"
+            for name, figure in figures.items()
+        )
+        groups.append(f"<div class='plots layer-{number}'>{inside}</div>")
+    if len(plots) < 2:
+        return "".join(groups)
+    rules = "".join(
+        f".layers:has(input[value='{number}']:not(:checked)) .layer-{number} {{ display: none; }}"
+        for number in range(len(plots))
+    )
+    return f"<style>{rules}</style><div class='layers'><p>Layer: {' '.join(buttons)}</p>{''.join(groups)}</div>"
 
 
 def _tables(rows: Sequence[Row], best: set[str | None]) -> str:

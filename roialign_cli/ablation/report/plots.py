@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -18,9 +18,14 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#7
 MAX_SERIES = len(COLOURS)
 
 
-def draw(rows: Sequence[Row]) -> dict[str, Figure]:
-    """Return plots of the first layer by file name; plots without measured or varied values are left out."""
-    rows = [row for row in rows if row["layer"] == rows[0]["layer"] and row["error_mean"] is not None]
+def draw(rows: Sequence[Row], layer: str, best: Collection[str | None]) -> dict[str, Figure]:
+    """Return the plots of a layer by file name; plots without measured or varied values are left out.
+
+    If there are more settings than colours, those in `best` come first.
+    """
+    rows = [row for row in rows if row["layer"] == layer and row["alignment_px_mean"] is not None]
+    moving = [row for row in rows if row["class"] == "all"]
+    rows = sorted((row for row in rows if row["error_mean"] is not None), key=lambda row: row["setting"] not in best)
     everything = [row for row in rows if row["class"] == "all"]
     figures: dict[str, Figure] = {}
     with rc_context(STYLE):
@@ -29,7 +34,8 @@ def draw(rows: Sequence[Row]) -> dict[str, Figure]:
             figures["time_by_ratio"] = _against_ratio(everything, "ms_per_1000", "ms per 1000 boxes")
         if everything:
             figures["error_by_class"] = _by_class(rows)
-            figures["alignment"] = _bars(everything, "alignment_px_mean", "alignment error, pixels")
+        if moving:
+            figures["alignment"] = _bars(moving, "alignment_px_mean", "alignment error, pixels")
     return figures
 
 

@@ -29,11 +29,15 @@ def write_tables(ablation: Ablation, folder: Path) -> None:
 
 
 def write_report(ablation: Ablation, folder: Path) -> None:
-    """Write the page, and every plot as PNG and SVG."""
-    plots = draw(ablation.rows)
-    for name, figure in plots.items():
-        _replace(folder / f"{name}.png", picture(figure, "png"))
-        _replace(folder / f"{name}.svg", picture(figure, "svg"))
+    """Write the page, and every plot as PNG and SVG, with the name of the layer if there are several."""
+    best = {choice.setting for choice in ablation.recommendations}
+    layers = dict.fromkeys(row["layer"] for row in ablation.rows)
+    plots = {layer: draw(ablation.rows, layer, best) for layer in layers}
+    for layer, figures in plots.items():
+        suffix = f"-{layer.replace('/', '_')}" if len(plots) > 1 else ""
+        for name, figure in figures.items():
+            _replace(folder / f"{name}{suffix}.png", picture(figure, "png"))
+            _replace(folder / f"{name}{suffix}.svg", picture(figure, "svg"))
     page = render(ablation, plots).encode("utf-8", "backslashreplace")  # names of files need not be text
     _replace(folder / PAGE, page)
 
