@@ -29,8 +29,13 @@ def available() -> dict[str, str]:
 def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
     """Return (channels, stride) of each layer of a backbone, and the names of its weights.
 
-    Raises BackboneError if the name is unknown.
+    Models of the user's own and timm's are loaded for that, with random weights where they have none of their own. Raises
+    BackboneError if the name is unknown.
     """
+    from roialign_cli.backbones import custom
+
+    if custom.is_custom(name):
+        return custom.describe(name)
     if name == "gabor":
         from roialign_cli.backbones import gabor
 
@@ -42,6 +47,10 @@ def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
 
 def count_parameters(name: str) -> int:
     """Return the number of parameters of a backbone's whole model, before it is cut at a layer."""
+    from roialign_cli.backbones import custom
+
+    if custom.is_custom(name):
+        return custom.count_parameters(name)
     if name == "gabor":
         return 0
     from roialign_cli.backbones import torchvision
@@ -51,7 +60,9 @@ def count_parameters(name: str) -> int:
 
 def cached_weights(name: str) -> list[str]:
     """Return the names of those weights of a backbone that are in torchvision's cache and need no network."""
-    if name == "gabor":
+    from roialign_cli.backbones import custom
+
+    if name == "gabor" or custom.is_custom(name):
         return []
     from roialign_cli.backbones import torchvision
 

@@ -78,6 +78,26 @@ def load(settings: Settings) -> Backbone:
     )
 
 
+def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
+    """Return (channels, stride) of each layer of a model, and where its weights come from. Raises BackboneError."""
+    backbone = _load_without_weights(name)
+    layers = {layer.name: (layer.channels, layer.strides[0]) for layer in backbone.layers}
+    inner = getattr(backbone.model, "model", None)
+    if isinstance(inner, timm.TokenMaps):  # all blocks of a transformer have maps of one size
+        layers = dict.fromkeys(inner.layer_names, next(iter(layers.values())))
+    return layers, ["DEFAULT (timm's own)", "random"] if name.startswith(timm.PREFIX) else ["its own"]
+
+
+def count_parameters(name: str) -> int:
+    """Return the number of parameters of a model as it is loaded."""
+    return sum(parameter.numel() for parameter in _load_without_weights(name).model.parameters())
+
+
+def _load_without_weights(name: str) -> Backbone:
+    """Load a model; timm's with random weights, which need no network."""
+    return load(Settings(backbone=name, weights="random" if name.startswith(timm.PREFIX) else "DEFAULT"))
+
+
 class _SelectedMaps(nn.Module):
     """A model that returns a list of the requested maps, in the order of their names."""
 

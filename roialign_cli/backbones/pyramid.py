@@ -17,12 +17,20 @@ from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
 
 PYRAMID = "fpn"
+PAPER_NAMES = tuple(f"P{level}" for level in range(2, 8))
 
 
 def level_names(backbone: nn.Module) -> list[str]:
     """Return the names of the levels, finest first, without `pool`, which only the proposal network uses."""
     with torch.inference_mode():
         return [key for key in backbone(torch.zeros(1, 3, 64, 64)) if key != "pool"]
+
+
+def paper_names(backbone: Any) -> dict[str, str]:
+    """Return the names of the levels by those of the paper (arXiv:1612.03144): P2 has a stride of 2^2 pixels."""
+    keys = level_names(backbone)
+    measured = measure_maps(Pyramid(backbone, {key: key for key in keys}), multiple=32)
+    return {f"P{stride.bit_length() - 1}": key for key, (_, stride) in measured.items()}
 
 
 class Pyramid(nn.Module):
@@ -45,9 +53,11 @@ def load(settings: Settings, whole: Any, weights: Weights) -> Backbone:
     assert isinstance(backbone, BackboneWithFPN)
     levels = level_names(backbone)
     layers = settings.layers or (PYRAMID,)
+    if any(layer in PAPER_NAMES for layer in layers):
+        layers = tuple(paper_names(backbone).get(layer, layer) for layer in layers)
     for layer in layers:
         if layer not in (PYRAMID, *levels):
-            known = f"expected {PYRAMID}, {', '.join(levels)}"
+            known = f"expected {PYRAMID}, {', '.join(levels)}, or P2 to P6"
             raise BackboneError("layer-unknown", f"{settings.backbone}: {known}, found {layer!r}")
     names = {f"{layer}/{key}": key for layer in layers for key in (levels if layer == PYRAMID else [layer])}
     head, head_channels = _box_head(settings, whole) if settings.head == "box" else (None, 0)

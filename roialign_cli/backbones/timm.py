@@ -68,7 +68,7 @@ def build_model(name: str, layers: tuple[str, ...], weights: bool | Mapping[str,
     preprocessing = {"mean": config["mean"], "std": config["std"]}
     if has_tokens:
         preprocessing["multiple"] = model.patch_embed.patch_size[0]
-        model = _TokenMaps(name, model, layers or (LAST_LAYER,))
+        model = TokenMaps(name, model, layers or (LAST_LAYER,))
     elif str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC"):
         preprocessing["multiple"] = max(model.feature_info.reduction())  # these transformers merge patches two by two
         model = _ChannelsFirst(model)
@@ -90,7 +90,7 @@ def _create(model_name: str, options: Mapping[str, Any], seed: int) -> Any:
             return timm.create_model(model_name, **options)
 
 
-class _TokenMaps(nn.Module):
+class TokenMaps(nn.Module):
     """A Vision Transformer that returns maps [N, C, H / patch, W / patch] of its blocks, and of its norm."""
 
     def __init__(self, name: str, model: Any, names: tuple[str, ...]) -> None:
@@ -102,6 +102,7 @@ class _TokenMaps(nn.Module):
                 expected = f"expected {blocks[0]} to {blocks[-1]} or {LAST_LAYER}"
                 raise BackboneError("layer-unknown", f"{name}: {expected}, found {layer!r}", hint)
         self.model = model
+        self.layer_names = (*blocks, LAST_LAYER)
         self.block_indices = {layer: len(blocks) - 1 if layer == LAST_LAYER else blocks.index(layer) for layer in names}
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

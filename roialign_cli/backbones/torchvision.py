@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import warnings
 from functools import cache
 from pathlib import Path
@@ -65,9 +66,18 @@ def _find_kind(name: str) -> str:
     """Return the kind of a model. Raises BackboneError if the name is unknown."""
     kind = available().get(name)
     if kind is None:
-        hint = suggest(name, ["gabor", *available()]) or "`roialign backbones` lists all"
+        hint = _dinov2_hint(name) or suggest(name, ["gabor", *available()]) or "`roialign backbones` lists all"
         raise BackboneError("backbone-unknown", f"backbone: no backbone is named {name!r}", hint)
     return kind
+
+
+def _dinov2_hint(name: str) -> str:
+    """Return a hint with timm's name of a model of DINOv2, or an empty string for other names."""
+    found = re.fullmatch(r"dinov2_vit([sblg])14(_reg)?", name)
+    if found is None:
+        return ""
+    size = {"s": "small", "b": "base", "l": "large", "g": "giant"}[found[1]]
+    return f"--backbone timm:vit_{size}_patch14_{'reg4_' if found[2] else ''}dinov2.lvd142m"
 
 
 def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
@@ -181,7 +191,10 @@ def _load_nodes(settings: Settings, whole: nn.Module, weights: Weights, entry: A
     return Backbone(
         name=settings.backbone,
         model=OnDemand(fold(model), compiled=settings.compile),
-        layers=tuple(Layer(name, channels, (stride,)) for name, (channels, stride) in found.items()),
+        layers=tuple(
+            Layer(settings.head if head is not None else name, channels, (stride,))
+            for name, (channels, stride) in found.items()
+        ),
         preprocessing=Preprocessing(tuple(transform.mean), tuple(transform.std), resolve_resize(settings, default)),
         weights=weights.name,
         weights_sha256=weights.sha256 or state_sha256(model),

@@ -41,10 +41,12 @@ def backbones(
             "parameters": parameters,
         })  # fmt: skip
         return
+    is_pyramid = available().get(name) == "detection"
     table = Table("layer", "channels", "stride", box=None, title=name, title_justify="left")
     for layer, (channels, stride) in layers.items():
-        table.add_row(layer, str(channels), str(stride))
+        shown = f"{layer} or P{stride.bit_length() - 1}" if is_pyramid else layer
+        table.add_row(shown, str(channels), str(stride))
     stdout.print(table, highlight=False)
-    shown = [f"{entry} (in the cache)" if entry in cached else entry for entry in weights]
+    listed = [f"{entry} (in the cache)" if entry in cached else entry for entry in weights]
     stdout.print(f"parameters: {parameters / 1e6:.1f} million in the whole model", highlight=False)
-    stdout.print(f"weights: {', '.join(shown) or 'none needed'}", highlight=False)
+    stdout.print(f"weights: {', '.join(listed) or 'none needed'}", highlight=False)

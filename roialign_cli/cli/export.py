@@ -24,6 +24,10 @@ def export(
     compression: Annotated[
         str, typer.Option(help="Compression of h5: gzip, zstd, blosc2; of npz: gzip; of parquet: gzip, zstd.")
     ] = "none",
+    image_id: Annotated[
+        str,
+        typer.Option(help="Names of images in the output: name, stem, or int (785 for COCO_val2014_000000000785.jpg)."),
+    ] = "name",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
     allow_links: AllowLinks = False,
     json: AsJson = False,
@@ -46,7 +50,7 @@ def export(
     ):
         task = bar.add_task("exporting", total=len(features))
         result = run(
-            features, output, to, compression=compression, overwrite=overwrite,
+            features, output, to, compression=compression, image_id=image_id, overwrite=overwrite,
             on_image=lambda done: bar.update(task, completed=done),
         )  # fmt: skip
     if json:

@@ -284,3 +284,16 @@ def test_hints_of_functions(code: Path, name: str, hint: str) -> None:
     with pytest.raises(BackboneError) as error:
         load_backbone(Settings(backbone=name))
     assert error.value.hint == hint
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"), [("my_models:make", 2), ("timm:resnet18", 5), ("timm:vit_tiny_patch16_224", 13)]
+)
+def test_models_of_one_s_own_are_described(code: Path, name: str, layers: int, roialign: Run) -> None:
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    done = roialign("backbones", name, "--json", cwd=code)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert len(found["layers"]) == layers
+    assert found["parameters"] > 0

@@ -340,3 +340,20 @@ def test_a_model_s_table_agrees_with_its_maps(name: str) -> None:
 def test_layers_that_are_the_same_map_are_refused() -> None:
     with pytest.raises(BackboneError, match="which are the same map"):
         load_backbone(Settings(backbone="squeezenet1_0", weights="random", layers=("features", "features.12")))
+
+
+@pytest.mark.parametrize(("name", "layer"), [("fasterrcnn_resnet50_fpn", "0"), ("retinanet_resnet50_fpn", None)])
+def test_levels_have_the_names_of_the_paper(name: str, layer: str | None) -> None:
+    settings = Settings(backbone=name, weights="random", layers=("P2",))
+    if layer is None:  # RetinaNet begins at P3
+        with pytest.raises(BackboneError, match="or P2 to P6, found 'P2'"):
+            load_backbone(settings)
+    else:
+        (found,) = load_backbone(settings).layers
+        assert (found.name, found.strides) == (layer, (4,))
+
+
+def test_dinov2_is_pointed_at_timm() -> None:
+    with pytest.raises(BackboneError) as error:
+        load_backbone(Settings(backbone="dinov2_vits14_reg"))
+    assert error.value.hint == "--backbone timm:vit_small_patch14_reg4_dinov2.lvd142m"

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.commands import Run
+from PIL import Image
 
 from roialign_cli import FeatureFile, extract
 from roialign_cli.errors import RoialignError
@@ -187,3 +188,31 @@ def test_whole_or_not_at_all(file: FeatureFile, tmp_path: Path, monkeypatch: pyt
         export(file, tmp_path / "x", "lmdb")
     with pytest.raises(RoialignError, match="cannot be written"):
         export(file, Path("/proc/out"), "npz")
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("name", "a/COCO_7.jpg"), ("stem", "COCO_7"), ("int", "7")])
+def test_ids_of_images(tmp_path: Path, roialign: Run, kind: str, expected: str) -> None:
+    (tmp_path / "im" / "a").mkdir(parents=True)
+    Image.new("RGB", (40, 30)).save(tmp_path / "im" / "a" / "COCO_7.jpg")
+    extract(tmp_path / "im", None, tmp_path / "f.h5", config="quickstart", grid="1x1")
+    for form, output in (("tsv", "f.tsv"), ("npz", "npz")):
+        done = roialign("export", tmp_path / "f.h5", "--to", form, "-o", tmp_path / output, "--image-id", kind)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "f.tsv").read_text().split("\t")[0] == expected
+    assert (tmp_path / "npz" / f"{expected}.npz").exists()
+
+
+def test_ids_that_collide_or_are_none(tmp_path: Path) -> None:
+    (tmp_path / "im" / "a").mkdir(parents=True)
+    for name in ("a/1.jpg", "x_01.jpg", "b.jpg"):
+        Image.new("RGB", (40, 30)).save(tmp_path / "im" / name)
+    extract(tmp_path / "im", None, tmp_path / "f.h5", config="quickstart", grid="1x1")
+    file = FeatureFile(tmp_path / "f.h5")
+    with pytest.raises(RoialignError, match=r'"b.jpg": expected a stem that ends with a number'):
+        export(file, tmp_path / "out", "npz", image_id="int")
+    (tmp_path / "im" / "b.jpg").unlink()
+    extract(tmp_path / "im", None, tmp_path / "g.h5", config="quickstart", grid="1x1")
+    with pytest.raises(RoialignError, match="found '1' for"):
+        export(FeatureFile(tmp_path / "g.h5"), tmp_path / "out", "npz", image_id="int")
+    with pytest.raises(RoialignError, match="image_id: expected name for h5"):
+        export(file, tmp_path / "out.h5", "h5", image_id="stem")

@@ -101,6 +101,7 @@ def test_features_from_folder_zip_and_tars_are_equal_bit_for_bit(tmp_path: Path,
     assert len(set(found.values())) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL is POSIX's")
 def test_a_run_over_tars_that_is_killed_goes_on(tmp_path: Path) -> None:
     folder = tmp_path / "im"
