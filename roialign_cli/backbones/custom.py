@@ -1,4 +1,5 @@
-"""Load the user's models: `module.path:function` returns one, `file.pt2` was saved by torch.export, `timm:NAME` is timm's.
+"""Load the user's models: `module.path:function` returns one, `file.pt2` was saved by torch.export, `timm:NAME` is timm's,
+and `hf:NAME` or `hf:FOLDER` that of transformers.
 
 A model takes images [N, 3, H, W], normalised as (x - mean) / std, and returns a map [N, C, H', W'] or a dict or list of
 maps. Its attribute `preprocessing`, a dict, may set mean, std, resize (SHORT[,MAX]) and multiple (height and width are
@@ -19,29 +20,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from roialign_cli.backbones import timm
+from roialign_cli.backbones import hf, timm
 from roialign_cli.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Backbone, Layer, Preprocessing, resolve_resize
 from roialign_cli.backbones.optimize import Compiled
 from roialign_cli.backbones.weights import load_matching, parse_random, read_weights_file, state_sha256
 from roialign_cli.config import Settings, parse_resize
 from roialign_cli.errors import BackboneError
 
+LIBRARIES = (timm.PREFIX, hf.PREFIX)
 PREPROCESSING_KEYS = ("mean", "std", "resize", "multiple")
 FUNCTION_PATTERN = re.compile(r"[A-Za-z_./][\w./-]*:[A-Za-z_]\w*")  # with slashes for an error that names the dots
 MEASURED_SIDES = (256, 512)  # pixels: sides of the square images at which strides are measured
 
 
 def is_custom(name: str) -> bool:
-    """Return whether a backbone's name refers to a function, an exported program or a timm model."""
-    return name.startswith(timm.PREFIX) or name.endswith(".pt2") or FUNCTION_PATTERN.fullmatch(name) is not None
+    """Return whether a backbone's name refers to a function, an exported program, or a model of timm or transformers."""
+    return name.startswith(LIBRARIES) or name.endswith(".pt2") or FUNCTION_PATTERN.fullmatch(name) is not None
 
 
 def load(settings: Settings) -> Backbone:
     """Load the model with its own weights, or with those of --weights PATH, and measure its strides."""
     name = settings.backbone
-    is_exported, is_timm = name.endswith(".pt2"), name.startswith(timm.PREFIX)
+    is_exported, is_timm, is_hf = name.endswith(".pt2"), name.startswith(timm.PREFIX), name.startswith(hf.PREFIX)
     weights, sha256, state = "its own", "", None
-    seed = parse_random(settings.weights) if is_timm else None
+    seed = parse_random(settings.weights) if is_timm or is_hf else None
     if seed is not None:
         weights = f"random:{seed}"
     elif settings.weights != "DEFAULT":
@@ -54,7 +56,10 @@ def load(settings: Settings) -> Backbone:
     if is_timm:
         model = timm.build_model(name, settings.layers, state or seed is None, seed or 0)
     else:
-        model = _load_exported(Path(name)) if is_exported else _call_function(name)
+        if is_hf:
+            model = hf.build_model(name, random=seed is not None or state is not None, seed=seed or 0)
+        else:
+            model = _load_exported(Path(name)) if is_exported else _call_function(name)
         if state is not None:
             load_matching(model, state, set(model.state_dict()), weights)
     own = _parse_preprocessing(name, getattr(model, "preprocessing", {}))
@@ -85,7 +90,7 @@ def describe(name: str) -> tuple[dict[str, tuple[int, int]], list[str]]:
     inner = getattr(backbone.model, "model", None)
     if isinstance(inner, timm.TokenMaps):  # all blocks of a transformer have maps of one size
         layers = dict.fromkeys(inner.layer_names, next(iter(layers.values())))
-    return layers, ["DEFAULT (timm's own)", "random"] if name.startswith(timm.PREFIX) else ["its own"]
+    return layers, ["DEFAULT (its own)", "random"] if name.startswith(LIBRARIES) else ["its own"]
 
 
 def count_parameters(name: str) -> int:
@@ -94,8 +99,8 @@ def count_parameters(name: str) -> int:
 
 
 def _load_without_weights(name: str) -> Backbone:
-    """Load a model; timm's with random weights, which need no network."""
-    return load(Settings(backbone=name, weights="random" if name.startswith(timm.PREFIX) else "DEFAULT"))
+    """Load a model; those of libraries with random weights, which need no download."""
+    return load(Settings(backbone=name, weights="random" if name.startswith(LIBRARIES) else "DEFAULT"))
 
 
 class _SelectedMaps(nn.Module):
