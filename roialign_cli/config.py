@@ -10,6 +10,7 @@ import difflib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -28,6 +29,7 @@ BoxUnits = Literal[
 Mode = Literal["avg", "max", "exact"]
 Reduce = Literal["none", "mean", "max"]
 Head = Literal["none", "box", "c5"]
+Decoder = Literal["auto", "pillow", "torchcodec"]
 Precision = Literal["float32", "bfloat16", "float16"]
 Dtype = Literal["float32", "float16"]
 Kernel = Literal["auto", "cpu", "cuda", "torchvision"]
@@ -72,6 +74,7 @@ class Settings:
     grid: str = ""  # ROWSxCOLUMNS boxes on every image, instead of a box file
     canonical_level: NonNegativeInt = 4  # k0 in Eq. 1 of arXiv:1612.03144: the level of a box of canonical_size
     canonical_size: PositiveInt = 224  # pixels
+    decoder: Decoder = "pillow"  # of images; auto: torchcodec if it is installed
     precision: Precision = "float32"  # of the computation
     dtype: Dtype = "float32"  # of the stored features
     compile: bool = False  # run the backbone through torch.compile
@@ -222,6 +225,12 @@ def _validate(values: dict[str, object]) -> Settings:
         settings = msgspec.convert(values, Settings)
     except msgspec.ValidationError as error:
         raise _value_error(str(error), values) from None
+    if settings.decoder != "pillow":
+        installed = find_spec("torchcodec") is not None
+        if settings.decoder == "torchcodec" and not installed:
+            message = "decoder: expected the package torchcodec, found none"
+            raise ConfigError("config-value", message, "pip install 'roialign[codec]'")
+        settings = dataclasses.replace(settings, decoder="torchcodec" if installed else "pillow")
     if settings.head != "none" and settings.reduce != "none":
         found = f"expected none with head {settings.head}, found {settings.reduce!r}"
         raise ConfigError("config-value", f"reduce: {found}")

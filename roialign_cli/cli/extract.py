@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @takes_settings(
-    "config", "backbone", "weights", "layers", "resize", "precision", "compile",
+    "config", "backbone", "weights", "layers", "resize", "decoder", "precision", "compile",
     "output_size", "sampling_ratio", "aligned", "mode", "reduce", "head", "clip", "kernel", "dtype",
     "device", "processes", "batch_size", "workers",
     "boxes_format", "box_units", "columns", "allow_outside", "classes", "images_json", "voc_origin",

@@ -71,6 +71,10 @@ SETTINGS: dict[str, Any] = {
     "resize": Annotated[
         str | None, option("none or SHORT[,MAX] pixels.", default="the backbone's own", panel=BACKBONE)
     ],
+    "decoder": Annotated[
+        str | None,
+        option("Image decoder: pillow, torchcodec, or auto.", default=DEFAULTS.decoder, panel=RUN),
+    ],
     "precision": Annotated[
         str | None,
         option("Compute precision: float32, bfloat16, float16.", default=DEFAULTS.precision, panel=BACKBONE),

@@ -7,6 +7,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -63,7 +64,8 @@ def load_batches(
     images: ImageSet, plan: Plan, batches: Iterable[Batch], settings: Settings
 ) -> Iterator[tuple[Batch, list[Decoded]]]:
     """Yield each batch with its decoded images; an image that cannot be decoded is given as its error."""
-    threads = FileThreads(decode_image, settings.workers or os.cpu_count() or 1, settings.image_timeout)
+    decode = partial(decode_image, decoder=settings.decoder)
+    threads = FileThreads(decode, settings.workers or os.cpu_count() or 1, settings.image_timeout)
 
     def result(task: FileTask[ImageFile, DecodedImage]) -> Decoded:
         try:

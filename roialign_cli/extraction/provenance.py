@@ -13,6 +13,8 @@ from roialign_cli.config import Settings
 from roialign_cli.types import Plan
 from roialign_cli.version import __version__
 
+PACKAGES = ("torch", "torchvision", "numpy", "pillow")  # whose versions decide how values are rounded
+
 
 def provenance(settings: Settings, plan: Plan, backbone: Backbone) -> dict[str, Any]:
     """Return the attributes of a file that state what made it."""
@@ -27,5 +29,7 @@ def provenance(settings: Settings, plan: Plan, backbone: Backbone) -> dict[str, 
         "table_sha256": plan.table_sha256,
         "strides": json.dumps({layer.name: layer.strides for layer in backbone.layers}),
         "preprocessing": json.dumps(asdict(backbone.preprocessing)),
-        "versions": json.dumps({name: version(name) for name in ("torch", "torchvision", "numpy", "pillow")}),
+        "versions": json.dumps(
+            {name: version(name) for name in PACKAGES + ("torchcodec",) * (settings.decoder == "torchcodec")}
+        ),
     }

@@ -12,6 +12,7 @@ import filelock
 import numpy as np
 import numpy.typing as npt
 
+from roialign_cli.config import Settings
 from roialign_cli.errors import OutputError
 from roialign_cli.store.layout import Layout, check_space, create_file
 from roialign_cli.store.reader import FeatureFile
@@ -101,4 +102,9 @@ def _differences(key: str, theirs: Any, ours: Any) -> list[str]:
         return [f"{key} was {theirs}, is {ours}"]
     old, new = json.loads(theirs or "{}"), json.loads(ours)
     names = [*new, *(name for name in old if name not in new)]
-    return [f"{name} was {old.get(name)}, is {new.get(name)}" for name in names if old.get(name) != new.get(name)]
+    defaults = Settings().identity()  # of settings that did not exist when the file was made
+
+    def before(name: str) -> Any:
+        return old[name] if name in old else json.loads(json.dumps(defaults.get(name)))
+
+    return [f"{name} was {before(name)}, is {new.get(name)}" for name in names if before(name) != new.get(name)]

@@ -174,7 +174,7 @@ def test_a_node_that_does_not_see_the_images(nodes: None, data: Path, tmp_path: 
     """The node joins later, or is there from the start."""
     hidden = tmp_path / "hidden"
     shutil.copytree(data, hidden)
-    expected = f"{hidden / 'im'}: expected the folder of images, found none"
+    expected = f"{hidden / 'im'}: expected the images, found nothing there"
     start_head("--num-gpus", "1")
     process = begin_data(hidden, tmp_path / "f.h5", "--gpus-per-worker", "1", "--processes", "2")
     wait_until(lambda: works(A))

@@ -10,15 +10,17 @@ from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes.units import LAYOUTS, Numbers, Units
 from roialign_cli.types import BoxTable
 
-SLACK_SHARE, SLACK_PIXELS = 0.01, 1.0  # of the image's side, by which careless boxes reach out of it
+SLACK_PIXELS = 1.0
+SLACK_SHARE = 0.01  # of the image's side, by which boxes in the right convention may reach out of it
+FAR_SHARE = 0.1  # of the image's side; boxes that reach out less are common: context was added, or objects are cut
 REFUSED_SHARE = 0.5  # of the boxes
 EXPLAINED_SHARE = 0.9  # of the boxes must lie in their images in another convention, for it to be the likely cause
 JUDGED_BOXES = 100_000
 
 
-def far_outside(boxes: Floats, sizes: Integers) -> npt.NDArray[np.bool_]:
-    """Return a mask [N] of boxes that reach out of their image by more than carelessness; sizes [N, 2] are (width, height)."""
-    slack = np.maximum(SLACK_PIXELS, SLACK_SHARE * sizes)
+def far_outside(boxes: Floats, sizes: Integers, share: float = FAR_SHARE) -> npt.NDArray[np.bool_]:
+    """Return a mask [N] of boxes that reach out of their image by more than a share of it; sizes [N, 2] are (width, height)."""
+    slack = np.maximum(SLACK_PIXELS, share * sizes)
     mask: npt.NDArray[np.bool_] = ((boxes[:, :2] < -slack) | (boxes[:, 2:] > sizes + slack)).any(axis=1)
     return mask
 
@@ -61,7 +63,7 @@ def _likely_cause(table: BoxTable, sizes: Integers) -> tuple[str, str]:
 def _fits(corners: Numbers | Floats, sizes: Integers) -> bool:
     """Return whether nearly all boxes have their corners in order and lie in their images."""
     ordered = (corners[:, 2:] > corners[:, :2]).all(axis=1)
-    return bool((ordered & ~far_outside(corners.astype(np.float32), sizes)).mean() >= EXPLAINED_SHARE)
+    return bool((ordered & ~far_outside(corners.astype(np.float32), sizes, SLACK_SHARE)).mean() >= EXPLAINED_SHARE)
 
 
 def _shape(size: Integers) -> str:

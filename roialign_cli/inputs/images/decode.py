@@ -6,6 +6,7 @@ gray is scaled to 8 bits; animations and multi-page files are represented by the
 
 from __future__ import annotations
 
+import importlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from roialign_cli.inputs.images.errors import ImageError
 from roialign_cli.inputs.images.file import ImageFile, digest
 from roialign_cli.types import FileVersion
 
+TORCHCODEC_FORMATS = frozenset({"JPEG", "PNG", "WEBP", "AVIF"})
 SWAPPED_ORIENTATIONS = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
 
 
@@ -45,11 +47,17 @@ class DecodedImage:
     version: FileVersion
 
 
-def decode_image(file: ImageFile) -> DecodedImage:
-    """Decode an image and identify the version of its file. Raises ImageError, also if the file changes meanwhile."""
+def decode_image(file: ImageFile, decoder: str = "pillow") -> DecodedImage:
+    """Decode an image and identify the version of its file. Raises ImageError, also if the file changes meanwhile.
+
+    `decoder` is pillow or torchcodec; the latter leaves to Pillow what is not a plain color or gray image of its formats.
+    """
     with _open(file) as (image, opened, before):
-        image.load()  # raises decoding errors here, because Pillow may not raise them again later
-        pixels = np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
+        if decoder == "torchcodec" and _is_plain(image):
+            pixels = _decode_with_torchcodec(opened)
+        else:
+            image.load()  # raises decoding errors here, because Pillow may not raise them again later
+            pixels = np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
         version = FileVersion(*before, digest(opened))
         if file.state() != before:
             raise ImageError("image-changed", "expected an unchanged file, found that it changed while it was read")
@@ -97,6 +105,41 @@ def _open(source: ImageFile) -> Iterator[tuple[Image.Image, BinaryIO, tuple[int,
     except Exception as error:  # Pillow's plugins raise nearly anything on hostile input
         text = str(error).partition(" <_io.")[0] or type(error).__name__  # cut Pillow's description of the file object
         raise ImageError("image-unreadable", f"cannot be decoded: {text}") from None
+
+
+def _is_plain(image: Image.Image) -> bool:
+    """Return whether torchcodec reads an image as Pillow does: one picture of 8 bits per channel, without transparency.
+
+    Both turn JPEG upright by its EXIF orientation; images of other formats that are not upright are left to Pillow.
+    """
+    if image.format not in TORCHCODEC_FORMATS or image.mode not in ("RGB", "L") or "transparency" in image.info:
+        return False
+    if image.format == "PNG" and "exif" not in image.info:  # else Pillow would decode all of it to look for EXIF
+        return bool(getattr(image, "n_frames", 1) == 1) and not any(
+            "exif" in key.lower() for key in map(str, image.info)
+        )
+    upright = image.format == "JPEG" or image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    return upright and bool(getattr(image, "n_frames", 1) == 1)
+
+
+def _decode_with_torchcodec(file: BinaryIO) -> npt.NDArray[np.uint8]:
+    """Return the pixels [H, W, 3] of an open file. Raises ImageError."""
+    import torch
+
+    decoders = importlib.import_module("torchcodec.decoders")  # mypy finds no names in it
+    file.seek(0)
+    content = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)
+    try:
+        pixels = decoders.decode_image(content, mode=decoders.ImageReadMode.RGB)
+    except RuntimeError as error:
+        reason = str(error).strip().rpartition(", ")[2]  # after the name of the place in its source
+        raise ImageError("image-unreadable", f"cannot be decoded: {reason}") from None
+    if pixels.dtype != torch.uint8 or pixels.dim() != 3:
+        raise ImageError(
+            "image-unreadable", f"cannot be decoded by torchcodec: found {list(pixels.shape)} {pixels.dtype}"
+        )
+    found: npt.NDArray[np.uint8] = pixels.permute(1, 2, 0).contiguous().numpy()
+    return found
 
 
 def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:

@@ -299,7 +299,7 @@ def test_the_c5_head_is_the_last_stage_on_regions(name: str, tmp_path: Path) -> 
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
     pixels = normalize(pixels, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])[None]
     with FeatureFile(tmp_path / "f.h5") as file, torch.inference_mode():
-        assert file.layers == ["layer3"]
+        assert file.layers == ["c5"]
         regions = file["coffee.jpg"]
         assert regions.features.shape == (3, model.fc.in_features)
         stages = [model.conv1, model.bn1, model.relu, model.maxpool, model.layer1, model.layer2, model.layer3]

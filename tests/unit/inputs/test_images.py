@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from roialign_cli.errors import InputError
-from roialign_cli.inputs.images import ImageError, ImageFile, decode, open_images, read_size
+from roialign_cli.inputs.images import ImageError, ImageFile, decode, decode_image, open_images, read_size
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
 
@@ -126,3 +126,37 @@ def test_images_are_listed_with_their_subfolders(tmp_path: Path) -> None:
     assert set(open_images(tmp_path).names()) == {"a.jpg", "sub/deep/b.PNG", "d.webp"}
     with pytest.raises(InputError, match="found nothing there"):
         open_images(tmp_path / "nothing")
+
+
+def test_torchcodec_agrees_with_pillow(tmp_path: Path) -> None:
+    """Plain images differ by a rounding at most; all others are left to Pillow."""
+    pytest.importorskip("torchcodec")
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 31, 3), np.uint8)
+    plain = Image.fromarray(pixels).resize((310, 240))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    kinds = {
+        "a.jpg": (plain, {}), "rotated.jpg": (plain, {"exif": exif}), "gray.jpg": (plain.convert("L"), {}),
+        "cmyk.jpg": (plain.convert("CMYK"), {}), "a.png": (plain, {}), "rotated.png": (plain, {"exif": exif}),
+        "alpha.png": (plain.convert("RGBA"), {}), "palette.png": (plain.convert("P"), {}), "a.webp": (plain, {}),
+        "rotated.webp": (plain, {"exif": exif}), "a.avif": (plain, {}), "a.bmp": (plain, {}), "a.gif": (plain, {}),
+        "animated.webp": (plain, {"save_all": True, "append_images": [plain.rotate(90)]}),
+    }  # fmt: skip
+    for name, (image, options) in kinds.items():
+        image.save(tmp_path / name, **options)
+        file = ImageFile(tmp_path / name)
+        ours, theirs = (decode_image(file, decoder).pixels.astype(int) for decoder in ("torchcodec", "pillow"))
+        assert ours.shape == theirs.shape, name
+        assert np.abs(ours - theirs).max() <= 2, name
+
+
+def test_torchcodec_refuses_truncated_images(tmp_path: Path) -> None:
+    pytest.importorskip("torchcodec")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (99, 99, 3), np.uint8))
+    for name in ("a.jpg", "a.png", "a.webp"):
+        image.save(tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(ImageError, match="cannot be decoded") as error:
+            decode_image(ImageFile(tmp_path / name), "torchcodec")
+        assert ".cpp" not in error.value.message
