@@ -96,6 +96,10 @@ def main() -> None:
 
             def mapped() -> None:
                 for i in order:
+                    _ = file[file.names[i]].mapped
+
+            def copied() -> None:
+                for i in order:
                     _ = file[file.names[i]].features
 
             def by_group() -> None:
@@ -104,7 +108,8 @@ def main() -> None:
                         _ = opened[file.names[i]]["features"][:]
 
             cases: list[tuple[str, dict[str, Callable[[], None]]]] = [
-                ("FeatureFile, mapped", {"group per image": by_group, "ours": mapped})
+                ("FeatureFile, mapped", {"group per image": by_group, "ours": mapped}),
+                ("FeatureFile, read", {"group per image": by_group, "ours": copied}),
             ]
             for workers, context in ((0, None), (2, "fork"), (2, "spawn")):
                 title = f"DataLoader, {workers} workers" + (f", {context}" if context else "")

@@ -59,6 +59,7 @@ class Settings:
     weights: str = "DEFAULT"
     layers: tuple[str, ...] = ()  # empty: the backbone's own choice
     output_size: tuple[PositiveInt, PositiveInt] = (7, 7)  # bins: (height, width)
+    output_sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = ()  # several sizes, a layer each; empty: output_size
     sampling_ratio: SamplingRatio = 0  # samples per bin and axis; 0: adaptive
     aligned: bool = True
     mode: Mode = "avg"
@@ -118,10 +119,23 @@ def load(config: str | None, given: Mapping[str, object], *, others: frozenset[s
     merged: dict[str, object] = {}
     if config is not None:
         values = {key: value for key, value in read(config).items() if key not in others | INPUT_KEYS}
-        merged.update(_check_keys(values, str(find_config(config))))
-    merged.update({name: value for name, value in _check_keys(given, "settings").items() if value is not None})
+        merged.update(_split_sizes(_check_keys(values, str(find_config(config)))))
+    values = {name: value for name, value in _check_keys(given, "settings").items() if value is not None}
+    merged.update(_split_sizes(values))
     merged = {**HEADS.get(str(merged.get("head")), {}), **merged}
     return _validate({name: _normalise(name, value) for name, value in merged.items()})
+
+
+def require_one_size(settings: Settings, what: str) -> None:
+    """Raise ConfigError if the settings have several output sizes, where `what` takes one."""
+    if settings.output_sizes:
+        found = ",".join(format_size(size) for size in settings.output_sizes)
+        raise ConfigError("config-value", f"output_size: expected one size for {what}, found {found}")
+
+
+def format_size(size: tuple[int, int]) -> str:
+    """Return an output size as HEIGHTxWIDTH."""
+    return "{}x{}".format(*size)
 
 
 def read(config: str) -> Mapping[str, object]:
@@ -196,6 +210,22 @@ def _check_keys(values: Mapping[str, object], where: str) -> dict[str, object]:
     return keys
 
 
+def _split_sizes(values: Mapping[str, object]) -> dict[str, object]:
+    """Return the settings with one output size as `output_size`, and several as `output_sizes`, too, the first being both.
+
+    `output_size: 7,14` and `output_sizes: [7, 14]` mean the same. Values that override one override both.
+    """
+    one, several = values.get("output_size"), values.get("output_sizes")
+    if isinstance(one, str) and "," in one:
+        several = [part for part in one.split(",") if part.strip()]
+    if isinstance(several, list | tuple) and several:
+        sizes = [_normalise("output_size", size) for size in several]
+        if any(sizes.count(size) > 1 for size in sizes):
+            raise ConfigError("config-value", f"output_sizes: expected different sizes, found {several!r}")
+        return {**values, "output_size": sizes[0], "output_sizes": sizes if len(sizes) > 1 else []}
+    return {**values, "output_sizes": []} if one is not None else dict(values)
+
+
 def _normalise(name: str, value: object) -> object:
     """Convert the spellings that people write (`7x7`, `a,b`, `800,1333`) to the types of Settings."""
     if name in ("layers", "labels") and isinstance(value, str):
@@ -231,6 +261,8 @@ def _validate(values: dict[str, object]) -> Settings:
             message = "decoder: expected the package torchcodec, found none"
             raise ConfigError("config-value", message, "pip install 'roialign[codec]'")
         settings = dataclasses.replace(settings, decoder="torchcodec" if installed else "pillow")
+    if settings.head != "none":
+        require_one_size(settings, f"head {settings.head}")
     if settings.head != "none" and settings.reduce != "none":
         found = f"expected none with head {settings.head}, found {settings.reduce!r}"
         raise ConfigError("config-value", f"reduce: {found}")

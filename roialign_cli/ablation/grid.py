@@ -28,7 +28,7 @@ class Variant:
     @property
     def size(self) -> str:
         """The output size as HEIGHTxWIDTH."""
-        return "{}x{}".format(*self.settings.output_size)
+        return config.format_size(self.settings.output_size)
 
     @property
     def sampling(self) -> str:
@@ -65,6 +65,7 @@ def make_grid(settings: Settings, vary: Mapping[str, Any]) -> tuple[Variant, ...
 
     Raises ConfigError if something else is varied, or a value is not valid for its setting.
     """
+    config.require_one_size(settings, "ablate, which varies it by --vary output-size=7,14")
     axes: dict[str, Sequence[Any]] = {}
     for key, values in (vary or DEFAULT).items():
         name = str(key).replace("-", "_")

@@ -13,7 +13,7 @@ from roialign_cli.backbones.base import Backbone, Layer, Preprocessing, resolve_
 from roialign_cli.backbones.measure import measure_maps
 from roialign_cli.backbones.optimize import OnDemand, fold
 from roialign_cli.backbones.weights import Weights, load_matching, load_part, state_sha256
-from roialign_cli.config import Settings
+from roialign_cli.config import Settings, format_size
 from roialign_cli.errors import BackboneError
 
 PYRAMID = "fpn"
@@ -105,8 +105,8 @@ def _box_head(settings: Settings, whole: Any) -> tuple[nn.Module, int]:
         raise BackboneError("backbone-head", message, "--backbone fasterrcnn_resnet50_fpn")
     size = tuple(whole.roi_heads.box_roi_pool.output_size)
     if settings.output_size != size or settings.layers not in ((), (PYRAMID,)):
-        found = f"{'x'.join(map(str, settings.output_size))} of {', '.join(settings.layers) or PYRAMID}"
-        expected = f"expected output size {'x'.join(map(str, size))} of {PYRAMID}"
+        found = f"{format_size(settings.output_size)} of {', '.join(settings.layers) or PYRAMID}"
+        expected = f"expected output size {format_size(size)} of {PYRAMID}"
         raise BackboneError("backbone-head", f"{settings.backbone}: head: {expected}, found {found}")
     head: nn.Module = whole.roi_heads.box_head.eval()
     with torch.inference_mode():

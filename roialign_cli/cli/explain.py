@@ -28,10 +28,11 @@ def explain(
 
     Example: roialign explain 0.8,0,2.4,4.5 --output-size 2 --no-aligned -o explain.png
     """
-    from roialign_cli.config import load
+    from roialign_cli.config import load, require_one_size
     from roialign_cli.errors import ConfigError
 
     settings = load(None, {"output_size": output_size, "sampling_ratio": sampling_ratio, "aligned": aligned})
+    require_one_size(settings, "explain")
     if not 0 < spatial_scale <= 1024:
         raise ConfigError("config-value", f"spatial_scale: expected a number above 0, found {spatial_scale}")
     from roialign_cli.ops.explain import explain as run

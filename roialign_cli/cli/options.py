@@ -82,7 +82,9 @@ SETTINGS: dict[str, Any] = {
     "compile": Annotated[
         bool | None, option("Compile the backbone with torch.compile, for long runs.", "--compile", panel=BACKBONE)
     ],
-    "output_size": Annotated[str | None, option("Bins: 7 or 7x5 (height x width).", default=BINS, panel=POOLING)],
+    "output_size": Annotated[
+        str | None, option("Bins: 7 or 7x5 (height x width); several: 7,14.", default=BINS, panel=POOLING)
+    ],
     "sampling_ratio": Annotated[
         int | None, option("Samples per bin and axis; 0: adaptive.", default=DEFAULTS.sampling_ratio, panel=POOLING)
     ],

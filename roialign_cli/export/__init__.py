@@ -8,7 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from roialign_cli.errors import ConfigError, OutputError
 from roialign_cli.export.folder import replace_export
-from roialign_cli.store.reader import FeatureFile, Regions
+from roialign_cli.store.reader import FeatureFile
+from roialign_cli.store.regions import Regions
 
 FOLDERS = ("npz", "pt", "lmdb")  # the others are one file
 FORMS = (*FOLDERS, "tsv", "parquet", "h5-groups", "h5")

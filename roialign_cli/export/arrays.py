@@ -18,7 +18,8 @@ import numpy as np
 
 from roialign_cli.errors import OutputError
 from roialign_cli.export.folder import ExportFolder
-from roialign_cli.store.reader import FeatureFile, Regions
+from roialign_cli.store.reader import FeatureFile
+from roialign_cli.store.regions import Regions
 
 LMDB_FILES = ("data.mdb", "lock.mdb")
 KEYS = "keys"  # the key of the list of names in LMDB

@@ -13,7 +13,8 @@ import numpy as np
 from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import ATTRIBUTES
 from roialign_cli.store.disk import DeferredErrorFile
-from roialign_cli.store.reader import FeatureFile, Regions
+from roialign_cli.store.reader import FeatureFile
+from roialign_cli.store.regions import Regions
 from roialign_cli.store.schema import encode, features_path
 
 CHUNK_BYTES = 1 << 20

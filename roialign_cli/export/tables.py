@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from roialign_cli.arrays import is_text
 from roialign_cli.errors import ConfigError, OutputError
-from roialign_cli.store.reader import FeatureFile, Regions
+from roialign_cli.store.reader import FeatureFile
+from roialign_cli.store.regions import Regions
 
 FIELDS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 

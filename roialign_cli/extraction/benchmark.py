@@ -29,7 +29,7 @@ from roialign_cli.extraction.plan import plan_run
 from roialign_cli.extraction.run import run_job
 from roialign_cli.inputs.images import decode_image, open_images
 from roialign_cli.ops import roi_align
-from roialign_cli.regions.pooling import pool
+from roialign_cli.regions.pooling import pool, pooled_layers
 from roialign_cli.regions.preprocessing import prepare
 from roialign_cli.regions.resize import resized
 from roialign_cli.regions.rois import batch_rois, roi_levels
@@ -156,8 +156,8 @@ def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
         with torch.inference_mode():
             for _ in pixels:
                 pooled = [
-                    pool(layer_maps, layer, rois, layer_levels, settings)
-                    for layer_maps, layer, layer_levels in zip(maps, backbone.layers, levels, strict=True)
+                    pool(maps[one.index], backbone.layers[one.index], rois, levels[one.index], one.settings)
+                    for one in pooled_layers(backbone.layers, settings)
                 ]
         return pooled
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from roialign_cli.arrays import Integers
-from roialign_cli.backbones.base import Layer, Levels
+from roialign_cli.backbones.base import Levels
 from roialign_cli.extraction.job import Job
-from roialign_cli.regions.pooling import cells_read, pool
+from roialign_cli.regions.pooling import PooledLayer, cells_read, pool, pooled_layers
 from roialign_cli.regions.preprocessing import prepare
 from roialign_cli.regions.resize import resized
 from roialign_cli.regions.rois import batch_rois, roi_levels
@@ -85,9 +85,10 @@ class RowComputer:
             todo_rows = Rows(rows.rois[todo], rows.number[todo], rows.image[todo])
             for image in images:
                 writer.begin(image)
-            for layer, layer_maps, layer_levels in zip(backbone.layers, maps, levels, strict=True):
+            for pooled in pooled_layers(backbone.layers, settings):
+                layer_levels = levels[pooled.index]
                 todo_levels = None if layer_levels is None else layer_levels[todo]
-                self._pool_layer(layer, layer_maps, todo_rows, todo_levels, writer, reports)
+                self._pool_layer(pooled, maps[pooled.index], todo_rows, todo_levels, writer, reports)
         return reports
 
     def _rows(self, images: list[int], size: tuple[int, int]) -> Rows:
@@ -104,7 +105,7 @@ class RowComputer:
 
     def _pool_layer(
         self,
-        layer: Layer,
+        pooled: PooledLayer,
         maps: Levels,
         rows: Rows,
         levels: Tensor | None,
@@ -112,15 +113,15 @@ class RowComputer:
         reports: Reports,
     ) -> None:
         """Pool rows on one layer block by block, and hand them to the writer."""
-        job = self._job
-        dataset = features_path(layer.name, len(job.layout.layers))
+        channels = self._job.backbone.layers[pooled.index].channels
+        dataset = features_path(pooled.name, len(self._job.layout.layers))
         # Some kernels reduce afterwards, so a block is small before the reduction, too.
-        step = max(1, BLOCK_BYTES // (4 * layer.channels * math.prod(job.settings.output_size)))
+        step = max(1, BLOCK_BYTES // (4 * channels * math.prod(pooled.settings.output_size)))
         for begin in range(0, len(rows.rois), step):
             part = slice(begin, begin + step)
             images, numbers = rows.image[part], rows.number[part]
             part_levels = levels[part] if levels is not None else None
-            values, release = self._pool_block(maps, layer, rows.rois[part], part_levels, images, reports)
+            values, release = self._pool_block(maps, pooled, rows.rois[part], part_levels, images, reports)
             bounds = [0, *(np.flatnonzero(np.diff(images)) + 1).tolist(), len(values)]
             for low, high in pairwise(bounds):
                 first = int(numbers[low])
@@ -130,19 +131,20 @@ class RowComputer:
                 writer.features(dataset, int(images[low]), first, values[low:high], release if last else lambda: None)
 
     def _pool_block(
-        self, maps: Levels, layer: Layer, rois: Tensor, levels: Tensor | None, images: Integers, reports: Reports
+        self, maps: Levels, pooled: PooledLayer, rois: Tensor, levels: Tensor | None, images: Integers, reports: Reports
     ) -> tuple[npt.NDArray[Any], Callable[[], None]]:
         """Return rows as they are stored, and a function to call when they are written: their memory is used again."""
-        settings, head = self._job.settings, self._job.backbone.head
+        settings, head = pooled.settings, self._job.backbone.head
+        layer = self._job.backbone.layers[pooled.index]
         dtype = getattr(torch, settings.dtype)
-        shape = (len(rois), *self._job.layout.layers[layer.name])
+        shape = (len(rois), *self._job.layout.layers[pooled.name])
         size = math.prod(shape) * dtype.itemsize
         block = self._blocks.get() if size <= BLOCK_BYTES else None
         rows = block[:size].view(dtype).view(shape) if block is not None else torch.empty(shape, dtype=dtype)
 
         def compute_float32() -> Tensor:
-            pooled = pool(maps, layer, rois, levels, settings)
-            return pooled if head is None else head(pooled).float()
+            values = pool(maps, layer, rois, levels, settings)
+            return values if head is None else head(values).float()
 
         if head is not None:
             rows.copy_(compute_float32())

@@ -16,6 +16,7 @@ from roialign_cli.extraction.provenance import provenance
 from roialign_cli.extraction.shards import Shard, shard_plan, split_plan
 from roialign_cli.inputs.images import ImageSet
 from roialign_cli.ops.dispatch import choose_kernel
+from roialign_cli.regions.pooling import PooledLayer, pooled_layers
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.system.devices import find_devices
 from roialign_cli.types import Plan
@@ -68,12 +69,15 @@ def make_job(
 
 def make_layout(backbone: Backbone, settings: Settings, attributes: Mapping[str, Any]) -> Layout:
     """Return the layout of a feature file: the shape of a row on each layer, its type, and whether levels are stored."""
-    bins = settings.output_size if settings.reduce == "none" else ()
-    with_head = settings.head != "none"
+
+    def row_shape(pooled: PooledLayer) -> tuple[int, ...]:
+        if settings.head != "none":
+            return (backbone.head_channels,)
+        bins = pooled.settings.output_size if settings.reduce == "none" else ()
+        return (backbone.layers[pooled.index].channels, *bins)
+
     return Layout(
-        layers={
-            layer.name: (backbone.head_channels,) if with_head else (layer.channels, *bins) for layer in backbone.layers
-        },
+        layers={pooled.name: row_shape(pooled) for pooled in pooled_layers(backbone.layers, settings)},
         dtype=settings.dtype,
         levels=any(len(layer.strides) > 1 for layer in backbone.layers),
         attributes=dict(attributes),

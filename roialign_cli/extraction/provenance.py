@@ -10,6 +10,7 @@ from typing import Any
 
 from roialign_cli.backbones import Backbone
 from roialign_cli.config import Settings
+from roialign_cli.regions.pooling import pooled_layers
 from roialign_cli.types import Plan
 from roialign_cli.version import __version__
 
@@ -27,7 +28,9 @@ def provenance(settings: Settings, plan: Plan, backbone: Backbone) -> dict[str, 
         "weights_sha256": backbone.weights_sha256,
         "boxes_sha256": plan.table.sha256,
         "table_sha256": plan.table_sha256,
-        "strides": json.dumps({layer.name: layer.strides for layer in backbone.layers}),
+        "strides": json.dumps(
+            {layer.name: backbone.layers[layer.index].strides for layer in pooled_layers(backbone.layers, settings)}
+        ),
         "preprocessing": json.dumps(asdict(backbone.preprocessing)),
         "versions": json.dumps(
             {name: version(name) for name in PACKAGES + ("torchcodec",) * (settings.decoder == "torchcodec")}

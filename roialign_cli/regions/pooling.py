@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 
 from roialign_cli.backbones.base import Layer, Levels
-from roialign_cli.config import Settings
+from roialign_cli.config import Settings, format_size
 from roialign_cli.ops import roi_align
 from roialign_cli.ops.torchvision import roi_pool
 
@@ -68,6 +71,26 @@ def pool(
         validate=False,  # boxes are checked when the box file is read
         out=out,
     )
+
+
+@dataclass(frozen=True)
+class PooledLayer:
+    """What is stored of one of the backbone's layers: the name, the index of the layer, and how it is pooled."""
+
+    name: str
+    index: int
+    settings: Settings
+
+
+def pooled_layers(layers: Sequence[Layer], settings: Settings) -> list[PooledLayer]:
+    """Return what is stored of the layers: each once, or once for each of several output sizes, as NAME_7x7."""
+    if not settings.output_sizes:
+        return [PooledLayer(layer.name, i, settings) for i, layer in enumerate(layers)]
+    return [
+        PooledLayer(f"{layer.name}_{format_size(size)}", i, replace(settings, output_size=size, output_sizes=()))
+        for i, layer in enumerate(layers)
+        for size in settings.output_sizes
+    ]
 
 
 def pool_rounded(

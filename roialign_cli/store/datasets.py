@@ -97,16 +97,16 @@ def _item(regions: Any) -> Item:
     features = regions.features
     item: Item = {
         "name": regions.name,
-        "features": {k: _tensor(v) for k, v in features.items()}
+        "features": {layer: torch.from_numpy(rows) for layer, rows in features.items()}
         if isinstance(features, Mapping)
-        else _tensor(features),
-        "boxes": _tensor(regions.boxes),
+        else torch.from_numpy(features),
+        "boxes": torch.from_numpy(regions.boxes),
         "size": regions.size,
     }
     for name in ("labels", "scores", "ids", "levels"):
         values = getattr(regions, name)
         if values is not None:
-            item[name] = values.tolist() if values.dtype.kind == "U" else _tensor(values)
+            item[name] = values.tolist() if values.dtype.kind == "U" else torch.from_numpy(values)
     return item
 
 

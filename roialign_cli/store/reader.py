@@ -1,10 +1,9 @@
-"""Read a feature file by image name; features are memory-mapped and not copied until they are used."""
+"""Read a feature file by image name; features are memory-mapped and not read until they are used."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import ItemsView, Iterator, Mapping, Sequence, ValuesView
-from dataclasses import dataclass
+from collections.abc import ItemsView, Iterable, Iterator, Mapping, Sequence, ValuesView
 from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
@@ -15,33 +14,14 @@ import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
 from roialign_cli.store.parts import Array, StackedArray, open_parts
+from roialign_cli.store.regions import Regions
 from roialign_cli.store.schema import DONE, STATUS_NAMES, features_path
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from roialign_cli.store.create import Column, Features
     from roialign_cli.store.datasets import ImageDataset, RowDataset
-
-
-@dataclass(frozen=True)
-class Regions:
-    """Hold what a file has of one image with L boxes; all arrays are in the order of the box file.
-
-    features are [L, C, PH, PW], or [L, C] if reduced; with several layers, a mapping from layer to such arrays. boxes [L, 4]
-    are in pixels of the original, upright image; size is its (height, width).
-    """
-
-    name: str
-    features: Array | Mapping[str, Array]
-    boxes: Array
-    size: tuple[int, int]
-    labels: Array | None = None
-    scores: Array | None = None
-    ids: Array | None = None
-    levels: Array | None = None
-
-    def __len__(self) -> int:
-        return len(self.boxes)
 
 
 class FeatureFile(Mapping[str, Regions]):
@@ -76,6 +56,45 @@ class FeatureFile(Mapping[str, Regions]):
             if len(self._index) < len(self.names):
                 raise OutputError("shards-differ", f"{self.path}: expected each image in one file, found one in two")
         self.sizes = self._map("images/size")
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        boxes: Mapping[str, npt.ArrayLike],
+        features: Mapping[str, Features] | Iterable[tuple[str, Features]],
+        *,
+        sizes: Mapping[str, tuple[int, int]],
+        labels: Column | None = None,
+        scores: Column | None = None,
+        ids: Column | None = None,
+        attributes: Mapping[str, str] | None = None,
+        overwrite: bool = False,
+    ) -> FeatureFile:
+        """Write features of your own to a file in this format, and open it. It appears at `path` when it is complete.
+
+        Args:
+            path: file to write.
+            boxes: boxes [L, 4] of each image by its name, (x1, y1, x2, y2) in pixels of the upright image.
+            features: features [L, C, PH, PW] or [L, C] of each image, float32 or float16, arrays or tensors; by name, or
+                pairs of name and features in any order, such as those of a generator, of which one is in memory at a time.
+                With several layers, a mapping from layer to features. Images without boxes may be left out.
+            sizes: (height, width) in pixels of each image by its name.
+            labels: a list with a value per box for each image by its name.
+            scores: the same form as labels.
+            ids: the same form as labels.
+            attributes: texts to store with the file, such as {"backbone": "my model"}.
+            overwrite: replace a file that is there.
+
+        Raises:
+            InputError: the arguments do not fit together; the message names the image.
+            OutputError: the file is there already, or cannot be written.
+        """
+        from roialign_cli.store.create import create
+
+        columns = {"labels": labels, "scores": scores, "ids": ids}
+        create(Path(path), boxes, features, sizes, columns, attributes or {}, overwrite=overwrite)
+        return cls(path)
 
     @cached_property
     def names(self) -> list[str]:
@@ -155,17 +174,18 @@ class FeatureFile(Mapping[str, Regions]):
             raise OutputError("image-not-done", f'{self.path}: "{image}": {STATUS_NAMES[status]}: {reason}')
         rows = self.rows_of(i)
         columns = {
-            name: self._map(name)[rows] for name in ("labels", "scores", "ids", "levels") if name in self.extents
+            name: np.array(self._map(name)[rows])
+            for name in ("labels", "scores", "ids", "levels")
+            if name in self.extents
         }
         for column, values in columns.items():
             if values.dtype.kind == "S":
                 columns[column] = np.char.decode(values, "utf-8")
-        by_layer = {layer: self.features(layer)[rows] for layer in self.layers}
         height, width = self.sizes[i].tolist()
         return Regions(
             name=image,
-            features=by_layer if len(self.layers) > 1 else by_layer[self.layers[0]],
-            boxes=self._map("boxes")[rows],
+            mapped={layer: self.features(layer)[rows] for layer in self.layers},
+            boxes=np.array(self._map("boxes")[rows]),
             size=(height, width),
             **columns,
         )

@@ -180,12 +180,33 @@ def test_reader(tmp_path: Path) -> None:
         assert len(cat) == 4
         assert cat.features.shape == (4, 32, 7, 7)
         assert cat.labels.tolist() == ["cat", "eye", "eye", "nose"]
-        assert isinstance(cat.features, np.memmap)
-        assert not cat.features.flags.writeable
+        assert isinstance(cat.mapped["gabor"], np.memmap)
+        assert not cat.mapped["gabor"].flags.writeable
+        own = torch.from_numpy(cat.features)  # would warn of memory that cannot be written
+        own += 1
+        assert torch.equal(torch.from_numpy(file["cat.jpg"].features) + 1, own)
         assert file.settings["backbone"] == "gabor"
         assert "dog.jpg" not in file
         with pytest.raises(KeyError):
             file["dog.jpg"]
+
+
+def test_several_output_sizes(tmp_path: Path) -> None:
+    """They come from one pass of the backbone, and each equals a run of its own."""
+    options = {"backbone": "fasterrcnn_resnet50_fpn", "weights": "random:0", "resize": "64"}
+    summary = extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", output_size="7,3x5", **options)
+    assert summary.features == {"fpn_7x7": (19, 256, 7, 7), "fpn_3x5": (19, 256, 3, 5)}
+    with FeatureFile(tmp_path / "f.h5") as both:
+        assert not check(both).problems
+        for size in ("7x7", "3x5"):
+            extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / f"{size}.h5", output_size=size, **options)
+            with FeatureFile(tmp_path / f"{size}.h5") as one:
+                assert np.array_equal(one.features(), both.features(f"fpn_{size}"))
+                assert np.array_equal(one.dataset("levels"), both.dataset("levels"))
+    again = extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", output_sizes=[7, [3, 5]], **options)
+    assert again.already_finished
+    with pytest.raises(OutputError, match=r"output_sizes was \[\[7, 7\], \[3, 5\]\], is \[\]"):
+        extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", output_size=7, **options)
 
 
 def test_awkward_names(tmp_path: Path) -> None:

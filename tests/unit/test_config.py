@@ -27,6 +27,10 @@ def test_defaults_then_file_then_options(tmp_path: Path) -> None:
         ({"output_size": 7}, "output_size", (7, 7)),
         ({"output_size": [2, 3]}, "output_size", (2, 3)),
         ({"output_size": (2, 3)}, "output_size", (2, 3)),
+        ({"output_size": "7,"}, "output_sizes", ()),
+        ({"output_size": "7,14x2"}, "output_size", (7, 7)),
+        ({"output_size": "7,14x2"}, "output_sizes", ((7, 7), (14, 2))),
+        ({"output_sizes": [7, "14x2"]}, "output_sizes", ((7, 7), (14, 2))),
         ({"layers": "a, b"}, "layers", ("a", "b")),
         ({"resize": [800, 1333]}, "resize", "800,1333"),
         ({"resize": 800}, "resize", "800"),
@@ -42,6 +46,8 @@ def test_forms(given: dict[str, object], field: str, expected: object) -> None:
     [
         ({"mode": "median"}, "mode: expected one of avg, max, exact, found 'median'"),
         ({"output_size": "7y7"}, "output_size: expected a number or HEIGHTxWIDTH, found '7y7'"),
+        ({"output_size": "7,7x7"}, "output_sizes: expected different sizes"),
+        ({"output_size": "7,14", "head": "box"}, "output_size: expected one size for head box, found 7x7,14x14"),
         ({"output_size": 0}, "output_size: expected at least 1"),
         ({"sampling_ratio": -1}, "sampling_ratio: expected at least 0, found -1"),
         ({"sampling_ratio": 1.5}, "sampling_ratio"),
@@ -56,6 +62,12 @@ def test_errors(given: dict[str, object], found: str) -> None:
     with pytest.raises(ConfigError) as error:
         load(None, given)
     assert found in str(error.value)
+
+
+def test_one_output_size_overrides_several(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("output_sizes: [7, 14]\n")
+    assert load(str(tmp_path / "own.yaml"), {}).output_sizes == ((7, 7), (14, 14))
+    assert load(str(tmp_path / "own.yaml"), {"output_size": "5"}) == Settings(output_size=(5, 5))
 
 
 @pytest.mark.parametrize("content", ["[1, 2]", "a: b: c", "\x00", "backbone: [resnet18]"])
