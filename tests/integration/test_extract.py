@@ -193,7 +193,7 @@ def test_reader(tmp_path: Path) -> None:
 
 def test_several_output_sizes(tmp_path: Path) -> None:
     """They come from one pass of the backbone, and each equals a run of its own."""
-    options = {"backbone": "fasterrcnn_resnet50_fpn", "weights": "random:0", "resize": "64"}
+    options = {"backbone": "fasterrcnn_mobilenet_v3_large_320_fpn", "weights": "random:0", "resize": "64"}
     summary = extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", output_size="7,3x5", **options)
     assert summary.features == {"fpn_7x7": (19, 256, 7, 7), "fpn_3x5": (19, 256, 3, 5)}
     with FeatureFile(tmp_path / "f.h5") as both:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from roialign_cli.arrays import Integers, PackedNames
 from roialign_cli.config import Settings
-from roialign_cli.errors import InputError
+from roialign_cli.errors import InputError, quoted
 from roialign_cli.inputs.boxes.names import ImageNames
 from roialign_cli.inputs.boxes.units import Units
 from roialign_cli.types import BoxTable
@@ -76,6 +77,17 @@ class Entry:
 def format_error(where: str | Path, found: str, hint: str = "") -> InputError:
     """Return the error of a box file that cannot be read in its format."""
     return InputError("boxes-format", f"{where}: {found}", hint)
+
+
+def parse_number(where: str | Path, what: str, text: str) -> float:
+    """Return the finite number that a text states. Raises InputError naming the place."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise format_error(where, f"{what}: expected a number, found {quoted(text)}")
+    return value
 
 
 def as_column(values: Sequence[int | str]) -> Column:

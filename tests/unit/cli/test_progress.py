@@ -29,7 +29,7 @@ def printed(columns: int, **variables: str) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", done.stderr)
 
 
-@pytest.mark.parametrize(("columns", "rates"), [(60, False), (100, True)])
+@pytest.mark.parametrize(("columns", "rates"), [(60, False), pytest.param(100, True, marks=pytest.mark.slow)])
 def test_a_narrow_terminal_keeps_count_and_time(columns: int, rates: bool) -> None:
     shown = printed(columns, FORCE_COLOR="1", TERM="xterm")
     last = [line for line in re.split(r"[\r\n]+", shown) if "/2000" in line][-1]

@@ -176,13 +176,15 @@ def as_text(path: Path, line: Callable[[str, str, list[float]], str]) -> Path:
     return path / "labels"
 
 
-def as_named_yolo(path: Path) -> Path:
-    def line(name: str, label: str, box: list[float]) -> str:
-        width, height = IMAGES[name]
-        x1, y1, x2, y2 = box[0] / width, box[1] / height, box[2] / width, box[3] / height
-        return f"{label} {(x1 + x2) / 2!r} {(y1 + y2) / 2!r} {x2 - x1!r} {y2 - y1!r}"
+def centred(name: str, box: list[float]) -> str:
+    """Return a box as its centre and size, relative to its image."""
+    width, height = IMAGES[name]
+    x1, y1, x2, y2 = box[0] / width, box[1] / height, box[2] / width, box[3] / height
+    return f"{(x1 + x2) / 2!r} {(y1 + y2) / 2!r} {x2 - x1!r} {y2 - y1!r}"
 
-    return as_text(path, line)
+
+def as_named_yolo(path: Path) -> Path:
+    return as_text(path, lambda name, label, box: f"{label} {centred(name, box)}")
 
 
 def as_detections(path: Path) -> Path:
@@ -190,12 +192,7 @@ def as_detections(path: Path) -> Path:
 
 
 def as_relative_detections(path: Path) -> Path:
-    def line(name: str, label: str, box: list[float]) -> str:
-        width, height = IMAGES[name]
-        x1, y1, x2, y2 = box[0] / width, box[1] / height, box[2] / width, box[3] / height
-        return f"{label} 0.95 {(x1 + x2) / 2!r} {(y1 + y2) / 2!r} {x2 - x1!r} {y2 - y1!r}"
-
-    return as_text(path, line)
+    return as_text(path, lambda name, label, box: f"{label} 0.95 {centred(name, box)}")
 
 
 def as_dota(path: Path) -> Path:

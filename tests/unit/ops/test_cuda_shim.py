@@ -121,6 +121,7 @@ def test_written_in_another_type_than_the_maps(shim: Shim) -> None:
         assert relative_error(found, KERNELS["reference"](call, None)) < TOLERANCE[call.dtype]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_work_cut_in_many_ways(shim: Shim, mode: str) -> None:
     """Outputs exceed a tile in both directions, RoIs are fewer than processors, and one map has one channel."""

@@ -11,7 +11,7 @@ from xml.etree.ElementTree import Element
 
 import numpy as np
 
-from roialign_cli.inputs.boxes.common import Entry, Source, format_error, table_from_entries
+from roialign_cli.inputs.boxes.common import Entry, Source, format_error, parse_number, table_from_entries
 from roialign_cli.inputs.boxes.formats.voc import parse
 from roialign_cli.inputs.boxes.units import Units, enclose_rotated
 from roialign_cli.types import BoxTable
@@ -70,11 +70,4 @@ def _bounding_box(where: str, shape: Element) -> list[float]:
 
 
 def _number(where: str, element: Element, name: str) -> float:
-    text = element.get(name, "")
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise format_error(where, f"{name}: expected a number, found {text[:80]!r}")
-    return value
+    return parse_number(where, name, element.get(name, ""))

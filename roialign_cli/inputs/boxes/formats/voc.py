@@ -6,14 +6,13 @@ keeps both, for tools that count from 0. Entities and document types, which atta
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from xml.etree.ElementTree import Element, TreeBuilder
 from xml.parsers import expat
 
 import numpy as np
 
-from roialign_cli.inputs.boxes.common import Entry, Source, format_error, table_from_entries
+from roialign_cli.inputs.boxes.common import Entry, Source, format_error, parse_number, table_from_entries
 from roialign_cli.types import BoxTable
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -62,11 +61,6 @@ def _corners(path: Path, number: int, item: Element, origin: int) -> list[float]
     values = []
     for corner in CORNERS:
         text = (item.findtext(f"bndbox/{corner}") or "").strip()
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise format_error(path, f"object {number}: {corner}: expected a number, found {text!r}")
+        value = parse_number(path, f"object {number}: {corner}", text)
         values.append(value - origin if corner.endswith("min") else value)
     return values
