@@ -90,6 +90,7 @@ def _pixels_error(where: str, fields: list[str], values: list[float]) -> InputEr
     box = values[1:] if first else values[:4]
     if box[2] > box[0] and box[3] > box[1]:
         roles = ["x1", "y1", "x2", "y2"]
+    centred = ", or cx cy in place of x y" if "w" in roles else ""
     if len(values) == 5:
         roles = ["score", *roles] if first else [*roles, "score"]
-    return format_error(where, found, f'--columns "{" ".join(["label", *roles])}"')
+    return format_error(where, found, f'--columns "{" ".join(["label", *roles])}"{centred}')
