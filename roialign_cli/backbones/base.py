@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,10 +65,11 @@ class Backbone:
     def __call__(self, images: Tensor, precision: str = "float32", reads: Reads | None = None) -> Maps:
         """Return the maps of every layer, levels finest first; with `reads`, only what those rectangles need.
 
-        `precision` names the dtype in which autocast computes convolutions and matrix products.
+        `precision` says how convolutions and matrix products are computed: float32 exactly so, tf32, or as a dtype of autocast.
         """
-        dtype = getattr(torch, precision)
-        with torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32):
+        dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+        autocast = torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32)
+        with autocast, float32_products(tf32=precision == "tf32"):
             if not isinstance(self.model, OnDemand):  # one map per layer
                 maps = self.model(images)
                 return tuple((features,) for features in (maps if isinstance(maps, list) else [maps]))
@@ -81,6 +84,20 @@ class Backbone:
                 }
             maps_by_name = self.model(images, reads_by_name)
         return tuple(tuple(maps_by_name.get(name) for name in level_names) for level_names in names_by_layer)
+
+
+@contextmanager
+def float32_products(*, tf32: bool) -> Iterator[None]:
+    """Let CUDA compute float32 convolutions and matrix products as TF32, or not, which torch allows convolutions by default."""
+    places: tuple[Any, ...] = (torch.backends.cudnn.conv, torch.backends.cuda.matmul)  # type: ignore[attr-defined]
+    before = [place.fp32_precision for place in places]
+    try:
+        for place in places:
+            place.fp32_precision = "tf32" if tf32 else "ieee"
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.fp32_precision = value
 
 
 def resolve_resize(settings: Settings, default: Resize) -> Resize:

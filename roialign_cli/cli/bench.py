@@ -18,7 +18,9 @@ DEFAULTS = Settings()
 
 def bench(
     backbone: Annotated[str, typer.Option(help="Name, see `roialign backbones`.")] = DEFAULTS.backbone,
-    precision: Annotated[str, typer.Option(help="Compute precision: float32, bfloat16, float16.")] = DEFAULTS.precision,
+    precision: Annotated[
+        str, typer.Option(help="Compute precision: float32, tf32, bfloat16, float16.")
+    ] = DEFAULTS.precision,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda[:N].")] = DEFAULTS.device,
     images: Annotated[int, typer.Option(min=1, help="Number of images of 640 x 480, made for this.")] = 4,
     boxes: Annotated[int, typer.Option(min=1, help="Boxes per image.")] = 100,

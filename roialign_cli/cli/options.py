@@ -77,7 +77,7 @@ SETTINGS: dict[str, Any] = {
     ],
     "precision": Annotated[
         str | None,
-        option("Compute precision: float32, bfloat16, float16.", default=DEFAULTS.precision, panel=BACKBONE),
+        option("Compute precision: float32, tf32, bfloat16, float16.", default=DEFAULTS.precision, panel=BACKBONE),
     ],
     "compile": Annotated[
         bool | None, option("Compile the backbone with torch.compile, for long runs.", "--compile", panel=BACKBONE)

@@ -49,6 +49,8 @@ class RowComputer:
     def __init__(self, job: Job, device: torch.device) -> None:
         self.device = device
         self._job = job
+        if device.type == "cuda":
+            torch.cuda.set_device(device)  # pinned memory would otherwise open a context on the first device, too
         self._blocks: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         for _ in range(BLOCKS):
             self._blocks.put(_new_block(device))

@@ -18,9 +18,13 @@ from roialign_cli.regions.values import ValueReport
 from roialign_cli.store.writer import FeatureWriter, open_writer
 from roialign_cli.types import FileVersion
 
-# What torch's allocator of host memory and oneDNN say when memory runs out; they have no exception class of their own.
+# What torch's allocator of host memory, oneDNN, CUDA, cuBLAS and cuDNN say when memory runs out; they have no exception
+# class of their own. cuDNN finds no engine, and cuBLAS no handle, if nothing is left for their workspaces.
 OUT_OF_MEMORY_TEXTS = (
     "DefaultCPUAllocator", "could not create a primitive", "could not create a memory", "bad_alloc",
+    "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED", "DEVICE_ALLOCATION_FAILED", "HOST_ALLOCATION_FAILED",
+    "unable to find an engine to execute", "Unable to find a valid cuDNN algorithm",
 )  # fmt: skip
 
 
@@ -95,6 +99,8 @@ class BatchWorker:
                 if not _is_out_of_memory(error):
                     raise
                 device = self._computer.device
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()  # libraries that allocate by themselves cannot use what torch keeps
                 if count > 1:
                     self._fitting[size] = count // 2
                     text = f"{device}: not enough memory for {count} images of {size[1]} x {size[0]}"

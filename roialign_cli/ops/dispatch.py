@@ -52,6 +52,21 @@ def choose_kernel(kernel: str, device: torch.device, mode: str, dtype: torch.dty
     return kernel
 
 
+def run_kernel(request: Request, kernel: str, name: str, out: Tensor | None) -> Tensor:
+    """Run the kernel of this name, which `choose_kernel` has chosen for `kernel`.
+
+    A variant of the CUDA kernel that cannot be built, loaded or planned for this request is replaced by torchvision's
+    operator, as `choose_kernel` does for the variant that it tries.
+    """
+    try:
+        return KERNELS[name](request, out)
+    except KernelError as error:
+        if kernel != "auto" or name != "cuda" or request.mode != "avg":
+            raise
+        _warn(f"kernel torchvision serves {request.maps[0].device}: {error.message}")
+        return KERNELS["torchvision"](request, out)
+
+
 @functools.cache
 def _warn(message: str) -> None:
     """Warn once per process."""

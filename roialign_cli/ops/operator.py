@@ -10,7 +10,7 @@ from torch import Tensor
 
 from roialign_cli.config import Mode, Reduce
 from roialign_cli.ops import checks
-from roialign_cli.ops.dispatch import KERNELS, choose_kernel
+from roialign_cli.ops.dispatch import choose_kernel, run_kernel
 from roialign_cli.ops.request import MODES, REDUCTIONS, SCHEMA, Request
 
 
@@ -93,7 +93,7 @@ def _pool(request: Request, kernel: str, validate: bool, out: Tensor | None) -> 
     name = choose_kernel(kernel, device, request.mode, request.maps[0].dtype)
     if validate or name != "cuda":
         checks.check_values(request)
-    result = KERNELS[name](request, out)
+    result = run_kernel(request, kernel, name, out)
     return result if result.dtype == request.dtype else result.to(request.dtype)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import threading
 import warnings
 
 import numpy as np
@@ -17,6 +18,8 @@ import torchvision
 from helpers.tensors import layouts, make_rois, relative_error
 
 from roialign_cli import roi_align
+from roialign_cli.backbones import load_backbone
+from roialign_cli.config import Settings
 from roialign_cli.errors import KernelError, OperatorInputError
 from roialign_cli.ops.cuda import nvrtc
 from roialign_cli.ops.cuda import run as cuda
@@ -254,3 +257,38 @@ def test_more_than_2_to_the_31_elements_of_output(device: torch.device) -> None:
     assert pooled.numel() > 2**31
     assert torch.equal(pooled[-3:], roi_align(maps, rois[-3:], 22, sampling_ratio=1))
     assert not pooled.isnan().any()
+
+
+def test_in_a_thread_of_its_own(device: torch.device) -> None:
+    """A new thread has no context, and torch's allocator needs no call of CUDA to hand out memory again."""
+    maps, rois = features(8).to(device), make_rois(9, batch=2, width=19, height=11).to(device)
+    expected = roi_align(maps, rois, 4)
+    out, found = torch.empty_like(expected), []
+    thread = threading.Thread(target=lambda: found.append(roi_align(maps, rois, 4, out=out, validate=False)))
+    thread.start()
+    thread.join()
+    torch.cuda.synchronize()
+    assert torch.equal(found[0], expected)
+
+
+@pytest.mark.parametrize("scale", [1 / 14, 0.1])
+def test_scales_that_are_no_powers_of_two(device: torch.device, scale: float) -> None:
+    """Bins of whole cells have a sample per cell; see the test of the shim."""
+    maps = features(4, size=(60, 60))
+    corners = torch.randint(0, 500, (20_000, 2), generator=torch.Generator().manual_seed(0)).float()
+    cells = torch.randint(1, 4, (20_000, 2), generator=torch.Generator().manual_seed(1))
+    rois = torch.cat([torch.zeros(20_000, 1), corners, corners + (7 * cells / scale).round()], dim=1)
+    expected = roi_align(maps, rois, 7, spatial_scale=scale)
+    found = roi_align(maps.to(device), rois.to(device), 7, spatial_scale=scale, kernel="cuda")
+    assert relative_error(found.cpu(), expected) < 1e-5
+
+
+def test_float32_is_not_tf32(device: torch.device) -> None:
+    backbone = load_backbone(Settings(backbone="resnet18", weights="random:0"))
+    images = torch.randn(1, 3, 224, 224)
+    expected = backbone(images)[0][0]
+    backbone.to(device)
+    exact, coarse = (backbone(images.to(device), precision)[0][0].cpu() for precision in ("float32", "tf32"))
+    assert relative_error(exact, expected) < 1e-5
+    if cuda.capability(device) >= 80:
+        assert 1e-5 < relative_error(coarse, expected) < 1e-1

@@ -30,7 +30,10 @@ class Shim:
     def __init__(self, folder: Path, sanitizer: str, variants: Sequence[launch.Defines]) -> None:
         flags = [
             "-std=c++20",
-            "-Og",
+            "-O1",
+            "-ffp-contract=fast",  # as NVRTC does by default; g++ also needs the next two for it
+            "-fexpensive-optimizations",
+            "-march=native",
             "-g1",
             "-pthread",
             "-Wall",

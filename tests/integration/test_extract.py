@@ -494,7 +494,13 @@ class Scarce(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: not enough memory")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        MemoryError("CUDA_ERROR_OUT_OF_MEMORY at the launch of a kernel"),
+    ],
 )
 def test_out_of_memory_halves_the_batch(tmp_path: Path, photos: tuple[Path, Path], error: Exception) -> None:
     settings = config.load(None, {"backbone": "gabor", "resize": "64", "batch_size": 5})

@@ -24,8 +24,9 @@ MAX_THREADS = 256
 MAX_GRID = 65535  # blocks along y and z
 WARP = 32
 LOAD_BYTES = 16  # the widest load of a thread
-TILE_BYTES = 30 << 10  # tile and lists together stay below the 48 KiB of shared memory that every device gives a block
+TILE_BYTES = 30 << 10  # tile and lists together stay below MAX_SHARED_BYTES
 LIST_BYTES = 16 << 10
+MAX_SHARED_BYTES = 48 << 10  # that every device gives a block without being asked
 ENTRY_BYTES = 16
 AXIS_BYTES = 40
 MAX_BINS = 128  # of both axes of a block
@@ -142,6 +143,10 @@ def plan_launch(request: Request, out: Tensor, processors: int, max_threads: int
         + ENTRY_BYTES * (y.capacity + x.capacity + blocks.rows + blocks.columns)
         + _tile_bytes(blocks.lanes, vector, written, blocks.rows * blocks.columns)
     )
+    if shared > MAX_SHARED_BYTES:
+        found = f"{shared} for {blocks}"
+        message = f"kernel cuda: expected blocks of at most {MAX_SHARED_BYTES} bytes of shared memory, found {found}"
+        raise KernelError("kernel-size", message, "use kernel torchvision")
     defines = specialise(maps[0].dtype, request.mode, vector, written=request.dtype, overflow=y.overflow or x.overflow)
     return Launch(defines, blocks.grid, blocks.threads, shared, call)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import os
 import sys
 import time
@@ -20,6 +21,8 @@ import numpy.typing as npt
 from roialign_cli.errors import KernelError
 
 CACHE_BYTES = 64 << 20
+CORE_NAMES = ("Device", "ObjectCode", "Program", "ProgramOptions")  # of cuda.core, which are used here
+OUT_OF_MEMORY = "CUDA_ERROR_OUT_OF_MEMORY"
 Defines = tuple[tuple[str, str], ...]
 
 
@@ -36,7 +39,7 @@ class Binary:
 
 def version() -> str:
     """Return the version of NVRTC, such as 13.2. Raises KernelError if it is missing."""
-    _, major, minor = _nvrtc().nvrtcVersion()
+    _, major, minor = _bindings()[1].nvrtcVersion()
     return f"{major}.{minor}"
 
 
@@ -50,7 +53,7 @@ def driver_version() -> str:
 
 def architectures() -> list[int]:
     """Return the compute capabilities that NVRTC compiles machine code for, such as 90, in ascending order."""
-    return sorted(_nvrtc().nvrtcGetSupportedArchs()[1])
+    return sorted(_bindings()[1].nvrtcGetSupportedArchs()[1])
 
 
 def target(capability: int, known: list[int]) -> tuple[str, str]:
@@ -85,10 +88,9 @@ def compile_source(source: str, defines: Defines, capability: int) -> Binary:
         KernelError: NVRTC is missing or fails; the message then has its log, the architecture and the options.
     """
     started = time.perf_counter()
+    core, _ = _bindings()
     kind, architecture = target(capability, architectures())
-    from cuda.core import Program, ProgramOptions
-
-    options = ProgramOptions(arch=architecture, std="c++17", define_macro=list(defines) or None)
+    options = core.ProgramOptions(arch=architecture, std="c++17", define_macro=list(defines) or None)
     cache, key = _open_cache(), b""
     if cache is not None:
         from cuda.core.utils import make_program_cache_key
@@ -100,7 +102,7 @@ def compile_source(source: str, defines: Defines, capability: int) -> Binary:
         if code is not None:
             return Binary(code, kind, architecture, True, time.perf_counter() - started)
     try:
-        code = bytes(Program(source, "c++", options).compile(kind).code)
+        code = bytes(core.Program(source, "c++", options).compile(kind).code)
     except Exception as error:  # cuda.core's error classes differ from version to version
         given = " ".join([f"-arch={architecture}", "-std=c++17", *(f"-D{name}={value}" for name, value in defines)])
         message = f"NVRTC {version()}: expected the kernel to compile with {given}, found: {str(error).strip()}"
@@ -115,17 +117,32 @@ def compile_source(source: str, defines: Defines, capability: int) -> Binary:
 def load(source: str, entry: str, defines: Defines, capability: int) -> Any:
     """Return the kernel `entry` (a cuda.core Kernel), ready to launch on every device of that compute capability.
 
-    Needs a driver and a current device, which torch provides. Raises KernelError if the driver cannot load the code.
+    Needs a current device, see `use_device`. Raises what `compile_source` raises, KernelError if the driver
+    cannot load the code, and MemoryError if the device has no memory left for it.
     """
-    from cuda.core import ObjectCode
-
+    core, _ = _bindings()
     binary = compile_source(source, defines, capability)
-    read = ObjectCode.from_cubin if binary.kind == "cubin" else ObjectCode.from_ptx
+    read = core.ObjectCode.from_cubin if binary.kind == "cubin" else core.ObjectCode.from_ptx
     try:
         return read(binary.code).get_kernel(entry)
     except Exception as error:
+        if OUT_OF_MEMORY in str(error):
+            raise MemoryError(str(error)) from error
         message = f"the driver: expected to load {entry} for {binary.architecture}, found: {str(error).strip()}"
         raise KernelError("kernel-load", message, "use kernel torchvision, or update the driver") from error
+
+
+def use_device(device: int) -> None:
+    """Make a device, given by its number, current for the driver's calls of this thread.
+
+    Torch chooses devices through CUDA's runtime, whose calls do so by the way. In a new thread there may have been none, as
+    torch's allocator needs no call to hand out memory again.
+    """
+    from cuda.bindings import driver
+
+    result, context = driver.cuCtxGetCurrent()
+    if result != driver.CUresult.CUDA_SUCCESS or not int(context):
+        _bindings()[0].Device(device).set_current()
 
 
 def launch(
@@ -134,7 +151,8 @@ def launch(
     """Launch a kernel on a stream, given by its address, of the current device; does not wait.
 
     `argument` is the kernel's one parameter, a record passed by value; `shared` is in bytes. `cuda.core.launch` takes no
-    records, so this calls the driver through its bindings. Raises KernelError if the driver refuses the launch.
+    records, so this calls the driver through its bindings. Raises KernelError if the driver refuses the launch, and
+    MemoryError if the device has no memory left for it.
     """
     from cuda.bindings import driver
 
@@ -143,22 +161,27 @@ def launch(
         driver.CUfunction(int(kernel.handle)), *grid, threads, 1, 1, shared, driver.CUstream(stream),
         pointers.ctypes.data, 0,
     )  # fmt: skip
+    if result == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        raise MemoryError(f"{result.name} at the launch of a kernel")
     if result != driver.CUresult.CUDA_SUCCESS:
         found = f"{result.name}, for grid {grid}, {threads} threads, {shared} bytes"
         raise KernelError("kernel-launch", f"the driver: expected the kernel to start, found {found}")
 
 
-def _nvrtc() -> Any:
-    """Return the bindings of NVRTC with the library loaded."""
+def _bindings() -> tuple[Any, Any]:
+    """Return cuda.core and the bindings of NVRTC, with the library loaded. Raises KernelError if one is missing or too old."""
     try:
-        import cuda.core  # noqa: F401 - needed to compile
-        from cuda.bindings import nvrtc
-
+        core: Any = importlib.import_module("cuda.core")
+        nvrtc: Any = importlib.import_module("cuda.bindings.nvrtc")
+        for name in CORE_NAMES:
+            getattr(core, name)
         nvrtc.nvrtcVersion()
     except Exception as error:  # the bindings raise errors of their own if they find no library
-        message = f"NVRTC: expected the packages cuda-core and nvidia-cuda-nvrtc, found: {str(error).strip()}"
+        message = (
+            f"NVRTC: expected the packages cuda-core (0.5 or later) and nvidia-cuda-nvrtc, found: {str(error).strip()}"
+        )
         raise KernelError("kernel-unavailable", message, "install a torch built for CUDA") from error
-    return nvrtc
+    return core, nvrtc
 
 
 def _open_cache() -> Any:

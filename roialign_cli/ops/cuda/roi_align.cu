@@ -124,9 +124,11 @@ struct Entry {
 
 __device__ inline Axis make_axis(double low, double high, double scale, i64 bins, i64 ratio, bool aligned) {
     Axis axis;
+    // Rounded twice, as in the reference: a fused multiply-add would find a whole number of cells per bin to be a little
+    // more, and the adaptive grid would have one sample more. Scales such as 1/14 are no powers of two.
     const double offset = aligned ? 0.5 : 0.0;
-    axis.start = low * scale - offset;
-    double extent = high * scale - offset - axis.start;
+    axis.start = __dadd_rn(__dmul_rn(low, scale), -offset);
+    double extent = __dadd_rn(__dadd_rn(__dmul_rn(high, scale), -offset), -axis.start);
     if (!aligned) extent = fmax(extent, 1.0);
     axis.bin = extent / bins;
     axis.grid = ratio > 0 ? (double)ratio : ceil(axis.bin);

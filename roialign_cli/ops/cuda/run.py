@@ -45,6 +45,7 @@ def run(request: Request, out: Tensor | None) -> Tensor:
         levels=None if request.levels is None else request.levels.to(device, non_blocking=True),
     )
     with torch.cuda.device(device):
+        nvrtc.use_device(torch.cuda.current_device())
         launch = plan_launch(request, out, _processors(device))
         kernel = nvrtc.load(source(), ENTRY, launch.defines, capability(device))
         stream = torch.cuda.current_stream(device).cuda_stream
@@ -77,6 +78,8 @@ def unavailable_reason(device: torch.device, dtype: torch.dtype, mode: str) -> K
     vector = LOAD_BYTES // dtype.itemsize
     try:
         with torch.cuda.device(device):
+            nvrtc.version()  # says what is missing
+            nvrtc.use_device(torch.cuda.current_device())
             nvrtc.load(source(), ENTRY, specialise(dtype, mode, vector), capability(device))
     except KernelError as error:
         return error

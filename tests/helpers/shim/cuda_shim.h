@@ -21,6 +21,10 @@ extern Index blockIdx, blockDim;
 extern double shared[];
 void __syncthreads();
 
+// Not inlined, so that a product and a sum are not contracted to one rounding.
+[[gnu::noinline]] inline double __dmul_rn(double a, double b) { return a * b; }
+[[gnu::noinline]] inline double __dadd_rn(double a, double b) { return a + b; }
+
 using std::ceil, std::floor, std::fmax, std::fmin, std::max, std::min;
 
 // g++ 12 knows _Float16 on x86 only with SSE2, which is always there; conversions round to nearest even, as cvt.rn does.

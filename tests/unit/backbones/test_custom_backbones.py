@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -297,3 +298,18 @@ def test_models_of_one_s_own_are_described(code: Path, name: str, layers: int, r
     found = json.loads(done.stdout)
     assert len(found["layers"]) == layers
     assert found["parameters"] > 0
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("float32", "ieee"), ("tf32", "tf32")])
+def test_the_precision_of_float32_products_is_set_and_restored(precision: str, expected: str) -> None:
+    class Noting(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            seen.extend(place.fp32_precision for place in places)
+            return images
+
+    places, seen = (torch.backends.cudnn.conv, torch.backends.cuda.matmul), []
+    before = [place.fp32_precision for place in places]
+    backbone = replace(load_backbone(Settings(backbone="gabor")), model=Noting())
+    backbone(torch.zeros(1, 3, 8, 8), precision)
+    assert seen == [expected, expected]
+    assert [place.fp32_precision for place in places] == before

@@ -7,14 +7,19 @@ import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+from helpers.requests import make_request
 from helpers.sample_data import ROOT
+from helpers.tensors import relative_error
 
 from roialign_cli import config
 from roialign_cli.errors import KernelError
+from roialign_cli.ops import dispatch
 from roialign_cli.ops.cuda import launch, nvrtc
 from roialign_cli.ops.cuda import run as cuda
 
@@ -165,11 +170,51 @@ def test_a_device_older_than_nvrtc_is_refused(capability: int) -> None:
         nvrtc.target(capability, [75, 80, 90])
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def old_core() -> ModuleType:
+    """Return a cuda.core that lacks most names, as version 0.4 does."""
+    core = ModuleType("cuda.core")
+    core.Device = None
+    return core
+
+
+@pytest.mark.parametrize(
+    ("core", "found"),
+    [(None, "cuda.core"), (old_core(), "no attribute 'ObjectCode'")],
+)
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, core: ModuleType | None, found: str) -> None:
+    monkeypatch.setitem(sys.modules, "cuda.core", core)
+    for attempt in (lambda: nvrtc.compile_source(ADD, (), 90), lambda: nvrtc.load(ADD, "add", (), 90)):
+        with pytest.raises(KernelError, match="expected the packages cuda-core") as caught:
+            attempt()
+        assert caught.value.reference == "kernel-unavailable"
+        assert found in caught.value.message
+
+
+def test_without_the_package_torchvision_serves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.core", None)
-    with pytest.raises(KernelError, match="cuda-core") as caught:
-        nvrtc.compile_source(ADD, (), 90)
-    assert caught.value.reference == "kernel-unavailable"
+    for cached in (cuda.unavailable_reason, dispatch._warn):
+        cached.cache_clear()
+    try:
+        with pytest.warns(RuntimeWarning, match="kernel torchvision serves cuda:0: "):
+            assert dispatch.choose_kernel("auto", torch.device("cuda", 0), "avg") == "torchvision"
+    finally:
+        cuda.unavailable_reason.cache_clear()
+
+
+def test_a_variant_that_cannot_be_built_later_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise KernelError("kernel-compile", "NVRTC: expected something else")
+
+    monkeypatch.setitem(dispatch.KERNELS, "cuda", refuse)
+    dispatch._warn.cache_clear()
+    maps, rois = [torch.randn(1, 4, 9, 9)], torch.tensor([[0.0, 1, 2, 6, 7]])
+    request = make_request(maps, rois, None, (3, 3), [1.0], 2, True, "avg")
+    with pytest.warns(RuntimeWarning, match="kernel torchvision serves cpu: NVRTC: expected something else"):
+        found = dispatch.run_kernel(request, "auto", "cuda", None)
+    assert relative_error(found, dispatch.KERNELS["reference"](request, None)) < 1e-5
+    for kernel, mode in (("cuda", "avg"), ("auto", "exact")):
+        with pytest.raises(KernelError, match="expected something else"):
+            dispatch.run_kernel(replace(request, mode=mode), kernel, "cuda", None)
 
 
 def test_nothing_of_cuda_is_imported_before_it_is_needed() -> None:
