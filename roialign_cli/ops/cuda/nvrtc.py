@@ -178,7 +178,7 @@ def _bindings() -> tuple[Any, Any]:
         nvrtc.nvrtcVersion()
     except Exception as error:  # the bindings raise errors of their own if they find no library
         message = (
-            f"NVRTC: expected the packages cuda-core (0.5 or later) and nvidia-cuda-nvrtc, found: {str(error).strip()}"
+            f"NVRTC: expected the packages cuda-core (1.0 or later) and nvidia-cuda-nvrtc, found: {str(error).strip()}"
         )
         raise KernelError("kernel-unavailable", message, "install a torch built for CUDA") from error
     return core, nvrtc
