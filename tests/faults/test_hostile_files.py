@@ -24,6 +24,7 @@ LEFT_OUT = 7
 SLICE_SECONDS = 300.0 if FULL else 60.0
 FORMS = ("npz", "pt", "lmdb", "tsv", "parquet", "h5-groups", "h5")
 CODES = (0, 2, 3, 6, 7)
+INTERNAL = ("error[internal]", '"reference": "internal"', "Traceback")
 LIMITS = {
     "RLIMIT_DATA": -(4 << 30),
     "RLIMIT_FSIZE": 1 << 30,
@@ -88,11 +89,11 @@ def judge(case: Case, command: Command, ended: Ended) -> list[str]:
     told = next((line for line in ended.log.splitlines() if "error[" in line), last)
     if ended.code < 0:
         wrong.append(f"ended by signal {-ended.code}")
-    elif "error[internal]" in ended.log or "Traceback" in ended.log or ended.code not in CODES:
+    elif any(text in ended.log for text in INTERNAL) or ended.code not in CODES:
         wrong.append(f"exit {ended.code}: {(told if 'error[' in told else last)[:200]}")
     elif ended.code == LEFT_OUT and command.name.startswith("export"):
         pass  # images of which nothing can be exported are left out with a warning
-    elif ended.code and "error[" not in ended.log:
+    elif ended.code and "error[" not in ended.log and '{"error": {' not in ended.log:  # as text, or as JSON
         wrong.append(f"exit {ended.code} without an error: {last[:200]}")
     if ended.code == 0 and case.verdict == REFUSED and not (case.name == "file: missing" and command.name == "extract"):
         wrong.append("exit 0 of a file that must be refused")
