@@ -8,8 +8,8 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/roialign extract sample_data/images sample_data/boxes.json -c quickstart -o demo/features.h5
 	$(BIN)/roialign inspect demo/features.h5
 
-test: $(VENV)/dev.stamp
-	$(BIN)/pytest -m "not slow"
+test: $(VENV)/dev.stamp # files are shared out to two processes
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(VENV)/dev.stamp
 	$(BIN)/pytest -m slow
