@@ -27,7 +27,8 @@ LOAD_BYTES = 16  # the widest load of a thread
 TILE_BYTES = 30 << 10  # tile and lists together stay below MAX_SHARED_BYTES
 LIST_BYTES = 16 << 10
 MAX_SHARED_BYTES = 48 << 10  # that every device gives a block without being asked
-ENTRY_BYTES = 16
+MAX_OFFSET = (1 << 30) - 1  # of a cell in its map, in vectors
+PLACE_BYTES = 8  # of a List
 AXIS_BYTES = 40
 MAX_BINS = 128  # of both axes of a block
 BUSY_THREADS = 128  # threads that a block should have even with few channels
@@ -118,9 +119,14 @@ def plan_launch(request: Request, out: Tensor, processors: int, max_threads: int
     if max(blocks.grid[1:]) > MAX_GRID:
         message = f"kernel cuda: expected at most {MAX_GRID} parts of bins or channels, found {blocks.grid[1:]}"
         raise KernelError("kernel-size", message, "use kernel torchvision")
+    reach = max(sum((m.shape[axis] - 1) * m.stride(axis) for axis in (2, 3)) for m in maps) // vector
+    if reach > MAX_OFFSET:
+        message = f"kernel cuda: expected maps whose cells lie at most {MAX_OFFSET} loads apart, found {reach}"
+        raise KernelError("kernel-size", message, "use kernel torchvision")
     height, width = (max(m.shape[axis] for m in maps) for axis in (2, 3))
-    y = lists(request.mode, request.sampling_ratio, height, blocks.rows)
-    x = lists(request.mode, request.sampling_ratio, width, blocks.columns)
+    entry = 16 if maps[0].dtype == torch.float64 else 8  # bytes
+    y = lists(request.mode, request.sampling_ratio, height, blocks.rows, LIST_BYTES // 2 // entry)
+    x = lists(request.mode, request.sampling_ratio, width, blocks.columns, LIST_BYTES // 2 // entry)
 
     call = np.zeros((), CALL)
     for i, (m, scale) in enumerate(zip(maps, request.scales, strict=True)):
@@ -140,7 +146,8 @@ def plan_launch(request: Request, out: Tensor, processors: int, max_threads: int
         call[name] = value
     shared = (
         2 * AXIS_BYTES
-        + ENTRY_BYTES * (y.capacity + x.capacity + blocks.rows + blocks.columns)
+        + entry * (y.capacity + x.capacity)
+        + PLACE_BYTES * (blocks.rows + blocks.columns)
         + _tile_bytes(blocks.lanes, vector, written, blocks.rows * blocks.columns)
     )
     if shared > MAX_SHARED_BYTES:
@@ -196,8 +203,8 @@ def cut_into_blocks(
     )
 
 
-def lists(mode: str, ratio: int, side: int, bins: int) -> Lists:
-    """Return the lists for the weights of `bins` bins of an axis of up to `side` cells.
+def lists(mode: str, ratio: int, side: int, bins: int, most: int) -> Lists:
+    """Return the lists for the weights of `bins` bins of an axis of up to `side` cells, with `most` entries or fewer.
 
     A bin over n cells reads at most n + 2 of them, and at most two per sample. In mode max it keeps every sample inside the
     map; with an adaptive grid these lie at least half a cell apart.
@@ -207,7 +214,6 @@ def lists(mode: str, ratio: int, side: int, bins: int) -> Lists:
     fixed = ratio * (1 if mode == "max" else 2)
     if ratio > 0 and mode != "exact" and (mode == "max" or fixed * bins < capacity):
         per_cell, per_bin, capacity = 0, fixed, fixed * bins
-    most = LIST_BYTES // 2 // ENTRY_BYTES
     return Lists(min(capacity, most), per_cell, per_bin, capacity > most)
 
 

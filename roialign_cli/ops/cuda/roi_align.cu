@@ -9,9 +9,9 @@
 // chunk of `lanes * VECTOR` channels and `rows` x `columns` of its bins. It first writes the weights of both axes to
 // shared memory: the mean over samples and the integral are separable, so one short list of (cell, weight) per axis and
 // bin describes them. Then each group of `lanes` threads processes strips of bins: a thread sums its own channels down
-// each column of cells and keeps the last two columns in registers (neighbouring bins share at most two), so that it
-// loads a cell once per row of bins. The results pass through a tile in shared memory, because [K, C, PH, PW] needs runs
-// of bins where threads hold runs of channels.
+// each column of cells and keeps the last even and the last odd column in registers (neighbouring bins share at most two,
+// of neighbouring cells), so that it loads a cell once per row of bins. The results pass through a tile in shared memory,
+// because [K, C, PH, PW] needs runs of bins where threads hold runs of channels.
 //
 // There are no atomics, and every sum has one order, so the same call gives the same bits. The tests also compile this
 // file with a C++ compiler; everything that only a device understands is in one section below.
@@ -98,9 +98,25 @@ typedef ELEMENT Element;
 typedef WRITTEN Written;
 typedef decltype(widen(Element())) Sum;
 
+template <class A, class B>
+constexpr bool same = false;
+template <class A>
+constexpr bool same<A, A> = true;
+
 struct alignas(sizeof(Element) * VECTOR) Vector {
     Element of[VECTOR];
 };
+
+// Returns channel c of a vector. Two bfloat16 are widened from their common word with one instruction each, alone with two.
+__device__ inline Sum channel_of(const Vector &vector, int c) {
+    if constexpr (same<Element, bfloat16> && VECTOR % 2 == 0) {
+        unsigned pair;
+        memcpy(&pair, &vector.of[c & ~1], sizeof(pair));
+        return from_bits(c & 1 ? pair & 0xffff0000 : pair << 16);
+    } else {
+        return widen(vector.of[c]);
+    }
+}
 
 // --- one axis of one RoI, in map cells ----------------------------------------------------------------------------------
 //
@@ -109,16 +125,16 @@ struct alignas(sizeof(Element) * VECTOR) Vector {
 
 struct Axis {
     double start, bin, grid;  // bins of length `bin` from `start`, `grid` samples in each
-    i64 size, stride;         // cells of the map; bytes from one to the next
+    i64 size, stride;         // cells of the map; vectors from one to the next
 };
 
 // The position of a list: `count` entries from `first`.
 struct List {
-    i64 first, count;
+    int first, count;
 };
 
-struct Entry {
-    i64 offset;  // of the cell, in bytes
+struct alignas(2 * sizeof(Sum)) Entry {
+    int offset;  // of the cell, in vectors (the host checks that they fit); along x, twice that plus the cell's parity
     Sum weight;  // of the cell; in mode MAX the distance from this cell to the next, 0 to 1
 };
 
@@ -174,7 +190,7 @@ __device__ inline void visit_pieces(const Axis &axis, int p, Take take) {
     }
 }
 
-// Calls take(entry) for each cell that bin p reads, in ascending order; samples and pieces that share a cell are merged.
+// Calls take(cell, weight) for each cell that bin p reads, in ascending order; samples and pieces that share a cell are merged.
 template <class Take>
 __device__ inline void visit_weights(const Axis &axis, int p, Take take) {
     i64 cell = -2;
@@ -182,8 +198,8 @@ __device__ inline void visit_weights(const Axis &axis, int p, Take take) {
     auto add = [&](double at, double share) {
         const i64 floor_at = (i64)at;
         if (floor_at != cell) {
-            if (here != 0.0) take(Entry{cell * axis.stride, (Sum)here});
-            if (floor_at != cell + 1 && next != 0.0) take(Entry{(cell + 1) * axis.stride, (Sum)next});
+            if (here != 0.0) take(cell, (Sum)here);
+            if (floor_at != cell + 1 && next != 0.0) take(cell + 1, (Sum)next);
             here = floor_at == cell + 1 ? next : 0.0;
             next = 0.0;
             cell = floor_at;
@@ -197,15 +213,15 @@ __device__ inline void visit_weights(const Axis &axis, int p, Take take) {
         const double share = 1.0 / axis.grid;
         visit_samples(axis, p, [&](double at) { add(at, share); });
     }
-    if (here != 0.0) take(Entry{cell * axis.stride, (Sum)here});
-    if (next != 0.0) take(Entry{(cell + 1) * axis.stride, (Sum)next});
+    if (here != 0.0) take(cell, (Sum)here);
+    if (next != 0.0) take(cell + 1, (Sum)next);
 }
 
-// Calls take(entry) as the mode requires: merged weights, or in mode MAX each sample's cell and distance to the next.
+// Calls take(cell, weight) as the mode requires: merged weights, or in mode MAX each sample's cell and distance to the next.
 template <class Take>
 __device__ inline void visit(const Axis &axis, int p, Take take) {
     if constexpr (MODE == MAX) {
-        visit_samples(axis, p, [&](double at) { take(Entry{(i64)at * axis.stride, (Sum)(at - (i64)at)}); });
+        visit_samples(axis, p, [&](double at) { take((i64)at, (Sum)(at - (i64)at)); });
     } else {
         visit_weights(axis, p, take);
     }
@@ -213,59 +229,46 @@ __device__ inline void visit(const Axis &axis, int p, Take take) {
 
 // --- the loops over cells -----------------------------------------------------------------------------------------------
 
-__device__ inline Vector load(const char *address) { return *reinterpret_cast<const Vector *>(address); }
-
 __device__ inline void add_weighted(Sum (&sum)[VECTOR], Sum weight, const Vector &cell) {
-    for (int c = 0; c < VECTOR; ++c) sum[c] += weight * widen(cell.of[c]);
+    for (int c = 0; c < VECTOR; ++c) sum[c] += weight * channel_of(cell, c);
 }
 
-// The weighted sum down one column of cells, with four loads in flight.
-__device__ inline void sum_column(const char *column, const Entry *y, int count, Sum (&sum)[VECTOR]) {
-    constexpr int DEPTH = 4;
-    for (int c = 0; c < VECTOR; ++c) sum[c] = 0;
-    for (int first = 0; first < count; first += DEPTH) {
-        Vector cell[DEPTH];
-#pragma unroll
-        for (int i = 0; i < DEPTH; ++i)
-            if (first + i < count) cell[i] = load(column + y[first + i].offset);
-#pragma unroll
-        for (int i = 0; i < DEPTH; ++i)
-            if (first + i < count) add_weighted(sum, y[first + i].weight, cell[i]);
-    }
-}
-
-// The sums of the last two columns, by their offset.
-struct Columns {
-    i64 offset[2];
-    Sum sum[2][VECTOR];
+// The weighted sum down one column of cells, which is kept for the next bin; `offset` says which column it is.
+struct Column {
+    int offset;
+    Sum sum[VECTOR];
 };
 
-__device__ inline void average_bin(const char *origin, const Entry *y, int y_count, const Entry *x, int x_count,
-                                   Columns &seen, Sum (&result)[VECTOR]) {
-    for (int e = 0; e < x_count; ++e) {
-        const i64 offset = x[e].offset;
-        const Sum weight = x[e].weight;
-        if (offset == seen.offset[0]) {  // bins ascend, so the older column is found first, if at all
-            for (int c = 0; c < VECTOR; ++c) result[c] += weight * seen.sum[0][c];
-            continue;
+// Adds a column to a bin; sums down its cells, with four loads in flight, unless `column` is this one already.
+__device__ inline void add_column(const Vector *origin, const Entry *y, int count, Entry x, Column &column,
+                                  Sum (&result)[VECTOR]) {
+    constexpr int DEPTH = 4;
+    if (column.offset != x.offset) {
+        column.offset = x.offset;
+        for (int c = 0; c < VECTOR; ++c) column.sum[c] = 0;
+        for (int first = 0; first < count; first += DEPTH) {
+            Entry entry[DEPTH];
+            Vector cell[DEPTH];
+#pragma unroll
+            for (int i = 0; i < DEPTH; ++i)
+                if (first + i < count) {
+                    entry[i] = y[first + i];
+                    cell[i] = origin[(x.offset >> 1) + entry[i].offset];
+                }
+#pragma unroll
+            for (int i = 0; i < DEPTH; ++i)
+                if (first + i < count) add_weighted(column.sum, entry[i].weight, cell[i]);
         }
-        if (offset != seen.offset[1]) {
-            seen.offset[0] = seen.offset[1];
-            for (int c = 0; c < VECTOR; ++c) seen.sum[0][c] = seen.sum[1][c];
-            seen.offset[1] = offset;
-            sum_column(origin + offset, y, y_count, seen.sum[1]);
-        }
-        for (int c = 0; c < VECTOR; ++c) result[c] += weight * seen.sum[1][c];
     }
+    for (int c = 0; c < VECTOR; ++c) result[c] += x.weight * column.sum[c];
 }
 
-__device__ inline void raise_to_sample(const char *origin, Entry y, Entry x, i64 stride_y, i64 stride_x,
+// Raises a bin to the sample between a cell and the next ones down and right, if it is larger.
+__device__ inline void raise_to_sample(const Vector *cell, Sum down, Sum right, const Axis (&axis)[2],
                                        Sum (&result)[VECTOR]) {
-    const char *cell = origin + y.offset + x.offset;
-    const i64 down = y.weight > 0 ? stride_y : 0, right = x.weight > 0 ? stride_x : 0;  // the last cell has no next one
-    const Vector corner[4] = {load(cell), load(cell + right), load(cell + down), load(cell + down + right)};
-    const Sum weight[4] = {(1 - y.weight) * (1 - x.weight), (1 - y.weight) * x.weight, y.weight * (1 - x.weight),
-                           y.weight * x.weight};
+    const i64 below = down > 0 ? axis[0].stride : 0, beside = right > 0 ? axis[1].stride : 0;  // the last cell has no next one
+    const Vector corner[4] = {cell[0], cell[beside], cell[below], cell[below + beside]};
+    const Sum weight[4] = {(1 - down) * (1 - right), (1 - down) * right, down * (1 - right), down * right};
     Sum sample[VECTOR] = {};
 #pragma unroll
     for (int i = 0; i < 4; ++i) add_weighted(sample, weight[i], corner[i]);
@@ -274,14 +277,15 @@ __device__ inline void raise_to_sample(const char *origin, Entry y, Entry x, i64
 }
 
 // A bin whose lists exceed shared memory: its cells are found again one by one. Rare and slow.
-__device__ inline void pool_without_lists(const char *origin, const Axis (&axis)[2], int p, int q,
+__device__ inline void pool_without_lists(const Vector *origin, const Axis (&axis)[2], int p, int q,
                                           Sum (&result)[VECTOR]) {
-    visit(axis[0], p, [&](Entry y) {
-        visit(axis[1], q, [&](Entry x) {
+    visit(axis[0], p, [&](i64 row, Sum y) {
+        visit(axis[1], q, [&](i64 column, Sum x) {
+            const Vector *const cell = origin + row * axis[0].stride + column * axis[1].stride;
             if constexpr (MODE == MAX) {
-                raise_to_sample(origin, y, x, axis[0].stride, axis[1].stride, result);
+                raise_to_sample(cell, y, x, axis, result);
             } else {
-                add_weighted(result, y.weight * x.weight, load(origin + y.offset + x.offset));
+                add_weighted(result, y * x, *cell);
             }
         });
     });
@@ -300,7 +304,8 @@ __device__ inline int tile_index(int channel, int bin, int pitch) {
 #define ENTRY roi_align
 #endif
 
-extern "C" __global__ void __launch_bounds__(256, 2) ENTRY(const __grid_constant__ Call call) {
+// Bounds that keep every variant from spilling registers; more blocks per multiprocessor would cost some variants that.
+extern "C" __global__ void __launch_bounds__(256, LONG_LISTS ? 1 : 2) ENTRY(const __grid_constant__ Call call) {
     extern __shared__ double shared[];
     const int lanes = call.lanes, rows = call.rows, columns = call.columns;
     const int threads = blockDim.x, thread = threadIdx.x;
@@ -335,41 +340,41 @@ extern "C" __global__ void __launch_bounds__(256, 2) ENTRY(const __grid_constant
     if (valid) {
         if (thread == 0) {
             axis[0] = make_axis(roi[2], roi[4], level.scale, call.ph, call.ratio, call.aligned);
-            axis[0].size = level.height, axis[0].stride = level.stride_y;
+            axis[0].size = level.height, axis[0].stride = level.stride_y / (i64)sizeof(Vector);
             axis[1] = make_axis(roi[1], roi[3], level.scale, call.pw, call.ratio, call.aligned);
-            axis[1].size = level.width, axis[1].stride = level.stride_x;
+            axis[1].size = level.width, axis[1].stride = level.stride_x / (i64)sizeof(Vector);
         }
         __syncthreads();
         for (int i = thread; i < my_rows + my_columns; i += threads) {
             const bool is_x = i >= my_rows;
             const int local = is_x ? i - my_rows : i, first = is_x ? first_column : first_row;
             Entry *const entries = is_x ? x_entries : y_entries;
-            const i64 capacity = is_x ? call.x_capacity : call.y_capacity;
+            const int capacity = is_x ? call.x_capacity : call.y_capacity;
             List list;
-            list.first = (cell_of(axis[is_x], first + local) - cell_of(axis[is_x], first)) *
-                             (is_x ? call.x_per_cell : call.y_per_cell) +
-                         local * (is_x ? call.x_per_bin : call.y_per_bin);
+            list.first = (int)(cell_of(axis[is_x], first + local) - cell_of(axis[is_x], first)) *
+                             (int)(is_x ? call.x_per_cell : call.y_per_cell) +
+                         local * (int)(is_x ? call.x_per_bin : call.y_per_bin);
             list.count = 0;
-            visit(axis[is_x], first + local, [&](Entry entry) {
-                const i64 place = list.first + list.count++;
-                if (place < capacity) entries[place] = entry;
+            visit(axis[is_x], first + local, [&](i64 cell, Sum weight) {
+                const int place = list.first + list.count++, offset = cell * axis[is_x].stride;
+                if (place < capacity) entries[place] = {is_x ? 2 * offset + (int)(cell & 1) : offset, weight};
             });
-            if (!LONG_LISTS) list.count = max(min(list.count, capacity - list.first), (i64)0);  // holds by construction
+            if (!LONG_LISTS) list.count = max(min(list.count, capacity - list.first), 0);  // holds by construction
             (is_x ? x_lists : y_lists)[local] = list;
         }
         __syncthreads();
 
         const int lane = thread % lanes, channel = lane * VECTOR;
         const int strip = call.strip, strips = (my_columns + strip - 1) / strip;
-        const char *const origin =
-            level.address + (i64)roi[0] * level.stride_n + (first_channel + channel) * level.stride_c;
+        const Vector *const origin = reinterpret_cast<const Vector *>(
+            level.address + (i64)roi[0] * level.stride_n + (first_channel + channel) * level.stride_c);
         if (channel < my_channels) {
             for (int job = thread / lanes; job < my_rows * strips; job += threads / lanes) {
                 const int p = job / strips, begin = job % strips * strip, end = min(begin + strip, my_columns);
                 const List y = y_lists[p];
                 const bool y_fits = y.first + y.count <= call.y_capacity;
-                Columns seen;
-                seen.offset[0] = seen.offset[1] = -1;
+                Column even, odd;
+                even.offset = odd.offset = -1;
                 for (int q = begin; q < end; ++q) {
                     const List x = x_lists[q];
                     Sum result[VECTOR] = {};
@@ -381,30 +386,36 @@ extern "C" __global__ void __launch_bounds__(256, 2) ENTRY(const __grid_constant
                         pool_without_lists(origin, axis, first_row + p, first_column + q, result);
                     } else if constexpr (MODE == MAX) {
                         for (int i = 0; i < y.count; ++i)
-                            for (int j = 0; j < x.count; ++j)
-                                raise_to_sample(origin, y_entries[y.first + i], x_entries[x.first + j], axis[0].stride,
-                                                axis[1].stride, result);
+                            for (int j = 0; j < x.count; ++j) {
+                                const Entry row = y_entries[y.first + i], column = x_entries[x.first + j];
+                                raise_to_sample(origin + (row.offset + (column.offset >> 1)), row.weight, column.weight, axis,
+                                                result);
+                            }
                     } else {
-                        average_bin(origin, y_entries + y.first, y.count, x_entries + x.first, x.count, seen, result);
+                        // Neighbouring bins share at most two columns, of neighbouring cells: one even, one odd.
+                        for (int i = 0; i < x.count; ++i) {
+                            const Entry entry = x_entries[x.first + i];
+                            if (entry.offset & 1)
+                                add_column(origin, y_entries + y.first, y.count, entry, odd, result);
+                            else
+                                add_column(origin, y_entries + y.first, y.count, entry, even, result);
+                        }
                     }
                     int place = tile_index(channel, p * my_columns + q, pitch);
                     for (int c = 0; c < VECTOR; ++c, place += pitch) narrow(result[c], tile[place]);
                 }
             }
         }
-        __syncthreads();
+    } else {
+        const int last = tile_index(my_channels - 1, my_rows * my_columns - 1, pitch);
+        for (int i = thread; i <= last; i += threads) narrow((Sum)from_bits(0x7fc00000), tile[i]);
     }
+    __syncthreads();
 
     const int bins = my_rows * my_columns;
-    Written nan;
-    narrow((Sum)from_bits(0x7fc00000), nan);
     if (call.reduce != NONE) {
         Written *const out = static_cast<Written *>(call.out) + k * call.channels + first_channel;
         for (int channel = thread; channel < my_channels; channel += threads) {
-            if (!valid) {
-                out[channel] = nan;
-                continue;
-            }
             Sum total = widen(tile[tile_index(channel, 0, pitch)]);
             for (int bin = 1; bin < bins; ++bin) {
                 const Sum value = widen(tile[tile_index(channel, bin, pitch)]);
@@ -416,19 +427,17 @@ extern "C" __global__ void __launch_bounds__(256, 2) ENTRY(const __grid_constant
         return;
     }
 
-    // The tile, channel by channel: neighbouring threads write neighbouring bins.
+    // The tile, channel by channel: neighbouring threads write neighbouring bins, and each thread keeps its bin, so that only
+    // the channel changes from one element to the next. As many channels are written at a time as the threads suffice for.
     Written *const out = static_cast<Written *>(call.out) + (k * call.channels + first_channel) * call.ph * call.pw +
                          first_row * call.pw + first_column;
-    const int channel_step = threads / bins, bin_step = threads % bins;
-    int channel = thread / bins, bin = thread % bins;
-    while (channel < my_channels) {
-        const i64 skipped = my_columns == call.pw ? 0 : bin / my_columns * (call.pw - my_columns);
-        out[channel * call.ph * call.pw + bin + skipped] = valid ? tile[tile_index(channel, bin, pitch)] : nan;
-        channel += channel_step;
-        bin += bin_step;
-        if (bin >= bins) {
-            bin -= bins;
-            ++channel;
-        }
+    const int group = min(bins, threads), groups = threads / group, first = thread / group;
+    const i64 step = groups * call.ph * call.pw;
+    for (int bin = thread % group; bin < bins && first < groups; bin += group) {
+        const int skipped = bin / my_columns * ((int)call.pw - my_columns);
+        Written *to = out + first * call.ph * call.pw + bin + skipped;
+#pragma unroll 4
+        for (int channel = first; channel < my_channels; channel += groups, to += step)
+            *to = tile[tile_index(channel, bin, pitch)];
     }
 }

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from helpers.requests import make_request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from roialign_cli.errors import KernelError
 from roialign_cli.ops.cuda import launch
 
 
 @settings(max_examples=300, deadline=None)
 @given(
     channels=st.integers(1, 300),
-    side=st.sampled_from([1, 7, 100, 800, 5000]),
+    side=st.sampled_from([1, 7, 100, 800, 1800]),
     size=st.tuples(st.integers(1, 160), st.integers(1, 160)),
     ratio=st.integers(0, 40),
     mode=st.sampled_from(["avg", "max", "exact"]),
@@ -34,3 +36,11 @@ def test_a_block_fits_into_shared_memory(
     assert planned.shared <= launch.MAX_SHARED_BYTES
     assert 1 <= planned.threads <= launch.MAX_THREADS
     assert planned.threads % launch.WARP == 0
+
+
+def test_a_map_whose_cells_are_too_far_apart_is_refused() -> None:
+    maps = torch.empty(0).as_strided((0, 1, 2, 1), (0, 1, launch.MAX_OFFSET + 1, 1))
+    request = make_request([maps], torch.zeros(1, 5), None, (1, 1), [1.0], 2, True, "avg")
+    with pytest.raises(KernelError) as caught:
+        launch.plan_launch(request, torch.empty(0), 1)
+    assert caught.value.reference == "kernel-size"

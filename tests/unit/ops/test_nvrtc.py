@@ -80,7 +80,7 @@ def test_the_reader_of_frames_sees_spills() -> None:
 
 
 def specialisations() -> list[tuple[int, launch.Defines]]:
-    """Return what the named configurations can meet on every architecture, and everything on two."""
+    """Return what the named configurations can meet on every architecture, and everything on two, for long lists, too."""
     modes = {config.load(path.stem, {}, others=frozenset({"vary"})).mode for path in (ROOT / "configs").glob("*.yaml")}
     wanted = []
     for capability in ARCHITECTURES:
@@ -88,7 +88,8 @@ def specialisations() -> list[tuple[int, launch.Defines]]:
         for dtype in launch.ELEMENTS:
             for mode in ("avg", "max", "exact") if everything else sorted(modes):
                 vector = launch.LOAD_BYTES // dtype.itemsize
-                wanted.append((capability, launch.specialise(dtype, mode, vector)))
+                for overflow in (False, True) if everything else (False,):
+                    wanted.append((capability, launch.specialise(dtype, mode, vector, overflow=overflow)))
     return wanted
 
 
