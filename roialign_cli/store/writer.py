@@ -21,7 +21,8 @@ from roialign_cli.store.schema import DONE, ERROR_BYTES, FAILED, PENDING, Datase
 from roialign_cli.types import FileVersion
 
 CHECKPOINT_SECONDS = 2.0  # at most this much finished work is lost by a kill
-MAX_QUEUED_TASKS = 8  # that may wait for the disk; this bounds memory
+MAX_QUEUED_BYTES = 128 << 20  # of rows that may wait for the disk, besides the ones being written
+MIN_TASK_BYTES = 16 << 10  # that a task counts for, so that the number of small ones is bounded, too
 
 
 def open_writer(path: Path) -> FeatureWriter:
@@ -40,7 +41,9 @@ class FeatureWriter:
         self._path = path
         self.extents = extents
         self._disk = open_disk(path)
-        self._tasks: queue.Queue[tuple[Callable[[], None], Callable[[], None]] | None] = queue.Queue(MAX_QUEUED_TASKS)
+        self._tasks: queue.SimpleQueue[tuple[Callable[[], None], Callable[[], None], int] | None] = queue.SimpleQueue()
+        self._queued_bytes = 0
+        self._room = threading.Condition()
         self._crc: dict[int, int] = {}
         self._finished: list[tuple[int, int]] = []  # (image, status), written but not yet synced
         self._synced_at = time.monotonic()
@@ -54,7 +57,7 @@ class FeatureWriter:
 
     def rows(self, dataset: str, first: int, values: npt.NDArray[Any]) -> None:
         """Write rows first, first + 1, ... of a dataset."""
-        self._put(lambda: self._write(dataset, first, values))
+        self._put(lambda: self._write(dataset, first, values), size=values.nbytes)
 
     def features(
         self, dataset: str, image: int, first: int, values: npt.NDArray[Any], release: Callable[[], None] = lambda: None
@@ -65,7 +68,7 @@ class FeatureWriter:
             self._write(dataset, first, values)
             self._crc[image] = features_crc32(values, self._crc.get(image, 0))
 
-        self._put(task, release)
+        self._put(task, release, values.nbytes)
 
     def version(self, image: int, version: FileVersion) -> None:
         """Write which version of its file an image was read from, if the feature file has tables for it."""
@@ -106,9 +109,14 @@ class FeatureWriter:
             if kind is None:
                 raise
 
-    def _put(self, task: Callable[[], None], release: Callable[[], None] = lambda: None) -> None:
+    def _put(self, task: Callable[[], None], release: Callable[[], None] = lambda: None, size: int = 0) -> None:
+        """Queue a task that holds `size` bytes, when there is room for it or nothing else waits."""
         self._check()
-        self._tasks.put((task, release))
+        size = max(size, MIN_TASK_BYTES)
+        with self._room:
+            self._room.wait_for(lambda: self._queued_bytes == 0 or self._queued_bytes + size <= MAX_QUEUED_BYTES)
+            self._queued_bytes += size
+        self._tasks.put((task, release, size))
 
     def _check(self) -> None:
         if isinstance(self._error, OSError):
@@ -120,9 +128,12 @@ class FeatureWriter:
 
     def _work(self) -> None:
         while (item := self._tasks.get()) is not None:
-            task, release = item
+            task, release, size = item
             self._attempt(task)
             release()  # also after a failure: the caller may wait for the memory
+            with self._room:
+                self._queued_bytes -= size
+                self._room.notify()
             if self._finished and time.monotonic() - self._synced_at > CHECKPOINT_SECONDS:
                 self._attempt(self._checkpoint)
         self._attempt(self._checkpoint)
