@@ -1,12 +1,8 @@
-"""The CUDA kernel on a device: against the reference, torchvision's operator and the CPU kernel.
-
-Without a device these are skipped, or fail if ROIALIGN_REQUIRE_GPU=1 says that there is one.
-"""
+"""The CUDA kernel on a device: against the reference, torchvision's operator and the CPU kernel."""
 
 from __future__ import annotations
 
 import itertools
-import os
 import sys
 import threading
 import warnings
@@ -28,15 +24,6 @@ from roialign_cli.ops.dispatch import choose_kernel
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 MODES = ("avg", "max", "exact")
 pytestmark = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def device() -> torch.device:
-    if torch.cuda.is_available():
-        return torch.device("cuda", 0)
-    if os.environ.get("ROIALIGN_REQUIRE_GPU") == "1":
-        pytest.fail("ROIALIGN_REQUIRE_GPU=1: expected a CUDA device, found none")
-    pytest.skip("no CUDA device")
 
 
 def features(channels: int, dtype: torch.dtype = torch.float32, size: tuple[int, int] = (11, 19)) -> torch.Tensor:

@@ -304,8 +304,12 @@ __device__ inline int tile_index(int channel, int bin, int pitch) {
 #define ENTRY roi_align
 #endif
 
-// Bounds that keep every variant from spilling registers; more blocks per multiprocessor would cost some variants that.
-extern "C" __global__ void __launch_bounds__(256, LONG_LISTS ? 1 : 2) ENTRY(const __grid_constant__ Call call) {
+// Blocks per multiprocessor that the registers must suffice for: with more, some variants would spill.
+#ifndef BLOCKS
+#define BLOCKS (LONG_LISTS ? 1 : 2)
+#endif
+
+extern "C" __global__ void __launch_bounds__(256, BLOCKS) ENTRY(const __grid_constant__ Call call) {
     extern __shared__ double shared[];
     const int lanes = call.lanes, rows = call.rows, columns = call.columns;
     const int threads = blockDim.x, thread = threadIdx.x;
