@@ -34,7 +34,7 @@ from roialign_cli.regions.pooling import pool, pool_rounded
 from roialign_cli.regions.values import ValueReport
 from roialign_cli.regions.views import LayerView, make_layer_views
 from roialign_cli.system import allocator
-from roialign_cli.system.devices import find_device
+from roialign_cli.system.devices import find_device, pooling_device
 from roialign_cli.types import FileVersion, Plan, Progress
 
 CHUNK_BYTES = 16 << 20  # of one variant's features that are compared at a time, so that they stay in the cache
@@ -85,8 +85,8 @@ def ablate(
     device = find_device(settings.device)
     for variant in variants:
         if variant.op == "roi_align":
-            choose_kernel(settings.kernel, device, variant.settings.mode)
-    choose_kernel(settings.kernel, device, "exact")
+            choose_kernel(settings.kernel, pooling_device(device), variant.settings.mode)
+    choose_kernel(settings.kernel, pooling_device(device), "exact")
     backbone = load_backbone(settings)
     failures = {plan.table.names[image]: problem for image, problem in plan.problems.items()}
     found = _no_measurements(plan, len(variants), len(backbone.layers), probe=probe)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from roialign_cli.backbones.optimize import OnDemand
 from roialign_cli.config import Resize, Settings, parse_resize
+from roialign_cli.system.devices import pooling_device
 
 Levels = tuple[Tensor | None, ...]  # one map [N, C, H, W] per level, or None if it was not requested
 Maps = tuple[Levels, ...]  # one entry per layer
@@ -57,16 +58,25 @@ class Backbone:
     head_channels: int = 0
 
     def to(self, device: torch.device) -> None:
-        """Move the model, as channels-last, and the head, if there is one, to a device."""
+        """Move the model, as channels-last, to a device, and the head, if there is one, to where its maps are pooled."""
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
         if self.head is not None:
-            self.head.to(device)
+            self.head.to(pooling_device(device))
 
     def __call__(self, images: Tensor, precision: str = "float32", reads: Reads | None = None) -> Maps:
         """Return the maps of every layer, levels finest first; with `reads`, only what those rectangles need.
 
         `precision` says how convolutions and matrix products are computed: float32 exactly so, tf32, or as a dtype of autocast.
+        The maps are on the device that pools them.
         """
+        maps = self._compute(images, precision, reads)
+        device = pooling_device(images.device)
+        if device == images.device:
+            return maps
+        return tuple(tuple(m if m is None else m.to(device) for m in levels) for levels in maps)
+
+    def _compute(self, images: Tensor, precision: str, reads: Reads | None) -> Maps:
+        """Return the maps, on the device of the images."""
         dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
         autocast = torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32)
         with autocast, float32_products(tf32=precision == "tf32"):

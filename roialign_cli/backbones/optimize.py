@@ -17,6 +17,8 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops.misc import FrozenBatchNorm2d
 
+from roialign_cli.system.device_queue import upload
+
 TILE_SIDE = 16  # cells; smaller tiles follow the RoIs more closely, larger ones read fewer border cells twice
 MAX_TILED_SHARE = 0.6  # share of a map in tiles that are read; above it, convolving the whole map is faster
 
@@ -180,18 +182,19 @@ def _convolve_tiles(features: Tensor, convolution: nn.Conv2d, reads: Tensor) -> 
     rows, columns = -(-height // TILE_SIDE), -(-width // TILE_SIDE)
     touched = torch.zeros(n, rows, columns, dtype=torch.bool)
     in_tiles = reads // torch.tensor([1, TILE_SIDE, TILE_SIDE, TILE_SIDE, TILE_SIDE])
-    for image, top, left, bottom, right in in_tiles.tolist():
-        touched[image, top : bottom + 1, left : right + 1] = True
+    for n_image, top, left, bottom, right in in_tiles.tolist():
+        touched[n_image, top : bottom + 1, left : right + 1] = True
     if touched.float().mean() > MAX_TILED_SHARE:
         whole: Tensor = convolution(features)
         return whole
-    touched = touched.to(features.device)
+    # Positions in place of a mask, by which indexing would wait for a device to count them.
+    image, row, column = upload(touched.nonzero(), features.device).unbind(1)
     padded = functional.pad(features, (1, columns * TILE_SIDE - width + 1, 1, rows * TILE_SIDE - height + 1))
     tiles = padded.unfold(2, TILE_SIDE + 2, TILE_SIDE).unfold(3, TILE_SIDE + 2, TILE_SIDE)
-    tiles = tiles.permute(0, 2, 3, 4, 5, 1)[touched]
+    tiles = tiles.permute(0, 2, 3, 4, 5, 1)[image, row, column]
     convolved = functional.conv2d(
         tiles.permute(0, 3, 1, 2), convolution.weight, convolution.bias, groups=convolution.groups
     )
     result = convolved.new_zeros(n, rows, TILE_SIDE, columns, TILE_SIDE, convolved.shape[1])
-    result.transpose(2, 3)[touched] = convolved.permute(0, 2, 3, 1)
+    result.transpose(2, 3)[image, row, column] = convolved.permute(0, 2, 3, 1)
     return result.view(n, rows * TILE_SIDE, columns * TILE_SIDE, -1)[:, :height, :width].permute(0, 3, 1, 2)

@@ -108,7 +108,7 @@ SETTINGS: dict[str, Any] = {
     "clip": Annotated[bool | None, option("Clip boxes to their image.", "--clip/--no-clip", panel=POOLING)],
     "kernel": Annotated[str | None, option("auto, cpu, cuda or torchvision.", default=DEFAULTS.kernel, panel=POOLING)],
     "dtype": Annotated[str | None, option("Storage type: float32 or float16.", default=DEFAULTS.dtype, panel=RUN)],
-    "device": Annotated[str | None, option("auto, cpu, cuda or cuda:N.", default=DEFAULTS.device, panel=RUN)],
+    "device": Annotated[str | None, option("auto, cpu, cuda, cuda:N, mps or xpu.", default=DEFAULTS.device, panel=RUN)],
     "processes": Annotated[int | None, option("Processes that share the work.", default="one per device", panel=RUN)],
     "batch_size": Annotated[int | None, option("Images of one size per batch.", default="by size", panel=RUN)],
     "workers": Annotated[int | None, option("Decoding threads.", default="one per core", panel=RUN)],

@@ -10,20 +10,24 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-import numpy.typing as npt
 
-from roialign_cli.config import Resize, Settings
+from roialign_cli.config import Settings
 from roialign_cli.inputs.images import DecodedImage, ImageError, ImageFile, ImageSet, decode_image, timeout_error
-from roialign_cli.regions.resize import resized
 from roialign_cli.system.file_threads import FileTask, FileThreads
 from roialign_cli.types import Plan
 
-BATCH_PIXELS = 2 << 20  # of network input per batch, if no batch size is set
-MAX_BATCH_IMAGES = 8  # if no batch size is set
 PREFETCH_BATCHES = 2  # batches that are decoded while one is computed
 
 Size = tuple[int, int]
 Decoded = DecodedImage | ImageError
+
+
+@dataclass(frozen=True)
+class BatchLimit:
+    """The pixels of network input and the images that a batch may have, if no batch size is set."""
+
+    pixels: int = 2 << 20
+    images: int = 8
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,14 @@ class Batch:
     size: Size
 
 
-def make_batches(plan: Plan, batch_size: int, cost: Callable[[Size], int] = math.prod) -> Iterator[Batch]:
+def make_batches(
+    plan: Plan, batch_size: int, cost: Callable[[Size], int] = math.prod, limit: BatchLimit = BatchLimit()
+) -> Iterator[Batch]:
     """Yield batches of equal-sized images that have boxes; sizes come in the order of their first image.
 
     The batches depend on the plan alone and not on what an earlier run has done, so that a resumed run repeats the same
-    computation. With batch_size 0 a batch holds as many images as fit BATCH_PIXELS, where an image of a size costs
-    cost(size) pixels, from 1 to MAX_BATCH_IMAGES.
+    computation. With batch_size 0 a batch holds at least one image, and as many as the limit allows, where an image of a
+    size costs cost(size) pixels.
     """
     usable = np.diff(plan.table.offset) > 0
     usable[list(plan.problems)] = False
@@ -49,15 +55,9 @@ def make_batches(plan: Plan, batch_size: int, cost: Callable[[Size], int] = math
     groups = np.split(images[np.argsort(kinds, kind="stable")], np.cumsum(np.bincount(kinds))[:-1])
     for kind in np.argsort(firsts).tolist():
         height, width = plan.sizes[groups[kind][0]].tolist()
-        step = batch_size or max(1, min(MAX_BATCH_IMAGES, BATCH_PIXELS // cost((height, width))))
+        step = batch_size or max(1, min(limit.images, limit.pixels // cost((height, width))))
         for begin in range(0, len(groups[kind]), step):
             yield Batch(tuple(groups[kind][begin : begin + step].tolist()), (height, width))
-
-
-def pending_batches(plan: Plan, batch_size: int, resize: Resize, done: npt.NDArray[np.bool_]) -> Iterator[Batch]:
-    """Yield the batches of a plan with at least one image that is not done; they are computed whole."""
-    planned = make_batches(plan, batch_size, lambda size: math.prod(resized(size, resize)))
-    return (batch for batch in planned if not done[list(batch.images)].all())
 
 
 def load_batches(

@@ -1,14 +1,16 @@
-"""Compute the feature rows of images of one size on one device, and hand them to the writer block by block."""
+"""Compute the feature rows of images of one size on one device, and hand them to the writer block by block.
+
+The device may compute some batches ahead: what has been given to it is finished later, in the same order.
+"""
 
 from __future__ import annotations
 
 import math
-import mmap
 import queue
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +18,23 @@ import torch
 from torch import Tensor
 
 from roialign_cli.arrays import Integers
-from roialign_cli.backbones.base import Levels
+from roialign_cli.backbones.base import Levels, Maps, Reads
 from roialign_cli.extraction.job import Job
 from roialign_cli.regions.pooling import PooledLayer, cells_read, pool, pooled_layers
-from roialign_cli.regions.preprocessing import prepare
+from roialign_cli.regions.preprocessing import input_size, prepare
 from roialign_cli.regions.resize import resized
 from roialign_cli.regions.rois import batch_rois, roi_levels
-from roialign_cli.regions.values import ValueReport, all_finite, clip_to_float16
+from roialign_cli.regions.values import ValueReport, clip_to_float16, finite_flag
 from roialign_cli.store.schema import features_path
 from roialign_cli.store.writer import FeatureWriter
 from roialign_cli.system import allocator
+from roialign_cli.system.device_queue import DeviceQueue, Submitted
+from roialign_cli.system.devices import pooling_device
 
-BLOCK_BYTES = 64 << 20  # of features that are computed and handed to the writer at a time
-BLOCKS = 3  # such blocks in memory
+# Blocks of memory, and their size, for features that are computed and handed to the writer at a time. A device that
+# computes ahead takes a block per batch or more while the disk syncs.
+BLOCKS, BLOCK_BYTES = 3, 64 << 20
+BLOCKS_AHEAD, BLOCK_BYTES_AHEAD = 16, 16 << 20
 
 Pixels = npt.NDArray[np.uint8]
 Reports = dict[int, ValueReport]  # by image; images whose values are all good are left out
@@ -43,18 +49,26 @@ class Rows:
     image: Integers
 
 
+@dataclass(frozen=True)
+class _Step:
+    """Hold what is left to do on the host for work that was given to the device."""
+
+    finish: Callable[[], None]
+    ends_batch: bool = False
+
+
 class RowComputer:
     """Run the backbone and RoI Align of a job on one device; rows go to the writer in blocks that are used again."""
 
-    def __init__(self, job: Job, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, job: Job, device: DeviceQueue) -> None:
         self._job = job
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # pinned memory would otherwise open a context on the first device, too
-        self._blocks: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
-        for _ in range(BLOCKS):
-            self._blocks.put(_new_block(device))
-        job.backbone.to(device)
+        self._device = device
+        self._free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
+        blocks, self._block_bytes = (BLOCKS_AHEAD, BLOCK_BYTES_AHEAD) if device.depth else (BLOCKS, BLOCK_BYTES)
+        for _ in range(blocks):
+            self._free.put(device.new_host_memory(self._block_bytes + 1))
+        self._under_way: deque[_Step] = deque()  # the oldest first
+        job.backbone.to(device.device)
 
     def compute(
         self,
@@ -63,35 +77,70 @@ class RowComputer:
         size: tuple[int, int],
         done: npt.NDArray[np.bool_],
         writer: FeatureWriter,
-    ) -> Reports:
-        """Compute images of one size, and write the rows of those that are not done; return what is odd about them.
+        on_rows: Callable[[Reports], None],
+    ) -> None:
+        """Compute images of one size, and write the rows of those that are not done.
 
-        Images that are done are computed as well: the same batch gives the same bits in a resumed run.
+        `on_rows` is called when the writer has all these rows, with what is odd about them: now, or in a later call of
+        `compute` or `finish`. Images that are done are computed as well: the same batch gives the same bits in a resumed run.
         """
-        backbone, settings = self._job.backbone, self._job.settings
         rows = self._rows(images, size)
         todo = ~done[rows.image]
-        if not todo.any():
-            return {}
-        allocator.trim_for_size(size)
-        levels = [roi_levels(rows.rois, layer, settings) for layer in backbone.layers]
         reports: Reports = {}
-        with torch.inference_mode():
-            inputs = prepare(pixels, backbone.preprocessing, self.device)
-            shape = (inputs.shape[2], inputs.shape[3])
-            reads = [
-                cells_read(rows.rois, layer_levels, layer, shape, settings)
-                for layer, layer_levels in zip(backbone.layers, levels, strict=True)
-            ]
-            maps = backbone(inputs, settings.precision, reads)
-            todo_rows = Rows(rows.rois[todo], rows.number[todo], rows.image[todo])
-            for image in images:
-                writer.begin(image)
-            for pooled in pooled_layers(backbone.layers, settings):
-                layer_levels = levels[pooled.index]
-                todo_levels = None if layer_levels is None else layer_levels[todo]
-                self._pool_layer(pooled, maps[pooled.index], todo_rows, todo_levels, writer, reports)
-        return reports
+        if todo.any():
+            allocator.trim_for_size(size)
+            self._submit(images, pixels, size, rows, todo, writer, reports)
+        self._add_step(_Step(lambda: on_rows(reports), ends_batch=True))
+
+    def finish(self) -> None:
+        """Finish all that is under way."""
+        while self._under_way:
+            self._finish_oldest()
+
+    def _add_step(self, step: _Step) -> None:
+        """Add a step, and finish the oldest ones if the device is far enough ahead."""
+        self._under_way.append(step)
+        depth = self._device.depth
+        while self._under_way and (depth == 0 or sum(step.ends_batch for step in self._under_way) > depth):
+            self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        self._under_way[0].finish()
+        self._under_way.popleft()  # only now: if it failed, nothing that follows is finished
+
+    def _submit(
+        self,
+        images: list[int],
+        pixels: list[Pixels],
+        size: tuple[int, int],
+        rows: Rows,
+        todo: npt.NDArray[np.bool_],
+        writer: FeatureWriter,
+        reports: Reports,
+    ) -> None:
+        """Give a batch to the device; its rows that are `todo` are written when its steps are finished."""
+        backbone, settings = self._job.backbone, self._job.settings
+        levels = [roi_levels(rows.rois, layer, settings) for layer in backbone.layers]
+        shape = input_size(size, backbone.preprocessing)
+        reads = [
+            cells_read(rows.rois, layer_levels, layer, shape, settings)
+            for layer, layer_levels in zip(backbone.layers, levels, strict=True)
+        ]
+        maps = self._device.submit(lambda: self._maps(pixels, reads))
+        todo_rows = Rows(rows.rois[todo], rows.number[todo], rows.image[todo])
+        for image in images:
+            writer.begin(image)
+        for pooled in pooled_layers(backbone.layers, settings):
+            layer_levels = levels[pooled.index]
+            todo_levels = None if layer_levels is None else layer_levels[todo]
+            # Some kernels reduce afterwards, so a block is small before the reduction, too.
+            channels = backbone.layers[pooled.index].channels
+            step = max(1, self._block_bytes // (4 * channels * math.prod(pooled.settings.output_size)))
+            for begin in range(0, len(todo_rows.rois), step):
+                part = slice(begin, begin + step)
+                block = Rows(todo_rows.rois[part], todo_rows.number[part], todo_rows.image[part])
+                block_levels = todo_levels[part] if todo_levels is not None else None
+                self._submit_block(maps, pooled, block, block_levels, writer, reports)
 
     def _rows(self, images: list[int], size: tuple[int, int]) -> Rows:
         """Return the boxes of the images of a batch."""
@@ -105,68 +154,81 @@ class RowComputer:
         number = np.concatenate([np.arange(first, stop) for first, stop in extents])
         return Rows(rois, number, np.repeat(np.array(images, np.int64), [stop - first for first, stop in extents]))
 
-    def _pool_layer(
+    @torch.inference_mode()
+    def _maps(self, pixels: list[Pixels], reads: Reads) -> Maps:
+        """Return the maps of a batch, computed on the device."""
+        inputs = prepare(pixels, self._job.backbone.preprocessing, self._device.device)
+        return self._job.backbone(inputs, self._job.settings.precision, reads)
+
+    def _submit_block(
         self,
+        maps: Submitted[Maps],
         pooled: PooledLayer,
-        maps: Levels,
         rows: Rows,
         levels: Tensor | None,
         writer: FeatureWriter,
         reports: Reports,
     ) -> None:
-        """Pool rows on one layer block by block, and hand them to the writer."""
-        channels = self._job.backbone.layers[pooled.index].channels
-        dataset = features_path(pooled.name, len(self._job.layout.layers))
-        # Some kernels reduce afterwards, so a block is small before the reduction, too.
-        step = max(1, BLOCK_BYTES // (4 * channels * math.prod(pooled.settings.output_size)))
-        for begin in range(0, len(rows.rois), step):
-            part = slice(begin, begin + step)
-            images, numbers = rows.image[part], rows.number[part]
-            part_levels = levels[part] if levels is not None else None
-            values, release = self._pool_block(maps, pooled, rows.rois[part], part_levels, images, reports)
-            bounds = [0, *(np.flatnonzero(np.diff(images)) + 1).tolist(), len(values)]
-            for low, high in pairwise(bounds):
-                first = int(numbers[low])
-                if part_levels is not None:
-                    writer.rows("levels", first, part_levels[low:high].to(torch.uint8).numpy())
-                last = high == len(values)
-                writer.features(dataset, int(images[low]), first, values[low:high], release if last else lambda: None)
-
-    def _pool_block(
-        self, maps: Levels, pooled: PooledLayer, rois: Tensor, levels: Tensor | None, images: Integers, reports: Reports
-    ) -> tuple[npt.NDArray[Any], Callable[[], None]]:
-        """Return rows as they are stored, and a function to call when they are written: their memory is used again."""
-        settings, head = pooled.settings, self._job.backbone.head
-        layer = self._job.backbone.layers[pooled.index]
-        dtype = getattr(torch, settings.dtype)
-        shape = (len(rois), *self._job.layout.layers[pooled.name])
+        """Give rows of one layer to the device; they are checked and written when the step is finished."""
+        dtype = getattr(torch, pooled.settings.dtype)
+        shape = (len(rows.rois), *self._job.layout.layers[pooled.name])
         size = math.prod(shape) * dtype.itemsize
-        block = self._blocks.get() if size <= BLOCK_BYTES else None
-        rows = block[:size].view(dtype).view(shape) if block is not None else torch.empty(shape, dtype=dtype)
+        block = self._take_block() if size <= self._block_bytes else None
+        memory = block if block is not None else self._device.new_host_memory(size + 1)
+        values, finite = memory[:size].view(dtype).view(shape), memory[-1:].view(torch.bool)
 
-        def compute_float32() -> Tensor:
-            values = pool(maps, layer, rois, levels, settings)
-            return values if head is None else head(values).float()
+        def pool_rows() -> None:
+            out = values if pooling_device(self._device.device).type == "cpu" else None
+            computed = self._pool(maps.value()[pooled.index], pooled, rows.rois, levels, dtype, out)
+            self._device.download(computed, values)
+            self._device.download(finite_flag(computed).view(1), finite)
 
-        if head is not None:
-            rows.copy_(compute_float32())
-        elif self.device.type == "cpu":
-            pool(maps, layer, rois, levels, settings, dtype, rows)
-        else:
-            rows.copy_(pool(maps, layer, rois, levels, settings, dtype))
-        if not all_finite(rows):
-            not_finite, saturated = clip_to_float16(rows, compute_float32)
-            for image in np.unique(images).tolist():
-                of_image = torch.from_numpy(images == image)
-                report = ValueReport.from_masks(not_finite[of_image], saturated[of_image])
-                reports[image] = reports.get(image, ValueReport()) + report
-        return rows.numpy(), (lambda: self._blocks.put(block)) if block is not None else (lambda: None)
+        pooling = self._device.submit(pool_rows)
 
+        def finish() -> None:
+            pooling.wait()
+            if not finite:
+                layer_maps = maps.value()[pooled.index]
+                self._report(values, pooled, layer_maps, rows, levels, reports)
+            bounds = [0, *(np.flatnonzero(np.diff(rows.image)) + 1).tolist(), len(values)]
+            dataset = features_path(pooled.name, len(self._job.layout.layers))
+            for low, high in pairwise(bounds):
+                first = int(rows.number[low])
+                if levels is not None:
+                    writer.rows("levels", first, levels[low:high].to(torch.uint8).numpy())
+                release = (
+                    (lambda: self._free.put(block)) if block is not None and high == len(values) else (lambda: None)
+                )
+                writer.features(dataset, int(rows.image[low]), first, values[low:high].numpy(), release)
 
-def _new_block(device: torch.device) -> Tensor:
-    """Return page-aligned memory, which can be written past the page cache; on the CPU NumPy asks for huge pages."""
-    if device.type == "cuda":
-        return torch.empty(BLOCK_BYTES, dtype=torch.uint8, pin_memory=True)
-    memory = np.empty(BLOCK_BYTES + mmap.PAGESIZE, np.uint8)
-    start = -memory.ctypes.data % mmap.PAGESIZE
-    return torch.from_numpy(memory[start : start + BLOCK_BYTES])
+        self._add_step(_Step(finish))
+
+    def _take_block(self) -> Tensor:
+        """Return a block of memory that is free, or wait for one."""
+        while self._free.empty() and self._under_way:
+            self._finish_oldest()  # the writer frees its block
+        return self._free.get()
+
+    @torch.inference_mode()
+    def _pool(
+        self, maps: Levels, pooled: PooledLayer, rois: Tensor, levels: Tensor | None, dtype: torch.dtype,
+        out: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Return rows of a type, computed on the device; without a head they are written into `out`, if given."""
+        layer, head = self._job.backbone.layers[pooled.index], self._job.backbone.head
+        if head is None:
+            return pool(maps, layer, rois, levels, pooled.settings, dtype, out)
+        vectors: Tensor = head(pool(maps, layer, rois, levels, pooled.settings))
+        return vectors.to(dtype)
+
+    def _report(
+        self, values: Tensor, pooled: PooledLayer, maps: Levels, rows: Rows, levels: Tensor | None, reports: Reports
+    ) -> None:
+        """Clip values that float16 cannot hold, and report them, and those that are not finite, by image."""
+        not_finite, saturated = clip_to_float16(
+            values, lambda: self._pool(maps, pooled, rows.rois, levels, torch.float32)
+        )
+        for image in np.unique(rows.image).tolist():
+            of_image = torch.from_numpy(rows.image == image)
+            report = ValueReport.from_masks(not_finite[of_image], saturated[of_image])
+            reports[image] = reports.get(image, ValueReport()) + report

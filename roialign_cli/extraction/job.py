@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.config import Settings
+from roialign_cli.extraction.batches import Batch, BatchLimit, make_batches
 from roialign_cli.extraction.provenance import provenance
 from roialign_cli.extraction.shards import Shard, shard_plan, split_plan
 from roialign_cli.inputs.images import ImageSet
 from roialign_cli.ops.dispatch import choose_kernel
 from roialign_cli.regions.pooling import PooledLayer, pooled_layers
+from roialign_cli.regions.resize import resized
 from roialign_cli.store.layout import Layout, check_space
-from roialign_cli.system.devices import find_devices
+from roialign_cli.system.devices import find_devices, memory_bytes, pooling_device
 from roialign_cli.types import Plan
+
+# Of a GPU, for each time that a batch has the pixels of a batch on the CPU. A ResNet-50 with a pyramid takes a tenth of it.
+BATCH_MEMORY_BYTES = 8 << 30
+GPU_BATCH_IMAGES = 32  # at most
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,8 @@ def prepare_job(plan: Plan, images: ImageSet, output: Path, settings: Settings, 
     Raises RoialignError for anything that can be wrong before the first image.
     """
     # Before the backbone is loaded, which takes long: a kernel or device that is not available.
-    choose_kernel(settings.kernel, find_devices(settings.device, settings.processes)[0], settings.mode)
+    device = find_devices(settings.device, settings.processes)[0]
+    choose_kernel(settings.kernel, pooling_device(device), settings.mode)
     backbone = load_backbone(settings)
     if shard is None:
         return make_job(plan, images, output, settings, backbone)
@@ -60,8 +70,9 @@ def make_job(
 ) -> Job:
     """Return the job of a plan with a loaded backbone; `attributes` are added to those of the file."""
     devices = find_devices(settings.device, settings.processes)
-    kernel = choose_kernel(settings.kernel, devices[0], settings.mode)
-    made_by = {**provenance(settings, plan, backbone), "kernel": f"{kernel} on {devices[0].type}", **attributes}
+    device = pooling_device(devices[0])
+    kernel = choose_kernel(settings.kernel, device, settings.mode)
+    made_by = {**provenance(settings, plan, backbone), "kernel": f"{kernel} on {device.type}", **attributes}
     layout = make_layout(backbone, settings, made_by)
     free = check_space(output, 0 if output.exists() else layout.feature_bytes(plan.rows))
     return Job(images, output, settings, plan, backbone, layout, devices, free)
@@ -82,3 +93,17 @@ def make_layout(backbone: Backbone, settings: Settings, attributes: Mapping[str,
         levels=any(len(layer.strides) > 1 for layer in backbone.layers),
         attributes=dict(attributes),
     )
+
+
+def pending_batches(job: Job, done: npt.NDArray[np.bool_]) -> Iterator[Batch]:
+    """Yield the batches of a job with at least one image that is not done; they are computed whole.
+
+    The batches of a GPU are larger than those of the CPU, by its memory, because it works on small ones in vain.
+    """
+    limit, device = BatchLimit(), job.devices[0]
+    if device.type == "cuda":
+        times = max(1, memory_bytes(device) // BATCH_MEMORY_BYTES)
+        limit = BatchLimit(limit.pixels * times, GPU_BATCH_IMAGES)
+    resize = job.backbone.preprocessing.resize
+    planned = make_batches(job.plan, job.settings.batch_size, lambda size: math.prod(resized(size, resize)), limit)
+    return (batch for batch in planned if not done[list(batch.images)].all())

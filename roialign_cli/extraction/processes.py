@@ -24,8 +24,8 @@ import torch
 
 from roialign_cli.backbones import load_backbone
 from roialign_cli.errors import RoialignError
-from roialign_cli.extraction.batches import Batch, pending_batches
-from roialign_cli.extraction.job import Job
+from roialign_cli.extraction.batches import Batch
+from roialign_cli.extraction.job import Job, pending_batches
 from roialign_cli.extraction.progress import ProgressTracker
 from roialign_cli.extraction.worker import BatchWorker
 from roialign_cli.inputs.images import limit_pixels
@@ -33,6 +33,7 @@ from roialign_cli.regions.values import ValueReport
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import PENDING
 from roialign_cli.system import allocator
+from roialign_cli.system.device_queue import open_queue
 from roialign_cli.system.signals import STOPPING
 
 POLL_SECONDS = 0.2  # how soon a request to stop is noticed
@@ -127,7 +128,7 @@ class _WorkQueue:
 
     def __init__(self, job: Job, finished: npt.NDArray[np.bool_]) -> None:
         self.requeued: deque[Order] = deque()
-        batches = pending_batches(job.plan, job.settings.batch_size, job.backbone.preprocessing.resize, finished)
+        batches = pending_batches(job, finished)
         self._planned = ((batch, tuple(image for image in batch.images if finished[image])) for batch in batches)
 
     def take(self) -> Order | None:
@@ -212,7 +213,9 @@ def _fill_on_request(connection: Connection, job: Job) -> None:
         return stopped
 
     nothing_done = np.zeros(job.plan.images, np.bool_)
-    worker = BatchWorker(job, job.devices[0], nothing_done, lambda image: connection.send((FINISHED, image)))
+    worker = BatchWorker(
+        job, open_queue(job.devices[0]), nothing_done, lambda image: connection.send((FINISHED, image))
+    )
     while not stopped:
         worker.run(orders(), stop_requested)
         connection.send((IDLE, worker.report))

@@ -9,8 +9,7 @@ from typing import Any
 
 from roialign_cli.config import load as load_settings
 from roialign_cli.errors import ConfigError
-from roialign_cli.extraction.batches import pending_batches
-from roialign_cli.extraction.job import Job, prepare_job
+from roialign_cli.extraction.job import Job, pending_batches, prepare_job
 from roialign_cli.extraction.outcomes import record_known_outcomes
 from roialign_cli.extraction.plan import plan_run
 from roialign_cli.extraction.processes import fill_in_processes
@@ -24,6 +23,7 @@ from roialign_cli.store.output import locked, open_output
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import DONE, FAILED, PENDING
 from roialign_cli.system import allocator
+from roialign_cli.system.device_queue import open_queue
 from roialign_cli.types import Progress, Summary
 
 
@@ -104,9 +104,8 @@ def _compute(job: Job, tracker: ProgressTracker, should_stop: Callable[[], bool]
     if len(job.devices) > 1:
         return fill_in_processes(job, tracker, should_stop)
     done = tracker.finished.copy()
-    worker = BatchWorker(job, job.devices[0], done, tracker.mark_finished)
-    resize = job.backbone.preprocessing.resize
-    worker.run(pending_batches(job.plan, job.settings.batch_size, resize, done), should_stop)
+    worker = BatchWorker(job, open_queue(job.devices[0]), done, tracker.mark_finished)
+    worker.run(pending_batches(job, done), should_stop)
     return worker.report
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from roialign_cli.extraction.outcomes import OutcomeRecorder
 from roialign_cli.inputs.images import ImageError
 from roialign_cli.regions.values import ValueReport
 from roialign_cli.store.writer import FeatureWriter, open_writer
+from roialign_cli.system.device_queue import DeviceQueue
 from roialign_cli.types import FileVersion
 
 # What torch's allocator of host memory, oneDNN, CUDA, cuBLAS and cuDNN say when memory runs out; they have no exception
@@ -36,11 +38,12 @@ class BatchWorker:
     """
 
     def __init__(
-        self, job: Job, device: torch.device, done: npt.NDArray[np.bool_], mark_finished: Callable[[int], None]
+        self, job: Job, device: DeviceQueue, done: npt.NDArray[np.bool_], mark_finished: Callable[[int], None]
     ) -> None:
         self.done = done
         self.report = ValueReport()
         self._job = job
+        self._device = device.device
         self._computer = RowComputer(job, device)
         self._mark_finished = mark_finished
         self._fitting: dict[Size, int] = {}  # how many images of a size fit memory, for sizes where it ran out
@@ -51,8 +54,9 @@ class BatchWorker:
             recorder = OutcomeRecorder(self._job, writer, self.done, self._mark_finished)
             for batch, decoded in load_batches(self._job.images, self._job.plan, batches, self._job.settings):
                 if should_stop():
-                    return
+                    break
                 self._process(batch, decoded, writer, recorder)
+            self._computer.finish()
 
     def _process(self, batch: Batch, decoded: list[Decoded], writer: FeatureWriter, recorder: OutcomeRecorder) -> None:
         """Process one batch; images whose stated size is wrong are computed by themselves."""
@@ -73,42 +77,49 @@ class BatchWorker:
             pixels.append(result.pixels)
             versions[image] = result.version
         for size, (images, pixels) in groups.items():
-            reports = self._compute_in_parts(images, pixels, size, writer, recorder)
-            for image in images:
-                report = reports.get(image, ValueReport())
-                self.report += report
-                recorder.done(image, versions[image], report)
+            self._compute_in_parts(images, pixels, versions, size, writer, recorder)
 
     def _compute_in_parts(
         self,
         images: list[int],
         pixels: list[Pixels],
+        versions: dict[int, FileVersion],
         size: Size,
         writer: FeatureWriter,
         recorder: OutcomeRecorder,
-    ) -> Reports:
+    ) -> None:
         """Compute images of one size, fewer at a time where memory runs out; an image that does not fit alone fails."""
-        reports: Reports = {}
         begin = 0
         while begin < len(images):
             part = slice(begin, min(begin + self._fitting.get(size, len(images)), len(images)))
             count = part.stop - begin
+            on_rows = partial(self._record_done, images[part], versions, recorder)
             try:
-                reports |= self._computer.compute(images[part], pixels[part], size, self.done, writer)
+                self._computer.compute(images[part], pixels[part], size, self.done, writer, on_rows)
             except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                device = self._computer.device
-                if device.type == "cuda":
+                self._computer.finish()  # earlier batches, which fit, and what this one wrote before
+                if self._device.type == "cuda":
                     torch.cuda.empty_cache()  # libraries that allocate by themselves cannot use what torch keeps
                 if count > 1:
                     self._fitting[size] = count // 2
-                    text = f"{device}: not enough memory for {count} images of {size[1]} x {size[0]}"
+                    text = f"{self._device}: not enough memory for {count} images of {size[1]} x {size[0]}"
                     warnings.warn(f"{text} at a time, halved", RuntimeWarning, stacklevel=2)
                     continue
-                recorder.failed(images[begin], ImageError("image-memory", f"not enough memory on {device} for it"))
+                recorder.failed(
+                    images[begin], ImageError("image-memory", f"not enough memory on {self._device} for it")
+                )
             begin = part.stop
-        return reports
+
+    def _record_done(
+        self, images: list[int], versions: dict[int, FileVersion], recorder: OutcomeRecorder, reports: Reports
+    ) -> None:
+        """Record images whose rows the writer has."""
+        for image in images:
+            report = reports.get(image, ValueReport())
+            self.report += report
+            recorder.done(image, versions[image], report)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -12,17 +14,41 @@ from roialign_cli.backbones.base import Preprocessing
 from roialign_cli.regions.resize import resized
 
 
+def input_size(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """Return the (height, width) of the network input for images of a size: resized and padded."""
+    height, width = (side + -side % preprocessing.multiple for side in resized(size, preprocessing.resize))
+    return height, width
+
+
 def prepare(images: list[npt.NDArray[np.uint8]], preprocessing: Preprocessing, device: torch.device) -> Tensor:
-    """Return equal-sized RGB images [H, W, 3] as one float32 input [N, 3, H', W'], channels-last."""
-    batch = torch.from_numpy(np.stack(images)).to(device).permute(0, 3, 1, 2)
-    pixels = batch.to(torch.float32, memory_format=torch.channels_last).div_(255)
+    """Return equal-sized RGB images [H, W, 3] as one float32 input [N, 3, H', W'], channels-last.
+
+    The device gets them as uint8 and does the rest; the host does not wait for it.
+    """
+    batch = torch.empty((len(images), *images[0].shape), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    np.stack(images, out=batch.numpy())
+    return normalise(batch.to(device, non_blocking=True), preprocessing)
+
+
+def normalise(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return images [N, H, W, 3] uint8 as network input, see `prepare`, computed on their device."""
+    pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.channels_last).div_(255)
     size = (pixels.shape[2], pixels.shape[3])
     target = resized(size, preprocessing.resize)
     if target != size:
         pixels = functional.interpolate(pixels, target, mode="bilinear", antialias=preprocessing.antialias)
-    mean, std = (pixels.new_tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-    pixels = pixels.sub_(mean).div_(std)
-    bottom, right = (-side % preprocessing.multiple for side in target)
-    if bottom or right:
-        pixels = functional.pad(pixels, (0, right, 0, bottom))
+    pixels = pixels.contiguous(memory_format=torch.channels_last)
+    # Row by row of width * 3 values, since operations on three values at a time are slow.
+    channels = (preprocessing.mean, preprocessing.std)
+    mean, std = (_on_device(values, pixels.device).repeat(target[1]) for values in channels)
+    pixels.permute(0, 2, 3, 1).view(len(images), target[0], -1).sub_(mean).div_(std)
+    height, width = input_size(size, preprocessing)
+    if (height, width) != target:
+        pixels = functional.pad(pixels, (0, width - target[1], 0, height - target[0]))
     return pixels.contiguous(memory_format=torch.channels_last)
+
+
+@functools.cache
+def _on_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return values as a float32 tensor; they are copied once, because a copy from pageable memory waits for the device."""
+    return torch.tensor(values, dtype=torch.float32, device=device)

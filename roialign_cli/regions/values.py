@@ -35,9 +35,14 @@ class ValueReport:
         return cls(int(not_finite.sum()), int(saturated.sum()))
 
 
+def finite_flag(rows: Tensor) -> Tensor:
+    """Return a bool, on the device of the rows, that says whether every value is a finite number; reads them once."""
+    return torch.stack(rows.aminmax()).isfinite().all()
+
+
 def all_finite(rows: Tensor) -> bool:
-    """Return whether every value is a finite number; reads the rows once."""
-    return rows.numel() == 0 or all(bool(bound.isfinite()) for bound in rows.aminmax())
+    """Return whether every value is a finite number."""
+    return rows.numel() == 0 or bool(finite_flag(rows))
 
 
 def clip_to_float16(rows: Tensor, compute_float32: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import torch
 
 from roialign_cli.errors import ConfigError
+
+DEVICE_COUNTS: dict[str, Callable[[], int]] = {
+    "cpu": lambda: 1,
+    "cuda": torch.cuda.device_count,
+    "mps": lambda: int(torch.backends.mps.is_available()),
+    "xpu": torch.xpu.device_count,
+}
 
 
 def find_devices(names: str, processes: int = 0) -> tuple[torch.device, ...]:
@@ -31,20 +39,28 @@ def find_devices(names: str, processes: int = 0) -> tuple[torch.device, ...]:
 
 def find_device(name: str) -> torch.device:
     """Return the device of one name. Raises ConfigError if the name is unknown or this machine lacks the device."""
-    expected = "expected auto, cpu, cuda, cuda:all or cuda:0,2"
+    expected = "expected auto, cpu, cuda, cuda:all, cuda:0,2, mps or xpu"
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ConfigError("device-unknown", f"device: {expected}, found {name!r}") from None
-    if device.type not in ("cpu", "cuda") or (
-        device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
-    ):
-        reason = (
-            f"this machine has {torch.cuda.device_count()} CUDA devices"
-            if device.type == "cuda"
-            else "other device types are not supported"
-        )
+    if device.type not in DEVICE_COUNTS:
+        reason = "other device types are not supported"
+        raise ConfigError("device-unknown", f"device: {expected}, found {name!r}: {reason}")
+    count = DEVICE_COUNTS[device.type]()
+    if (device.index or 0) >= count:
+        reason = f"this machine has {count} {device.type.upper()} devices"
         raise ConfigError("device-unknown", f"device: {expected}, found {name!r}: {reason}")
     return device
+
+
+def pooling_device(device: torch.device) -> torch.device:
+    """Return where the maps of a device are pooled: RoI Align has kernels for the CPU and CUDA, and others send their maps."""
+    return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Return the memory of a CUDA device."""
+    return int(torch.cuda.get_device_properties(device).total_memory)

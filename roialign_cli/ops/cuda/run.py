@@ -13,6 +13,7 @@ from roialign_cli.errors import KernelError
 from roialign_cli.ops.cuda import nvrtc
 from roialign_cli.ops.cuda.launch import LOAD_BYTES, can_reduce, plan_launch, specialise
 from roialign_cli.ops.request import Request, finish
+from roialign_cli.system.device_queue import upload
 
 ENTRY = "roi_align"
 
@@ -41,8 +42,8 @@ def run(request: Request, out: Tensor | None) -> Tensor:
         maps=tuple(
             m.contiguous(memory_format=torch.channels_last) if should_repack(m, request) else m for m in request.maps
         ),
-        rois=request.rois.to(device, non_blocking=True),
-        levels=None if request.levels is None else request.levels.to(device, non_blocking=True),
+        rois=upload(request.rois, device),
+        levels=None if request.levels is None else upload(request.levels, device),
     )
     with torch.cuda.device(device):
         nvrtc.use_device(torch.cuda.current_device())

@@ -12,6 +12,7 @@ from PIL import Image
 
 from roialign_cli import FeatureFile, extract
 from roialign_cli.store.check import check
+from roialign_cli.system.device_queue import HostQueue
 
 BACKBONE = """
 import torch
@@ -25,12 +26,14 @@ def make():
 """
 
 
-def test_memory_that_runs_out_between_two_layers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rows of the first layer are already written; the checksums must count them once."""
+@pytest.mark.parametrize("depth", [0, 2])
+def test_memory_that_runs_out_between_two_layers(depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows of the first layer are already written, or will be; the checksums must count them once."""
+    monkeypatch.setattr(HostQueue, "depth", depth)
     (tmp_path / "two_layers_of_a_test.py").write_text(BACKBONE)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "im").mkdir()
-    for i in range(2):
+    for i in range(6):
         pixels = np.random.default_rng(i).integers(0, 256, (64, 96, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "im" / f"{i}.png")
     given: dict[str, Any] = {
@@ -42,15 +45,15 @@ def test_memory_that_runs_out_between_two_layers(tmp_path: Path, monkeypatch: py
 
     def roi_align_without_memory(*arguments: Any) -> Any:
         calls.append(arguments)
-        if len(calls) == 2:
+        if len(calls) == 6:  # the second layer of the last batch
             raise MemoryError
         return roi_align(*arguments)
 
     monkeypatch.setattr(torchvision.ops, "roi_align", roi_align_without_memory)
     with pytest.warns(RuntimeWarning, match="not enough memory for 2 images of 96 x 64 at a time, halved"):
         summary = extract(tmp_path / "im", None, tmp_path / "halved.h5", **given)
-    assert (summary.done, summary.failed) == (2, 0)
-    assert len(calls) == 2 + 2 * 2
+    assert (summary.done, summary.failed) == (6, 0)
+    assert len(calls) == 6 + 2 * 2
     with FeatureFile(tmp_path / "halved.h5") as file, FeatureFile(tmp_path / "whole.h5") as whole:
         assert check(file).problems == []
         for layer in ("fine", "coarse"):

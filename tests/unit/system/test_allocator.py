@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import platform
 import re
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,10 +23,8 @@ def resident() -> float:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's malloc")
 def test_memory_is_kept_and_then_given_back() -> None:
     """A process of its own measures it, because memory that other tests freed could be used instead of new memory."""
-    process = multiprocessing.get_context("forkserver").Process(target=keep_and_give_back)
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as process:
+        process.submit(keep_and_give_back).result()
 
 
 def keep_and_give_back() -> None:
