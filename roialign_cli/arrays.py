@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from operator import eq
 from pathlib import PurePosixPath
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -92,6 +92,13 @@ class PackedNames(Sequence[str]):
         return isinstance(other, Sequence) and len(self) == len(other) and all(map(eq, self, other))
 
     __hash__ = None  # type: ignore[assignment]
+
+
+def decode_text(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return UTF-8 bytes as text; values that are no bytes are returned as they are."""
+    if values.dtype.kind != "S":
+        return values
+    return np.char.decode(values, "utf-8").astype(np.str_, copy=False)  # NumPy 1 decodes no values as no numbers
 
 
 def is_text(name: str) -> bool:

@@ -74,7 +74,8 @@ def load(settings: Settings, whole: Any, weights: Weights) -> Backbone:
             load_part(head, "roi_heads.box_head.", state, weights.name)
         if weights.origin is not None and weights.origin.name in ("COCO_V1", "COCO_LEGACY"):
             _set_legacy_epsilon(settings.backbone, model)
-    found = measure_maps(model, multiple=32)
+    folded = fold(model)  # before it runs: torch 2.11 refuses an epsilon of 0
+    found = measure_maps(folded, multiple=32)
     described = []
     for layer in layers:
         maps = [found[name] for name in names if name.startswith(f"{layer}/")]
@@ -83,7 +84,7 @@ def load(settings: Settings, whole: Any, weights: Weights) -> Backbone:
     resize = resolve_resize(settings, (transform.min_size[0], transform.max_size))
     return Backbone(
         name=settings.backbone,
-        model=OnDemand(fold(model), compiled=settings.compile),
+        model=OnDemand(folded, compiled=settings.compile),
         layers=tuple(described),
         preprocessing=Preprocessing(
             tuple(transform.image_mean), tuple(transform.image_std), resize, antialias=False, multiple=32

@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from roialign_cli.arrays import PackedNames
+from roialign_cli.arrays import PackedNames, decode_text
 from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import ATTRIBUTES, BOX_TABLES, IMAGE_VERSION_TABLES, TABLES, attributes_crc32
 from roialign_cli.store.disk import DeferredErrorFile, Disk, open_disk
@@ -189,8 +189,7 @@ def _plan(file: FeatureFile) -> Plan:
     def column(name: str) -> npt.NDArray[Any] | None:
         if name not in file.extents:
             return None
-        values = np.array(file.dataset(name))
-        return np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
+        return decode_text(np.array(file.dataset(name)))
 
     boxes = np.array(file.dataset("boxes"))
     table = BoxTable(

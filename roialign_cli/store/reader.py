@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self, cast
 import numpy as np
 import numpy.typing as npt
 
+from roialign_cli.arrays import decode_text
 from roialign_cli.errors import OutputError
 from roialign_cli.store.parts import Array, StackedArray, open_parts
 from roialign_cli.store.regions import Regions
@@ -174,13 +175,10 @@ class FeatureFile(Mapping[str, Regions]):
             raise OutputError("image-not-done", f'{self.path}: "{image}": {STATUS_NAMES[status]}: {reason}')
         rows = self.rows_of(i)
         columns = {
-            name: np.array(self._map(name)[rows])
+            name: decode_text(np.array(self._map(name)[rows]))
             for name in ("labels", "scores", "ids", "levels")
             if name in self.extents
         }
-        for column, values in columns.items():
-            if values.dtype.kind == "S":
-                columns[column] = np.char.decode(values, "utf-8")
         height, width = self.sizes[i].tolist()
         return Regions(
             name=image,
@@ -238,8 +236,7 @@ class FeatureFile(Mapping[str, Regions]):
         columns |= {name: boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))}
         for name in ("labels", "scores", "ids", "levels"):
             if name in self.extents:
-                values = np.array(self._map(name))
-                columns[name[:-1]] = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
+                columns[name[:-1]] = decode_text(np.array(self._map(name)))
         return pandas.DataFrame(columns)
 
     def __reduce__(self) -> tuple[Any, ...]:  # another process gets the path, not the maps
