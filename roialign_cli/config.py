@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ BoxUnits = Literal[
 Mode = Literal["avg", "max", "exact"]
 Reduce = Literal["none", "mean", "max"]
 Head = Literal["none", "box", "c5"]
+LevelChoice = Literal["assign", "all", "soft"]
+Fuse = Literal["mean", "sum", "max", "concat"]
 Decoder = Literal["auto", "pillow", "torchcodec"]
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 Dtype = Literal["float32", "float16"]
@@ -45,6 +48,7 @@ MAX_SAMPLING_RATIO = 1024
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
+ContextScale = Annotated[float, msgspec.Meta(ge=0.01, le=100)]
 SamplingRatio = Annotated[int, msgspec.Meta(ge=0, le=MAX_SAMPLING_RATIO)]
 
 TYPE_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "array": "a list"}
@@ -64,6 +68,9 @@ class Settings:
     aligned: bool = True
     mode: Mode = "avg"
     reduce: Reduce = "none"
+    context: tuple[ContextScale, ...] = ()  # boxes scaled about their centre, several a layer each; empty: as they are
+    levels: LevelChoice = "assign"  # of a pyramid: that of the box's size, all, or the two next to its size, blended
+    fuse: Fuse = "mean"  # how features of all levels become one
     head: Head = "none"  # one vector per box, from a detector's box head or a ResNet's last stage (c5)
     resize: str = "backbone"  # backbone (its own choice), none, or SHORT[,MAX] pixels
     clip: bool = False  # clip boxes to their image
@@ -131,6 +138,20 @@ def require_one_size(settings: Settings, what: str) -> None:
     if settings.output_sizes:
         found = ",".join(format_size(size) for size in settings.output_sizes)
         raise ConfigError("config-value", f"output_size: expected one size for {what}, found {found}")
+
+
+def require_plain_boxes(settings: Settings, what: str) -> None:
+    """Raise ConfigError unless boxes are pooled as they are, from the level of their size, where `what` takes only that."""
+    if settings.context:
+        found = ",".join(format_scale(scale) for scale in settings.context)
+        raise ConfigError("config-value", f"context: expected none for {what}, found {found}")
+    if settings.levels != "assign":
+        raise ConfigError("config-value", f"levels: expected assign for {what}, found {settings.levels!r}")
+
+
+def format_scale(scale: float) -> str:
+    """Return a scale of boxes as text."""
+    return f"{scale:g}"
 
 
 def format_size(size: tuple[int, int]) -> str:
@@ -241,7 +262,23 @@ def _normalise(name: str, value: object) -> object:
         raise ConfigError("config-value", f"output_size: expected a number or HEIGHTxWIDTH, found {value!r}")
     if name == "resize" and value is not None and not isinstance(value, str | bool):
         return ",".join(str(side) for side in (value if isinstance(value, list | tuple) else [value]))
+    if name == "context":
+        value = _parse_context(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def _parse_context(value: object) -> object:
+    """Return the scales of boxes as a list; a scale of 1 by itself changes nothing, and gives none."""
+    parts: Any = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    try:
+        scales = [math.nan if isinstance(part, bool) else float(part) for part in parts if part != ""]
+    except (TypeError, ValueError):
+        scales = [math.nan]
+    if not all(map(math.isfinite, scales)):
+        raise ConfigError("config-value", f"context: expected numbers such as 1,1.5,2, found {value!r}")
+    if len(set(map(format_scale, scales))) < len(scales):
+        raise ConfigError("config-value", f"context: expected different scales, found {value!r}")
+    return [] if scales == [1] else scales
 
 
 def _validate(values: dict[str, object]) -> Settings:
@@ -266,6 +303,12 @@ def _validate(values: dict[str, object]) -> Settings:
     if settings.head != "none" and settings.reduce != "none":
         found = f"expected none with head {settings.head}, found {settings.reduce!r}"
         raise ConfigError("config-value", f"reduce: {found}")
+    if settings.fuse != Settings.fuse and settings.levels != "all":
+        raise ConfigError(
+            "config-value", f"fuse: expected levels all with it, found {settings.levels!r}", "--levels all"
+        )
+    if settings.fuse == "concat" and settings.head != "none":
+        raise ConfigError("config-value", f"fuse: expected mean, sum or max with head {settings.head}, found 'concat'")
     sides = settings.resize.split(",")
     if settings.resize not in ("backbone", "none") and not (
         len(sides) <= 2 and all(side.isdecimal() and int(side) > 0 for side in sides)

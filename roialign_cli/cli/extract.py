@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 @takes_settings(
     "config", "backbone", "weights", "layers", "resize", "decoder", "precision", "compile",
-    "output_size", "sampling_ratio", "aligned", "mode", "reduce", "head", "clip", "kernel", "dtype",
-    "device", "processes", "batch_size", "workers",
+    "output_size", "sampling_ratio", "aligned", "mode", "reduce", "context", "levels", "fuse", "head", "clip", "kernel",
+    "dtype", "device", "processes", "batch_size", "workers",
     "boxes_format", "box_units", "columns", "allow_outside", "classes", "images_json", "voc_origin",
     "labels", "min_score", "min_size", "max_boxes", "crowd", "whole_image", "grid",
     "max_pixels", "image_timeout", "on_error", "on_nonfinite",
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         "config", "backbone", "weights", "layers", "output_size", "sampling_ratio", "mode", "reduce", "device",
     }),
     device=Annotated[
-        str | None, option("auto, cpu, cuda, cuda:all or cuda:0,2.", default=options.DEFAULTS.device, panel=RUN)
+        str | None, option("auto, cpu, cuda, cuda:all, cuda:0,2, mps or xpu.", default=options.DEFAULTS.device, panel=RUN)
     ],
 )  # fmt: skip
 def extract(

@@ -97,6 +97,17 @@ SETTINGS: dict[str, Any] = {
         str | None,
         option("One vector per box: none, mean or max over its bins.", default=DEFAULTS.reduce, panel=POOLING),
     ],
+    "context": Annotated[
+        str | None,
+        option("Scale boxes about their centre; several, a layer each: 1,1.5,2.", default="1", panel=POOLING),
+    ],
+    "levels": Annotated[
+        str | None, option("Levels of a pyramid: assign, all or soft.", default=DEFAULTS.levels, panel=POOLING)
+    ],
+    "fuse": Annotated[
+        str | None,
+        option("How all levels become one: mean, sum, max, concat.", default=DEFAULTS.fuse, panel=POOLING),
+    ],
     "head": Annotated[
         str | None,
         option(

@@ -10,7 +10,7 @@ import typer
 from roialign_cli.cli import options
 from roialign_cli.cli.options import option
 from roialign_cli.cli.settings import takes_settings
-from roialign_cli.config import Settings, require_one_size
+from roialign_cli.config import Settings, require_one_size, require_plain_boxes
 from roialign_cli.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def show(
     if colour not in COLOURS:
         raise ConfigError("config-value", f"colour: expected one of {', '.join(COLOURS)}, found {colour!r}")
     require_one_size(settings, "show")
+    require_plain_boxes(settings, "show")
     if from_ is None and (image is None or boxes is None):
         raise ConfigError("usage", "show: expected an image and a box file, or --from a feature file")
     from roialign_cli.cli.console import print_json, stdout

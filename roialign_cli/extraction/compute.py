@@ -20,10 +20,10 @@ from torch import Tensor
 from roialign_cli.arrays import Integers
 from roialign_cli.backbones.base import Levels, Maps, Reads
 from roialign_cli.extraction.job import Job
-from roialign_cli.regions.pooling import PooledLayer, cells_read, pool, pooled_layers
+from roialign_cli.regions.pooling import PooledLayer, pool_passes, pooled_channels, pooled_layers, reads_of_passes
 from roialign_cli.regions.preprocessing import input_size, prepare
 from roialign_cli.regions.resize import resized
-from roialign_cli.regions.rois import batch_rois, roi_levels
+from roialign_cli.regions.rois import LevelPass, batch_rois, level_passes, roi_levels, scale_about_centre
 from roialign_cli.regions.values import ValueReport, clip_to_float16, finite_flag
 from roialign_cli.store.schema import features_path
 from roialign_cli.store.writer import FeatureWriter
@@ -120,27 +120,27 @@ class RowComputer:
     ) -> None:
         """Give a batch to the device; its rows that are `todo` are written when its steps are finished."""
         backbone, settings = self._job.backbone, self._job.settings
-        levels = [roi_levels(rows.rois, layer, settings) for layer in backbone.layers]
+        # A box keeps its levels whatever its context, and the file has one level per box.
+        passes = [level_passes(rows.rois, layer, settings) for layer in backbone.layers]
         shape = input_size(size, backbone.preprocessing)
+        scaled = [scale_about_centre(rows.rois, scale) for scale in settings.context or (1.0,)]
         reads = [
-            cells_read(rows.rois, layer_levels, layer, shape, settings)
-            for layer, layer_levels in zip(backbone.layers, levels, strict=True)
+            reads_of_passes(scaled, of_layer, layer, shape, settings)
+            for layer, of_layer in zip(backbone.layers, passes, strict=True)
         ]
         maps = self._device.submit(lambda: self._maps(pixels, reads))
         todo_rows = Rows(rows.rois[todo], rows.number[todo], rows.image[todo])
         for image in images:
             writer.begin(image)
         for pooled in pooled_layers(backbone.layers, settings):
-            layer_levels = levels[pooled.index]
-            todo_levels = None if layer_levels is None else layer_levels[todo]
+            todo_passes = [one[todo] for one in passes[pooled.index]]
             # Some kernels reduce afterwards, so a block is small before the reduction, too.
-            channels = backbone.layers[pooled.index].channels
+            channels = pooled_channels(backbone.layers[pooled.index], settings)
             step = max(1, self._block_bytes // (4 * channels * math.prod(pooled.settings.output_size)))
             for begin in range(0, len(todo_rows.rois), step):
                 part = slice(begin, begin + step)
                 block = Rows(todo_rows.rois[part], todo_rows.number[part], todo_rows.image[part])
-                block_levels = todo_levels[part] if todo_levels is not None else None
-                self._submit_block(maps, pooled, block, block_levels, writer, reports)
+                self._submit_block(maps, pooled, block, [one[part] for one in todo_passes], writer, reports)
 
     def _rows(self, images: list[int], size: tuple[int, int]) -> Rows:
         """Return the boxes of the images of a batch."""
@@ -165,7 +165,7 @@ class RowComputer:
         maps: Submitted[Maps],
         pooled: PooledLayer,
         rows: Rows,
-        levels: Tensor | None,
+        passes: list[LevelPass],
         writer: FeatureWriter,
         reports: Reports,
     ) -> None:
@@ -179,7 +179,7 @@ class RowComputer:
 
         def pool_rows() -> None:
             out = values if pooling_device(self._device.device).type == "cpu" else None
-            computed = self._pool(maps.value()[pooled.index], pooled, rows.rois, levels, dtype, out)
+            computed = self._pool(maps.value()[pooled.index], pooled, rows.rois, passes, dtype, out)
             self._device.download(computed, values)
             self._device.download(finite_flag(computed).view(1), finite)
 
@@ -189,8 +189,9 @@ class RowComputer:
             pooling.wait()
             if not finite:
                 layer_maps = maps.value()[pooled.index]
-                self._report(values, pooled, layer_maps, rows, levels, reports)
+                self._report(values, pooled, layer_maps, rows, passes, reports)
             bounds = [0, *(np.flatnonzero(np.diff(rows.image)) + 1).tolist(), len(values)]
+            levels = roi_levels(rows.rois, self._job.backbone.layers[pooled.index], pooled.settings)
             dataset = features_path(pooled.name, len(self._job.layout.layers))
             for low, high in pairwise(bounds):
                 first = int(rows.number[low])
@@ -211,22 +212,23 @@ class RowComputer:
 
     @torch.inference_mode()
     def _pool(
-        self, maps: Levels, pooled: PooledLayer, rois: Tensor, levels: Tensor | None, dtype: torch.dtype,
+        self, maps: Levels, pooled: PooledLayer, rois: Tensor, passes: list[LevelPass], dtype: torch.dtype,
         out: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
         """Return rows of a type, computed on the device; without a head they are written into `out`, if given."""
         layer, head = self._job.backbone.layers[pooled.index], self._job.backbone.head
+        scaled = scale_about_centre(rois, pooled.context)
         if head is None:
-            return pool(maps, layer, rois, levels, pooled.settings, dtype, out)
-        vectors: Tensor = head(pool(maps, layer, rois, levels, pooled.settings))
+            return pool_passes(maps, layer, scaled, passes, pooled.settings, dtype, out)
+        vectors: Tensor = head(pool_passes(maps, layer, scaled, passes, pooled.settings))
         return vectors.to(dtype)
 
     def _report(
-        self, values: Tensor, pooled: PooledLayer, maps: Levels, rows: Rows, levels: Tensor | None, reports: Reports
+        self, values: Tensor, pooled: PooledLayer, maps: Levels, rows: Rows, passes: list[LevelPass], reports: Reports
     ) -> None:
         """Clip values that float16 cannot hold, and report them, and those that are not finite, by image."""
         not_finite, saturated = clip_to_float16(
-            values, lambda: self._pool(maps, pooled, rows.rois, levels, torch.float32)
+            values, lambda: self._pool(maps, pooled, rows.rois, passes, torch.float32)
         )
         for image in np.unique(rows.image).tolist():
             of_image = torch.from_numpy(rows.image == image)

@@ -20,7 +20,7 @@ from roialign_cli.extraction.provenance import provenance
 from roialign_cli.extraction.shards import Shard, shard_plan, split_plan
 from roialign_cli.inputs.images import ImageSet
 from roialign_cli.ops.dispatch import choose_kernel
-from roialign_cli.regions.pooling import PooledLayer, pooled_layers
+from roialign_cli.regions.pooling import PooledLayer, pooled_channels, pooled_layers
 from roialign_cli.regions.resize import resized
 from roialign_cli.store.layout import Layout, check_space
 from roialign_cli.system.devices import find_devices, memory_bytes, pooling_device
@@ -85,7 +85,7 @@ def make_layout(backbone: Backbone, settings: Settings, attributes: Mapping[str,
         if settings.head != "none":
             return (backbone.head_channels,)
         bins = pooled.settings.output_size if settings.reduce == "none" else ()
-        return (backbone.layers[pooled.index].channels, *bins)
+        return (pooled_channels(backbone.layers[pooled.index], settings), *bins)
 
     return Layout(
         layers={pooled.name: row_shape(pooled) for pooled in pooled_layers(backbone.layers, settings)},

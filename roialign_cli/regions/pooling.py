@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from roialign_cli.backbones.base import Layer, Levels
-from roialign_cli.config import Settings, format_size
+from roialign_cli.config import Settings, format_scale, format_size
 from roialign_cli.ops import roi_align
 from roialign_cli.ops.torchvision import roi_pool
+from roialign_cli.regions.rois import LevelPass
 
 
 def cells_read(
@@ -73,24 +75,90 @@ def pool(
     )
 
 
+def reads_of_passes(
+    rois: Sequence[Tensor], passes: Sequence[LevelPass], layer: Layer, size: tuple[int, int], settings: Settings
+) -> dict[int, Tensor]:
+    """Return `cells_read` of several sets of RoIs [K, 5], each of which is pooled in all passes."""
+    found = [cells_read(table, one.level, layer, size, settings) for table in rois for one in passes]
+    return {
+        level: torch.cat([reads[level] for reads in found if level in reads])
+        for level in sorted({level for reads in found for level in reads})
+    }
+
+
+def pool_passes(
+    maps: Levels,
+    layer: Layer,
+    rois: Tensor,
+    passes: Sequence[LevelPass],
+    settings: Settings,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Return region features of one layer as `pool` does, of several passes fused: blended by shares, or as `fuse` says.
+
+    With `fuse: concat` the channels of all levels follow each other, finest first. Bins are reduced after features are fused.
+    """
+    if len(passes) == 1:
+        return pool(maps, layer, rois, passes[0].level, settings, dtype, out)
+    bins = replace(settings, reduce="none")
+    fused = _fuse((pool(maps, layer, rois, one.level, bins) for one in passes), passes, settings)
+    if settings.reduce != "none":
+        fused = fused.mean((2, 3)) if settings.reduce == "mean" else fused.amax((2, 3))
+    return fused.to(dtype) if out is None else out.copy_(fused)
+
+
+def _fuse(pooled: Iterator[Tensor], passes: Sequence[LevelPass], settings: Settings) -> Tensor:
+    """Return float32 features [K, C, PH, PW] of all passes as one; two of them are in memory at a time."""
+    if settings.fuse == "concat" and settings.levels == "all":
+        return torch.cat(list(pooled), dim=1)
+    total: Tensor | None = None
+    for features, one in zip(pooled, passes, strict=True):
+        part = features if one.share is None else features.mul_(one.share.to(features)[:, None, None, None])
+        if total is None:
+            total = part
+        elif settings.fuse == "max" and settings.levels == "all":
+            torch.maximum(total, part, out=total)
+        else:
+            total += part
+    assert total is not None
+    return total / len(passes) if settings.fuse == "mean" and settings.levels == "all" else total
+
+
 @dataclass(frozen=True)
 class PooledLayer:
-    """What is stored of one of the backbone's layers: the name, the index of the layer, and how it is pooled."""
+    """What is stored of one of the backbone's layers: the name, the index of the layer, and how it is pooled.
+
+    `context` multiplies the sides of boxes before they are pooled.
+    """
 
     name: str
     index: int
     settings: Settings
+    context: float
 
 
 def pooled_layers(layers: Sequence[Layer], settings: Settings) -> list[PooledLayer]:
-    """Return what is stored of the layers: each once, or once for each of several output sizes, as NAME_7x7."""
-    if not settings.output_sizes:
-        return [PooledLayer(layer.name, i, settings) for i, layer in enumerate(layers)]
-    return [
-        PooledLayer(f"{layer.name}_{format_size(size)}", i, replace(settings, output_size=size, output_sizes=()))
-        for i, layer in enumerate(layers)
-        for size in settings.output_sizes
-    ]
+    """Return what is stored of the layers: each once, or once for each of several output sizes and scales of boxes.
+
+    The name of several is such as NAME_7x7_context1.5.
+    """
+    found = []
+    sizes, scales = settings.output_sizes or (settings.output_size,), settings.context or (1.0,)
+    for (i, layer), size, scale in itertools.product(enumerate(layers), sizes, scales):
+        name = layer.name
+        if len(sizes) > 1:
+            name += f"_{format_size(size)}"
+        if len(scales) > 1:
+            name += f"_context{format_scale(scale)}"
+        found.append(PooledLayer(name, i, replace(settings, output_size=size, output_sizes=()), scale))
+    return found
+
+
+def pooled_channels(layer: Layer, settings: Settings) -> int:
+    """Return the channels of a layer's features: those of its maps, or of all levels with `fuse: concat`."""
+    concatenated = settings.levels == "all" and settings.fuse == "concat"
+    return layer.channels * (len(layer.strides) if concatenated else 1)
 
 
 def pool_rounded(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,6 +32,14 @@ def batch_rois(boxes: Sequence[Floats], size: tuple[int, int], resized: tuple[in
     return torch.from_numpy(np.concatenate([index[:, None], scaled], axis=1))
 
 
+def scale_about_centre(rois: Tensor, scale: float) -> Tensor:
+    """Return RoIs [K, 5] whose width and height are multiplied by a scale, about the same centres."""
+    if scale == 1:
+        return rois
+    centre, half = (rois[:, 1:3] + rois[:, 3:5]) / 2, (rois[:, 3:5] - rois[:, 1:3]) / 2 * scale
+    return torch.cat([rois[:, :1], centre - half, centre + half], dim=1)
+
+
 def assign_levels(
     boxes: Tensor, strides: tuple[int, ...], canonical_level: int = 4, canonical_size: int = 224
 ) -> Tensor:
@@ -39,9 +49,46 @@ def assign_levels(
     levels that exist.
     """
     finest, coarsest = (round(math.log2(stride)) for stride in (strides[0], strides[-1]))
-    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    k = torch.floor(canonical_level + torch.log2(torch.sqrt(area) / canonical_size) + EPSILON)
+    k = torch.floor(_fractional_level(boxes, canonical_level, canonical_size) + EPSILON)
     return k.clamp(finest, coarsest).to(torch.int64) - finest
+
+
+def _fractional_level(boxes: Tensor, canonical_level: int, canonical_size: int) -> Tensor:
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return canonical_level + torch.log2(torch.sqrt(area) / canonical_size)
+
+
+@dataclass(frozen=True)
+class LevelPass:
+    """Where RoIs are pooled once: `level` [K], or None on a single map, and its share [K] of the result, or None for all."""
+
+    level: Tensor | None = None
+    share: Tensor | None = None
+
+    def __getitem__(self, rows: Any) -> LevelPass:
+        """Return the pass of some of the RoIs."""
+        return LevelPass(*(None if part is None else part[rows] for part in (self.level, self.share)))
+
+
+def level_passes(rois: Tensor, layer: Layer, settings: Settings) -> list[LevelPass]:
+    """Return from which levels RoIs [K, 5] are pooled, as the setting `levels` says.
+
+    - assign: from the level of their size, see `assign_levels`.
+    - all: from every level, as in GRoIE (arXiv:2004.13665) and PANet (arXiv:1803.01534, section 3.2).
+    - soft: from the two levels next to k before it is rounded, in shares 1 - t and t with t the fraction of k; so features
+      change continuously with the size of a box, and equal those of `assign` where k is whole.
+    """
+    if settings.levels == "assign" or len(layer.strides) == 1:
+        return [LevelPass(roi_levels(rois, layer, settings))]
+    if settings.levels == "all":
+        return [LevelPass(torch.full((len(rois),), i)) for i in range(len(layer.strides))]
+    lower = roi_levels(rois, layer, settings)
+    assert lower is not None
+    finest = round(math.log2(layer.strides[0]))
+    k = _fractional_level(rois[:, 1:], settings.canonical_level, settings.canonical_size) - finest
+    upper = (lower + 1).clamp_max(len(layer.strides) - 1)
+    share = (k - lower).clamp(0, 1)  # a box of no area has k = -inf, one beyond the last level more than 1
+    return [LevelPass(lower, 1 - share), LevelPass(upper, share)]
 
 
 def roi_levels(rois: Tensor, layer: Layer, settings: Settings) -> Tensor | None:

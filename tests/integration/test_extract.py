@@ -7,6 +7,7 @@ import sys
 import zlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -207,6 +208,75 @@ def test_several_output_sizes(tmp_path: Path) -> None:
     assert again.already_finished
     with pytest.raises(OutputError, match=r"output_sizes was \[\[7, 7\], \[3, 5\]\], is \[\]"):
         extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", output_size=7, **options)
+
+
+def test_boxes_with_context(tmp_path: Path) -> None:
+    """Each scale is a layer, equal to a run over boxes that were scaled by hand, from the levels of the boxes themselves."""
+    options = {
+        "backbone": "fasterrcnn_mobilenet_v3_large_320_fpn",
+        "weights": "random:0",
+        "resize": "64",
+        "output_size": 3,
+    }
+    summary = extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", context="1,1.5", **options)
+    assert summary.features == {"fpn_context1": (19, 256, 3, 3), "fpn_context1.5": (19, 256, 3, 3)}
+    extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "plain.h5", **options)
+    extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "one.h5", context=1.5, **options)
+    with (
+        FeatureFile(tmp_path / "f.h5") as file,
+        FeatureFile(tmp_path / "plain.h5") as plain,
+        FeatureFile(tmp_path / "one.h5") as one,
+    ):
+        assert not check(file).problems
+        assert np.array_equal(file.features("fpn_context1"), plain.features())
+        assert np.array_equal(file.features("fpn_context1.5"), one.features())
+        assert np.array_equal(file.dataset("boxes"), plain.dataset("boxes"))
+        assert np.array_equal(file.dataset("levels"), plain.dataset("levels"))
+    table = json.loads(SAMPLE_BOXES.read_text())
+    scaled = {
+        name: [
+            [x1 - (x2 - x1) / 4, y1 - (y2 - y1) / 4, x2 + (x2 - x1) / 4, y2 + (y2 - y1) / 4] for x1, y1, x2, y2 in boxes
+        ]
+        for name, boxes in _boxes(table).items()
+    }
+    (tmp_path / "scaled.json").write_text(json.dumps(scaled))
+    # Levels are those of the boxes before they grow: a canonical size that grows alike gives the same.
+    extract(
+        SAMPLE_IMAGES, tmp_path / "scaled.json", tmp_path / "by_hand.h5", canonical_size=336, allow_outside=True, **options
+    )  # fmt: skip
+    with FeatureFile(tmp_path / "by_hand.h5") as by_hand, FeatureFile(tmp_path / "one.h5") as one:
+        for name in by_hand:
+            assert np.allclose(by_hand[name].features, one[name].features, atol=1e-5)
+
+
+def _boxes(table: dict[str, Any]) -> dict[str, list[list[float]]]:
+    return {name: entry["boxes"] if isinstance(entry, dict) else entry for name, entry in table.items()}
+
+
+@pytest.mark.parametrize(
+    ("levels", "fuse", "channels"), [("soft", "mean", 256), ("all", "sum", 256), ("all", "concat", 512)]
+)
+def test_levels_other_than_that_of_the_size(levels: str, fuse: str, channels: int, tmp_path: Path) -> None:
+    given = {
+        "backbone": "fasterrcnn_mobilenet_v3_large_320_fpn", "weights": "random:0", "resize": "64", "output_size": 3,
+        "levels": levels, "fuse": fuse,
+    }  # fmt: skip
+    summary = extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", **given)
+    assert summary.features["fpn"][1:] == (channels, 3, 3)
+    stop = iter([False, False, True])
+    extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "resumed.h5", should_stop=lambda: next(stop), **given)
+    extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "resumed.h5", **given)
+    extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "assigned.h5", **given | {"levels": "assign", "fuse": "mean"})
+    with (
+        FeatureFile(tmp_path / "f.h5") as file,
+        FeatureFile(tmp_path / "resumed.h5") as resumed,
+        FeatureFile(tmp_path / "assigned.h5") as assigned,
+    ):
+        assert not check(file).problems
+        assert np.array_equal(file.features(), resumed.features())
+        assert np.array_equal(file.dataset("levels"), assigned.dataset("levels"))
+    with pytest.raises(OutputError, match="levels was"):
+        extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", **given | {"levels": "assign", "fuse": "mean"})
 
 
 def test_awkward_names(tmp_path: Path) -> None:
