@@ -11,18 +11,19 @@ from roialign_cli.version import __version__
 
 if TYPE_CHECKING:
     from roialign_cli.extraction.run import extract
-    from roialign_cli.ops import roi_align
+    from roialign_cli.ops import point_sample, roi_align
     from roialign_cli.regions.rois import assign_levels
     from roialign_cli.store import FeatureFile
     from roialign_cli.store.datasets import collate
 
-__all__ = ["FeatureFile", "__version__", "assign_levels", "collate", "extract", "roi_align"]
+__all__ = ["FeatureFile", "__version__", "assign_levels", "collate", "extract", "point_sample", "roi_align"]
 
 _HOMES = {
     "FeatureFile": "roialign_cli.store",
     "assign_levels": "roialign_cli.regions.rois",
     "collate": "roialign_cli.store.datasets",
     "extract": "roialign_cli.extraction.run",
+    "point_sample": "roialign_cli.ops",
     "roi_align": "roialign_cli.ops",
 }
 

@@ -22,8 +22,9 @@ Choice = TypeVar("Choice", bound=str)
 
 
 def input_error(where: str, found: str, hint: str = "") -> OperatorInputError:
-    """Return the error of an argument of `roi_align`."""
-    return OperatorInputError("roi-align-input", f"roi_align: {where}: {found}", hint)
+    """Return the error of an argument of `roi_align`, or of `point_sample`, which alone has points."""
+    operator = "point_sample" if where.startswith("points") else "roi_align"
+    return OperatorInputError("roi-align-input", f"{operator}: {where}: {found}", hint)
 
 
 def check_maps(features: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -78,6 +79,18 @@ def check_rois(rois: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
     exact = torch.float32 if all(b.dtype == torch.float32 for b in boxes) else torch.float64
     tables = [torch.cat([b.new_full((b.shape[0], 1), i, dtype=exact), b.to(exact)], dim=1) for i, b in enumerate(boxes)]
     return torch.cat(tables)
+
+
+def check_points(points: Tensor, batch: int | None) -> None:
+    """Check points [P, 3]; with `batch`, the number of images, every row, too."""
+    if not isinstance(points, Tensor) or points.dim() != 2 or points.shape[1] != 3:
+        found = list(points.shape) if isinstance(points, Tensor) else type(points).__name__
+        raise input_error("points", f"expected shape [P, 3] (batch index, x, y), found {found}")
+    check_memory("points", points)
+    _check_real("points", points)
+    if batch is None or torch.compiler.is_compiling() or is_stand_in(points):
+        return
+    _check_places("points", points.detach().to("cpu", torch.float64).numpy(), batch, [])
 
 
 def check_levels(levels: Tensor | None, count: int, rows: int) -> Tensor | None:
@@ -141,16 +154,11 @@ def check_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
 def check_values(request: Request) -> None:
     """Check every row of rois and levels; the error names the first bad row."""
     table, levels = request.table
-    batch, count = request.maps[0].shape[0], len(request.maps)
-    with np.errstate(over="ignore"):
-        # Twice the largest scale: sizes in map cells must be finite as well as coordinates.
-        finite = np.isfinite(table * (2 * max(1.0, *request.scales))).all(axis=1)
-    _check_rows(table, np.asarray(~finite), "expected finite numbers, in map cells too")
-    index = table[:, 0]
-    wrong: npt.NDArray[np.bool_] = (index != np.floor(index)) | (index < 0) | (index >= batch)
-    _check_rows(table, wrong, f"expected a whole batch index from 0 to {batch - 1}")
-    _check_rows(table, (table[:, 3] < table[:, 1]) | (table[:, 4] < table[:, 2]), "expected x1 <= x2 and y1 <= y2")
-    wrong = (levels < 0) | (levels >= count)
+    count = len(request.maps)
+    _check_places("rois", table, request.maps[0].shape[0], request.scales)
+    flipped = (table[:, 3] < table[:, 1]) | (table[:, 4] < table[:, 2])
+    _check_rows("rois", table, flipped, "expected x1 <= x2 and y1 <= y2")
+    wrong: npt.NDArray[np.bool_] = (levels < 0) | (levels >= count)
     if wrong.any():
         row = int(wrong.argmax())
         raise input_error(f"levels row {row}", f"expected 0 to {count - 1}, found {levels[row]}")
@@ -206,10 +214,21 @@ def _check_real(where: str, values: Tensor) -> None:
         raise input_error(where, f"expected real numbers, found {values.dtype}")
 
 
-def _check_rows(table: npt.NDArray[np.float64], wrong: npt.NDArray[np.bool_], expected: str) -> None:
+def _check_places(where: str, table: npt.NDArray[np.float64], batch: int, scales: Sequence[float]) -> None:
+    """Check that rows of (batch index, coordinates) are finite, in map cells, too, and lie on one of the images."""
+    with np.errstate(over="ignore"):
+        # Twice the largest scale: sizes in map cells must be finite as well as coordinates.
+        finite = np.isfinite(table * (2 * max([1.0, *scales]))).all(axis=1)
+    _check_rows(where, table, np.asarray(~finite), "expected finite numbers, in map cells too")
+    index = table[:, 0]
+    wrong: npt.NDArray[np.bool_] = (index != np.floor(index)) | (index < 0) | (index >= batch)
+    _check_rows(where, table, wrong, f"expected a whole batch index from 0 to {batch - 1}")
+
+
+def _check_rows(where: str, table: npt.NDArray[np.float64], wrong: npt.NDArray[np.bool_], expected: str) -> None:
     if wrong.any():
         row = int(wrong.argmax())
-        raise input_error(f"rois row {row}", f"{expected}, found {[float(f'{v:.9g}') for v in table[row]]}")
+        raise input_error(f"{where} row {row}", f"{expected}, found {[float(f'{v:.9g}') for v in table[row]]}")
 
 
 def _check_whole(where: str, value: object, least: int) -> int:
