@@ -30,6 +30,7 @@ BoxUnits = Literal[
 Mode = Literal["avg", "max", "exact"]
 Reduce = Literal["none", "mean", "max"]
 Head = Literal["none", "box", "c5"]
+Centers = Literal["assumed", "measured"]
 LevelChoice = Literal["assign", "all", "soft"]
 Fuse = Literal["mean", "sum", "max", "concat"]
 Decoder = Literal["auto", "pillow", "torchcodec"]
@@ -66,6 +67,7 @@ class Settings:
     output_sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = ()  # several sizes, a layer each; empty: output_size
     sampling_ratio: SamplingRatio = 0  # samples per bin and axis; 0: adaptive
     aligned: bool = True
+    centers: Centers = "assumed"  # of the cells of a map: as `aligned` says, or where the backbone's cells look
     mode: Mode = "avg"
     reduce: Reduce = "none"
     context: tuple[ContextScale, ...] = ()  # boxes scaled about their centre, several a layer each; empty: as they are
@@ -141,10 +143,12 @@ def require_one_size(settings: Settings, what: str) -> None:
 
 
 def require_plain_boxes(settings: Settings, what: str) -> None:
-    """Raise ConfigError unless boxes are pooled as they are, from the level of their size, where `what` takes only that."""
+    """Raise ConfigError unless boxes are pooled where and as they are, from the level of their size, as `what` needs it."""
     if settings.context:
         found = ",".join(format_scale(scale) for scale in settings.context)
         raise ConfigError("config-value", f"context: expected none for {what}, found {found}")
+    if settings.centers != "assumed":
+        raise ConfigError("config-value", f"centers: expected assumed for {what}, found {settings.centers!r}")
     if settings.levels != "assign":
         raise ConfigError("config-value", f"levels: expected assign for {what}, found {settings.levels!r}")
 
@@ -303,6 +307,8 @@ def _validate(values: dict[str, object]) -> Settings:
     if settings.head != "none" and settings.reduce != "none":
         found = f"expected none with head {settings.head}, found {settings.reduce!r}"
         raise ConfigError("config-value", f"reduce: {found}")
+    if settings.centers == "measured" and not settings.aligned:
+        raise ConfigError("config-value", "centers: expected aligned with measured, found no-aligned", "--aligned")
     if settings.fuse != Settings.fuse and settings.levels != "all":
         raise ConfigError(
             "config-value", f"fuse: expected levels all with it, found {settings.levels!r}", "--levels all"

@@ -77,10 +77,19 @@ def fetch_weights(name: str, weights: str) -> tuple[Path, str]:
 
 
 def load_backbone(settings: Settings) -> Backbone:
-    """Load the backbone of the settings with its weights, in eval mode on the CPU.
+    """Load the backbone of the settings with its weights, in eval mode on the CPU, and measure its centers if asked to.
 
     Raises BackboneError if the name or a layer is unknown, or if the weights are unavailable or do not fit the model.
     """
+    backbone = _load(settings)
+    if settings.centers == "assumed":
+        return backbone
+    from roialign_cli.backbones.centers import measure_centers
+
+    return measure_centers(backbone)
+
+
+def _load(settings: Settings) -> Backbone:
     from roialign_cli.backbones import custom
 
     kind = available().get(settings.backbone)

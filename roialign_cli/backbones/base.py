@@ -31,6 +31,8 @@ class Layer:
     name: str
     channels: int
     strides: tuple[int, ...]  # image pixels per map cell, one per level
+    # Of each level: pixels (x, y) by which cell (i, j) looks beside stride * (i + 0.5, j + 0.5); empty if not measured.
+    offsets: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 @takes_settings(
     "config", "backbone", "weights", "layers", "resize", "decoder", "precision", "compile",
-    "output_size", "sampling_ratio", "aligned", "mode", "reduce", "context", "levels", "fuse", "head", "clip", "kernel",
-    "dtype", "device", "processes", "batch_size", "workers",
+    "output_size", "sampling_ratio", "aligned", "centers", "mode", "reduce", "context", "levels", "fuse", "head", "clip",
+    "kernel", "dtype", "device", "processes", "batch_size", "workers",
     "boxes_format", "box_units", "columns", "allow_outside", "classes", "images_json", "voc_origin",
     "labels", "min_score", "min_size", "max_boxes", "crowd", "whole_image", "grid",
     "max_pixels", "image_timeout", "on_error", "on_nonfinite",

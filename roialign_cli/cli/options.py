@@ -92,6 +92,10 @@ SETTINGS: dict[str, Any] = {
         bool | None,
         option("Shift by half a cell, as detectron2 does.", "--aligned/--no-aligned", default="aligned", panel=POOLING),
     ],
+    "centers": Annotated[
+        str | None,
+        option("Where map cells look: assumed, or measured by gradients.", default=DEFAULTS.centers, panel=POOLING),
+    ],
     "mode": Annotated[str | None, option("avg, max or exact.", default=DEFAULTS.mode, panel=POOLING)],
     "reduce": Annotated[
         str | None,

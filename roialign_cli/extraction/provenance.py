@@ -19,6 +19,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow")  # whose versions decide 
 
 def provenance(settings: Settings, plan: Plan, backbone: Backbone) -> dict[str, Any]:
     """Return the attributes of a file that state what made it."""
+    measured = {layer.name: layer.offsets for layer in backbone.layers if layer.offsets}
     return {
         "created_by": f"roialign {__version__}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -31,6 +32,7 @@ def provenance(settings: Settings, plan: Plan, backbone: Backbone) -> dict[str, 
         "strides": json.dumps(
             {layer.name: backbone.layers[layer.index].strides for layer in pooled_layers(backbone.layers, settings)}
         ),
+        **({"centers": json.dumps(measured)} if measured else {}),
         "preprocessing": json.dumps(asdict(backbone.preprocessing)),
         "versions": json.dumps(
             {name: version(name) for name in PACKAGES + ("torchcodec",) * (settings.decoder == "torchcodec")}

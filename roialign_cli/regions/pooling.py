@@ -13,7 +13,7 @@ from roialign_cli.backbones.base import Layer, Levels
 from roialign_cli.config import Settings, format_scale, format_size
 from roialign_cli.ops import roi_align
 from roialign_cli.ops.torchvision import roi_pool
-from roialign_cli.regions.rois import LevelPass
+from roialign_cli.regions.rois import LevelPass, move_to_centers
 
 
 def cells_read(
@@ -24,6 +24,7 @@ def cells_read(
     A rectangle is (image, first row, first column, last row, last column). `size` is the network input's (height, width).
     """
     rectangles = {}
+    rois = move_to_centers(rois, levels, layer)
     for level, stride in enumerate(layer.strides):
         on_level = rois if levels is None else rois[levels == level]
         if len(on_level) == 0:
@@ -57,6 +58,7 @@ def pool(
         dtype: type of the result.
         out: a contiguous tensor to write into.
     """
+    rois = move_to_centers(rois, levels, layer)
     features, scales, levels = _present_maps(maps, layer, levels)
     return roi_align(
         features,

@@ -58,6 +58,19 @@ def _fractional_level(boxes: Tensor, canonical_level: int, canonical_size: int) 
     return canonical_level + torch.log2(torch.sqrt(area) / canonical_size)
 
 
+def move_to_centers(rois: Tensor, level: Tensor | None, layer: Layer) -> Tensor:
+    """Return RoIs [K, 5] moved so that RoI Align reads the cells that look at them, if it was measured where cells look.
+
+    `level` [K] says which map a RoI is pooled from; None on a single map.
+    """
+    if not layer.offsets:
+        return rois
+    offsets = torch.tensor(layer.offsets, dtype=rois.dtype)
+    moved = rois.clone()
+    moved[:, 1:] -= (offsets[:1] if level is None else offsets[level]).repeat(1, 2)
+    return moved
+
+
 @dataclass(frozen=True)
 class LevelPass:
     """Where RoIs are pooled once: `level` [K], or None on a single map, and its share [K] of the result, or None for all."""

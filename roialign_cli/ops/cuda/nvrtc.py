@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import os
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import KernelError
+from roialign_cli.system.cache import user_cache
 
 CACHE_BYTES = 64 << 20
 CORE_NAMES = ("Device", "ObjectCode", "Program", "ProgramOptions")  # of cuda.core, which are used here
@@ -72,11 +71,7 @@ def target(capability: int, known: list[int]) -> tuple[str, str]:
 
 def cache_folder() -> Path | None:
     """Return the folder that keeps machine code between runs; None if there is no home folder."""
-    place = os.environ.get("LOCALAPPDATA") if sys.platform == "win32" else os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(place) if place else Path.home() / ".cache") / "roialign" / "cuda"
-    except RuntimeError:  # no home folder
-        return None
+    return user_cache("cuda")
 
 
 def compile_source(source: str, defines: Defines, capability: int) -> Binary:
