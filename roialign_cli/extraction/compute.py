@@ -66,7 +66,7 @@ class RowComputer:
         self._free: queue.SimpleQueue[Tensor] = queue.SimpleQueue()
         blocks, self._block_bytes = (BLOCKS_AHEAD, BLOCK_BYTES_AHEAD) if device.depth else (BLOCKS, BLOCK_BYTES)
         for _ in range(blocks):
-            self._free.put(device.new_host_memory(self._block_bytes + 1))
+            self._free.put(device.new_host_memory(self._block_bytes))
         self._under_way: deque[_Step] = deque()  # the oldest first
         job.backbone.to(device.device)
 
@@ -136,7 +136,7 @@ class RowComputer:
             todo_passes = [one[todo] for one in passes[pooled.index]]
             # Some kernels reduce afterwards, so a block is small before the reduction, too.
             channels = pooled_channels(backbone.layers[pooled.index], settings)
-            step = max(1, self._block_bytes // (4 * channels * math.prod(pooled.settings.output_size)))
+            step = max(1, (self._block_bytes - 1) // (4 * channels * math.prod(pooled.settings.output_size)))
             for begin in range(0, len(todo_rows.rois), step):
                 part = slice(begin, begin + step)
                 block = Rows(todo_rows.rois[part], todo_rows.number[part], todo_rows.image[part])
@@ -173,7 +173,7 @@ class RowComputer:
         dtype = getattr(torch, pooled.settings.dtype)
         shape = (len(rows.rois), *self._job.layout.layers[pooled.name])
         size = math.prod(shape) * dtype.itemsize
-        block = self._take_block() if size <= self._block_bytes else None
+        block = self._take_block() if size < self._block_bytes else None  # the last byte says whether all is finite
         memory = block if block is not None else self._device.new_host_memory(size + 1)
         values, finite = memory[:size].view(dtype).view(shape), memory[-1:].view(torch.bool)
 

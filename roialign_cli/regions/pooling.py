@@ -14,6 +14,7 @@ from roialign_cli.config import Settings, format_scale, format_size
 from roialign_cli.ops import roi_align
 from roialign_cli.ops.torchvision import roi_pool
 from roialign_cli.regions.rois import LevelPass, move_to_centers
+from roialign_cli.system.device_queue import upload
 
 
 def cells_read(
@@ -116,7 +117,11 @@ def _fuse(pooled: Iterator[Tensor], passes: Sequence[LevelPass], settings: Setti
         return torch.cat(list(pooled), dim=1)
     total: Tensor | None = None
     for features, one in zip(pooled, passes, strict=True):
-        part = features if one.share is None else features.mul_(one.share.to(features)[:, None, None, None])
+        part = (
+            features
+            if one.share is None
+            else features.mul_(upload(one.share, features.device).to(features.dtype)[:, None, None, None])
+        )
         if total is None:
             total = part
         elif settings.fuse == "max" and settings.levels == "all":

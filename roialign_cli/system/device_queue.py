@@ -83,7 +83,7 @@ class CudaQueue:
     def submit(self, work: Callable[[], T]) -> Submitted[T]:
         """Launch the kernels and copies of the work."""
         value = work()
-        finished = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        finished = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits without a core
         finished.record(self._downloads)
         return Submitted(lambda: value, finished.synchronize)
 
