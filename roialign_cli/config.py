@@ -143,12 +143,10 @@ def require_one_size(settings: Settings, what: str) -> None:
 
 
 def require_plain_boxes(settings: Settings, what: str) -> None:
-    """Raise ConfigError unless boxes are pooled where and as they are, from the level of their size, as `what` needs it."""
+    """Raise ConfigError unless boxes are pooled as they are, from the level of their size, where `what` takes only that."""
     if settings.context:
         found = ",".join(format_scale(scale) for scale in settings.context)
         raise ConfigError("config-value", f"context: expected none for {what}, found {found}")
-    if settings.centers != "assumed":
-        raise ConfigError("config-value", f"centers: expected assumed for {what}, found {settings.centers!r}")
     if settings.levels != "assign":
         raise ConfigError("config-value", f"levels: expected assign for {what}, found {settings.levels!r}")
 

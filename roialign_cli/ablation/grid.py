@@ -13,7 +13,7 @@ from roialign_cli.config import Settings
 from roialign_cli.errors import ConfigError
 
 OPERATORS = ("roi_align", "roi_pool")
-AXES = ("op", "output_size", "sampling_ratio", "aligned", "mode")
+AXES = ("op", "output_size", "sampling_ratio", "aligned", "centers", "mode")
 DEFAULT = {"sampling_ratio": (0, 1, 2, 4, 8)}
 TRUTH_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -40,13 +40,23 @@ class Variant:
         return f"ratio {self.settings.sampling_ratio}" if self.settings.sampling_ratio else "adaptive"
 
     @property
+    def alignment(self) -> str:
+        """Where the cells of the map are taken to look: unaligned, aligned, or measured."""
+        return alignment(aligned=self.settings.aligned, centers=self.settings.centers)
+
+    @property
     def name(self) -> str:
         """The variant as a file name: roi_align-7x7-ratio_2-aligned-avg."""
         parts = [self.op, self.size]
         if self.op == "roi_align":
-            parts += [self.sampling.replace(" ", "_"), "aligned" if self.settings.aligned else "unaligned"]
+            parts += [self.sampling.replace(" ", "_"), self.alignment]
             parts += [] if self.settings.mode == "exact" else [self.settings.mode]
         return "-".join(parts)
+
+
+def alignment(*, aligned: bool, centers: str) -> str:
+    """Return where the cells of maps are taken to look, in a word."""
+    return ("measured" if centers == "measured" else "aligned") if aligned else "unaligned"
 
 
 def parse_vary(texts: Sequence[str]) -> dict[str, tuple[Any, ...]]:
@@ -89,7 +99,10 @@ def _variant(fixed: dict[str, Any], point: dict[str, Any]) -> Variant:
         hint = config.suggest(op, list(OPERATORS))
         raise ConfigError("vary", f"vary: op: expected one of {', '.join(OPERATORS)}, found {op!r}", hint)
     chosen = {name: _read(name, value) for name, value in point.items() if name != "op"}
-    settings = config.load(None, {**fixed, **chosen, "reduce": "none", "head": "none"})
+    values = {**fixed, **chosen, "reduce": "none", "head": "none"}
+    if op == "roi_pool" or values["aligned"] is False:
+        values["centers"] = "assumed"  # measured ones need `aligned`
+    settings = config.load(None, values)
     if op == "roi_pool":
         settings = dataclasses.replace(settings, sampling_ratio=0, aligned=False, mode="max")
     elif settings.mode == "exact":

@@ -22,7 +22,7 @@ from roialign_cli.ablation.summary import Measurements, Recommendation, Row, mak
 from roialign_cli.arrays import Integers
 from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.backbones.base import Layer
-from roialign_cli.config import Settings
+from roialign_cli.config import Centers, Settings
 from roialign_cli.errors import InputError
 from roialign_cli.extraction.batches import load_batches, make_batches
 from roialign_cli.extraction.plan import make_plan
@@ -43,6 +43,7 @@ TIMED_BOXES = 1000  # at most
 REPEATS = 5  # of the timing, over the first images; variants take turns
 CHECKPOINT_SECONDS = 10.0
 
+Geometry = tuple[tuple[int, int], bool, Centers]  # output size, aligned, centers
 Take = Callable[[int, str, int, Tensor, Tensor | None], None]  # variant, layer, first row, features, levels
 
 
@@ -87,7 +88,8 @@ def ablate(
         if variant.op == "roi_align":
             choose_kernel(settings.kernel, pooling_device(device), variant.settings.mode)
     choose_kernel(settings.kernel, pooling_device(device), "exact")
-    backbone = load_backbone(settings)
+    measured = any(variant.settings.centers == "measured" for variant in variants)
+    backbone = load_backbone(dataclasses.replace(settings, centers="measured" if measured else "assumed"))
     failures = {plan.table.names[image]: problem for image, problem in plan.problems.items()}
     found = _no_measurements(plan, len(variants), len(backbone.layers), probe=probe)
     made_by = provenance(settings, plan, backbone)
@@ -187,11 +189,11 @@ def _measure(
     for begin in range(0, len(rows), step):
         some, numbers = _some(view, torch.arange(begin, min(begin + step, len(rows)))), rows[begin : begin + step]
         shifted = some.shifted(SHIFT_PIXELS)
-        exact: dict[tuple[tuple[int, int], bool], Exact] = {}
+        exact: dict[Geometry, Exact] = {}
+        best: Centers = "measured" if some.layer.offsets else "assumed"
         for v, variant in enumerate(variants):
-            own, centred = (
-                _exact(some, shifted, variant, aligned, exact) for aligned in (variant.settings.aligned, True)
-            )
+            geometries = (variant.settings.aligned, variant.settings.centers), (True, best)
+            own, centred = (_exact(some, shifted, variant, *geometry, exact) for geometry in geometries)
             pooled = _pool(some, variant, some.rois)
             metrics = compare(pooled, _pool(some, variant, shifted), own, centred)
             found.values[v, index][:4, numbers] = metrics.float().cpu().numpy()
@@ -208,12 +210,14 @@ def _some(view: LayerView, boxes: Tensor) -> LayerView:
 
 
 def _exact(
-    view: LayerView, shifted: Tensor, variant: Variant, aligned: bool, known: dict[tuple[tuple[int, int], bool], Exact]
+    view: LayerView, shifted: Tensor, variant: Variant, aligned: bool, centers: Centers, known: dict[Geometry, Exact]
 ) -> Exact:
     """Return the exact features of a geometry, which is computed once for all variants that share it."""
-    key = (variant.settings.output_size, aligned)
+    key = (variant.settings.output_size, aligned, centers)
     if key not in known:
-        settings = dataclasses.replace(variant.settings, mode="exact", sampling_ratio=0, aligned=aligned)
+        settings = dataclasses.replace(
+            variant.settings, mode="exact", sampling_ratio=0, aligned=aligned, centers=centers
+        )
         exact = Variant("roi_align", settings)
         known[key] = Exact.from_features(_pool(view, exact, view.rois), _pool(view, exact, shifted))
     return known[key]
@@ -223,7 +227,8 @@ def _pool(view: LayerView, variant: Variant, rois: Tensor) -> Tensor:
     """Return float32 features [K, C, PH, PW] pooled by a variant."""
     if variant.op == "roi_pool":
         return pool_rounded(view.maps, view.layer, rois, view.levels, variant.settings.output_size)
-    return pool(view.maps, view.layer, rois, view.levels, variant.settings)
+    layer = view.layer if variant.settings.centers == "measured" else dataclasses.replace(view.layer, offsets=())
+    return pool(view.maps, layer, rois, view.levels, variant.settings)
 
 
 def _time(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from roialign_cli.ablation.grid import Variant
+from roialign_cli.ablation.grid import Variant, alignment
 from roialign_cli.ablation.measure import METRICS
 from roialign_cli.ablation.probe import Probe
 from roialign_cli.arrays import Floats
@@ -61,7 +61,8 @@ def make_rows(found: Measurements, variants: Sequence[Variant], layers: Sequence
                 rows.append({
                     "layer": layer.name, "setting": variant.name, "op": variant.op, "output_size": variant.size,
                     "sampling_ratio": settings.sampling_ratio if sampled else None,
-                    "aligned": settings.aligned, "mode": settings.mode, "class": name, "boxes": int(chosen.sum()),
+                    "aligned": settings.aligned, "centers": settings.centers, "mode": settings.mode,
+                    "class": name, "boxes": int(chosen.sum()),
                     **_statistics(found.values[v, index][:, chosen], comparable=settings.mode != "max"),
                     "ms_per_1000": float(np.median(times)) if times else None,
                     "bytes_per_box": layer.channels * math.prod(settings.output_size) * np.dtype(settings.dtype).itemsize,
@@ -107,7 +108,7 @@ def setting_label(row: Row) -> str:
 
 
 def recommend(rows: Sequence[Row], tolerance: float) -> list[Recommendation]:
-    """Return for each output size and alignment the fastest setting whose mean error is within the tolerance.
+    """Return for each output size and place of the cells the fastest setting whose mean error is within the tolerance.
 
     Settings are compared only if they approximate the same integral; over several layers the worst error and the sum of
     times count. Maxima and RoI Pool approximate no integral and are not recommended.
@@ -120,7 +121,7 @@ def recommend(rows: Sequence[Row], tolerance: float) -> list[Recommendation]:
             and row["mode"] != "max"
             and row["error_mean"] is not None
         ):
-            geometry = f"{row['output_size']}, {'aligned' if row['aligned'] else 'unaligned'}"
+            geometry = f"{row['output_size']}, {alignment(aligned=row['aligned'], centers=row['centers'])}"
             groups.setdefault(geometry, {}).setdefault(row["setting"], []).append(row)
     return [_choose(geometry, settings, tolerance) for geometry, settings in groups.items()]
 

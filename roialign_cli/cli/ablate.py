@@ -54,8 +54,8 @@ def ablate(
     vary: Annotated[
         list[str] | None,
         option(
-            "NAME=VALUE,VALUE,...; give it several times for a grid. Names: sampling-ratio, output-size, aligned, mode, "
-            "op (roi_align, roi_pool).",
+            "NAME=VALUE,VALUE,...; give it several times for a grid. Names: sampling-ratio, output-size, aligned, "
+            "centers, mode, op (roi_align, roi_pool).",
             default="sampling-ratio=0,1,2,4,8",
             panel=VARIED,
         ),
@@ -141,7 +141,7 @@ def _print_result(result: Ablation, folder: Path) -> None:
     best = {choice.setting for choice in result.recommendations}
     rows = [row for row in result.rows if row["class"] == "all"]
     columns = {name: form for name, form in SHOWN.items() if any(row[name] is not None for row in rows)}
-    if all(row["aligned"] for row in rows):
+    if all(row["aligned"] for row in rows) and len({row["centers"] for row in rows}) == 1:
         columns.pop("offset_px_median", None)  # it is zero then
     shown = dict(columns)
     table = _table(rows, shown, best)

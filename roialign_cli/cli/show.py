@@ -60,6 +60,8 @@ def show(
         raise ConfigError("config-value", f"colour: expected one of {', '.join(COLOURS)}, found {colour!r}")
     require_one_size(settings, "show")
     require_plain_boxes(settings, "show")
+    if settings.centers != "assumed":
+        raise ConfigError("config-value", f"centers: expected assumed for show, found {settings.centers!r}")
     if from_ is None and (image is None or boxes is None):
         raise ConfigError("usage", "show: expected an image and a box file, or --from a feature file")
     from roialign_cli.cli.console import print_json, stdout

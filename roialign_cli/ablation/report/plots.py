@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, NullLocator, PercentFormatter, ScalarFormatter, StrMethodFormatter
 
+from roialign_cli.ablation.grid import alignment
 from roialign_cli.ablation.summary import Row, setting_label
 from roialign_cli.figures.style import STYLE
 
@@ -60,11 +61,12 @@ def _against_ratio(rows: Sequence[Row], column: str, title: str) -> Figure:
     for row in rows:
         if row[column] is not None:
             kind = "fixed" if row["sampling_ratio"] else row["setting"]
-            series.setdefault((row["op"], row["output_size"], str(row["aligned"]), row["mode"], kind), []).append(row)
+            where = alignment(aligned=row["aligned"], centers=row["centers"])
+            series.setdefault((row["op"], row["output_size"], where, row["mode"], kind), []).append(row)
     for (key, of_series), colour in zip(list(series.items())[:MAX_SERIES], COLOURS, strict=False):
         if key[-1] == "fixed":
             of_series = sorted(of_series, key=lambda row: row["sampling_ratio"])
-            name = f"{key[1]}, {'aligned' if key[2] == 'True' else 'unaligned'}, {key[3]}, fixed ratio"
+            name = f"{key[1]}, {key[2]}, {key[3]}, fixed ratio"
             ratios = [row["sampling_ratio"] for row in of_series]
             axes.plot(ratios, [row[column] for row in of_series], "o-", color=colour, label=name)
         else:

@@ -185,7 +185,8 @@ def test_sketches_keep_distances_and_memory_bounded(monkeypatch: pytest.MonkeyPa
 def test_the_recommended_setting() -> None:
     def row(setting: str, error: float, time: float | None, **others: Any) -> dict[str, Any]:
         return {
-            "class": "all", "op": "roi_align", "mode": "avg", "output_size": "7x7", "aligned": True, "layer": "a",
+            "class": "all", "op": "roi_align", "mode": "avg", "output_size": "7x7", "aligned": True,
+            "centers": "assumed", "layer": "a",
             "setting": setting, "error_mean": error, "ms_per_1000": time, **others,
         }  # fmt: skip
 
@@ -405,3 +406,27 @@ def test_ready_configurations() -> None:
         with pytest.raises(ConfigError) as error:
             load(name, {})
         assert "roialign ablate" in error.value.hint
+
+
+def test_where_cells_look_is_an_axis(tmp_path: Path, roialign: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Features of assumed centres lie beside those of measured ones by the offset that was measured."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "ab.yaml").write_text(
+        "backbone: resnet18\nweights: random:0\nlayers: layer1\nvary: {centers: [assumed, measured], mode: [avg, exact]}\n"
+    )
+    done = roialign("ablate", SAMPLE_IMAGES, SAMPLE_BOXES, "-c", tmp_path / "ab.yaml", "-o", tmp_path / "ab")
+    assert done.returncode == 0, done.stderr
+    rows = {
+        row["setting"]: row
+        for row in csv.DictReader((tmp_path / "ab" / "ablation.csv").read_text().splitlines())
+        if row["class"] == "all"
+    }
+    assert {name: row["centers"] for name, row in rows.items()} == {
+        "roi_align-7x7-adaptive-aligned-avg": "assumed", "roi_align-7x7-exact-aligned": "assumed",
+        "roi_align-7x7-adaptive-measured-avg": "measured", "roi_align-7x7-exact-measured": "measured",
+    }  # fmt: skip
+    assert float(rows["roi_align-7x7-exact-measured"]["offset_px_median"]) == pytest.approx(0, abs=1e-3)
+    assert float(rows["roi_align-7x7-exact-measured"]["error_mean"]) == pytest.approx(0, abs=1e-6)
+    # Cells look 1.5 pixels left of and above where they are assumed to: a box takes features from there.
+    assert -2.5 < float(rows["roi_align-7x7-exact-aligned"]["offset_px_median"]) < -0.5
+    assert "7x7, measured: take" in done.stdout
