@@ -42,6 +42,8 @@ CASES = {
                 "{command} {hint} --resize 64"),
     "c5 head of another kind": ("extract im boxes.json --backbone gabor --head c5 -o f.h5", "--backbone resnet101",
                                 "{command} {hint} --weights random --resize 64"),
+    "centers": (f"extract im boxes.json {QUICK} --no-aligned --centers measured -o f.h5", "--aligned", "{command} {hint}"),
+    "fuse": (f"extract im boxes.json {QUICK} --fuse sum -o f.h5", "--levels all", "{command} {hint}"),
     "same layer": (
         "extract im boxes.json --backbone squeezenet1_0 --weights random --layers features,features.12 -o f.h5",
         "--layers features", "{command} {hint}",
@@ -71,6 +73,7 @@ NOT_FOLLOWED = {
     "--processes if nodes": "needs a cluster that grows",
     "--engine local": "needs a worker of Ray that fails",
     "choose another --to": "two images that collide; `tests/unit/export` has them",
+    "--centers assumed": "needs a model without gradients; `tests/unit/backbones/test_centers.py` has one",
     "--on-nonfinite keep": "needs a model with NaN; `tests/integration/test_extract.py` has one",
     "--strict": "needs a file of another version; `tests/integration/test_resume.py` has one",
     "use --dtype float16": "needs a full disk",
