@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -30,6 +31,8 @@ def main() -> None:
             sys.stderr.flush()
         except OSError:  # there is nobody to report it to
             discard(sys.stderr)
+    if stop.met:  # perhaps during an import: an extension that is half loaded can crash Python as it shuts down
+        os._exit(code)
     sys.exit(code)
 
 
