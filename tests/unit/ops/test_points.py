@@ -20,8 +20,10 @@ def by_grid_sample(maps: torch.Tensor, points: torch.Tensor, scale: float, *, al
     found = []
     for n, x, y in points.double().tolist():
         u, v = (x * scale + (0.0 if aligned else 0.5), y * scale + (0.0 if aligned else 0.5))
-        place = torch.tensor([2 * u / maps.shape[3] - 1, 2 * v / maps.shape[2] - 1]).double().view(1, 1, 1, 2)
-        one = functional.grid_sample(maps[int(n)][None].double(), place, padding_mode="border", align_corners=False)
+        place = torch.tensor([2 * u / maps.shape[3] - 1, 2 * v / maps.shape[2] - 1], dtype=torch.float64)
+        one = functional.grid_sample(
+            maps[int(n)][None].double(), place.view(1, 1, 1, 2), padding_mode="border", align_corners=False
+        )
         found.append(one.flatten())
     return torch.stack(found)
 
@@ -42,11 +44,10 @@ def test_equals_grid_sample_inside_the_map(scale: float, aligned: bool) -> None:
 
 @given(x=st.floats(-5, 24), y=st.floats(-5, 16))
 def test_outside_a_cell_counts_as_the_border_and_the_rest_as_zero(x: float, y: float) -> None:
-    found = point_sample(MAPS, torch.tensor([[1, x, y]], dtype=torch.float64))
+    point = torch.tensor([[1, x, y]], dtype=torch.float64)
+    found = point_sample(MAPS, point)
     inside = -1 <= x - 0.5 <= 19 and -1 <= y - 0.5 <= 11
-    expected = (
-        by_grid_sample(MAPS, torch.tensor([[1, x, y]]).double(), 1, aligned=True) if inside else torch.zeros(1, 5)
-    )
+    expected = by_grid_sample(MAPS, point, 1, aligned=True) if inside else torch.zeros(1, 5)
     assert torch.allclose(found.double(), expected.double(), atol=1e-6)
 
 
