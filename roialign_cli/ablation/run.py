@@ -113,7 +113,7 @@ def ablate(
         )
 
     done, finished, checkpoint = 0, True, time.monotonic()
-    with allocator.retain_freed_memory(), SavedFeatures.open(plan, backbone, variants, made_by, save) as features:
+    with allocator.retain_freed_memory(), SavedFeatures.open(plan, backbone, variants, save) as features:
         for image, version, views in _views(images, plan, settings, backbone, device, failures, features):
             rows = np.arange(*plan.table.offset[image : image + 2].tolist())
             with torch.inference_mode():

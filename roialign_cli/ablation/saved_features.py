@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +14,7 @@ from roialign_cli.ablation.grid import Variant
 from roialign_cli.backbones import Backbone
 from roialign_cli.extraction.job import make_layout
 from roialign_cli.extraction.outcomes import known_outcomes
+from roialign_cli.extraction.provenance import provenance
 from roialign_cli.regions.values import ValueReport, all_finite, clip_to_float16
 from roialign_cli.store.layout import check_space, create_file
 from roialign_cli.store.schema import features_path
@@ -39,7 +39,6 @@ class SavedFeatures:
         plan: Plan,
         backbone: Backbone,
         variants: Sequence[Variant],
-        provenance: dict[str, Any],
         path_of: Callable[[Variant], Path] | None,
     ) -> Iterator[SavedFeatures]:
         """Lay out a file for each variant, and close all of them at the end; without `path_of` there are no files."""
@@ -49,7 +48,8 @@ class SavedFeatures:
                 assert path_of is not None
                 path, settings = path_of(variant), variant.settings
                 identity = settings.identity() | ({} if variant.op == "roi_align" else {"op": variant.op})
-                layout = make_layout(backbone, settings, {**provenance, "config": json.dumps(identity)})
+                made_by = {**provenance(settings, plan, backbone), "config": json.dumps(identity)}
+                layout = make_layout(backbone, settings, made_by)
                 check_space(path, layout.feature_bytes(plan.rows))
                 create_file(path, plan, layout)
                 writers.append(stack.enter_context(open_writer(path)))

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -47,6 +48,10 @@ class Rows:
     rois: Tensor
     number: Integers
     image: Integers
+
+    def __getitem__(self, rows: Any) -> Rows:
+        """Return some of the rows."""
+        return Rows(self.rois[rows], self.number[rows], self.image[rows])
 
 
 @dataclass(frozen=True)
@@ -129,7 +134,7 @@ class RowComputer:
             for layer, of_layer in zip(backbone.layers, passes, strict=True)
         ]
         maps = self._device.submit(lambda: self._maps(pixels, reads))
-        todo_rows = Rows(rows.rois[todo], rows.number[todo], rows.image[todo])
+        todo_rows = rows[todo]
         for image in images:
             writer.begin(image)
         for pooled in pooled_layers(backbone.layers, settings):
@@ -139,8 +144,7 @@ class RowComputer:
             step = max(1, (self._block_bytes - 1) // (4 * channels * math.prod(pooled.settings.output_size)))
             for begin in range(0, len(todo_rows.rois), step):
                 part = slice(begin, begin + step)
-                block = Rows(todo_rows.rois[part], todo_rows.number[part], todo_rows.image[part])
-                self._submit_block(maps, pooled, block, [one[part] for one in todo_passes], writer, reports)
+                self._submit_block(maps, pooled, todo_rows[part], [one[part] for one in todo_passes], writer, reports)
 
     def _rows(self, images: list[int], size: tuple[int, int]) -> Rows:
         """Return the boxes of the images of a batch."""
@@ -183,7 +187,12 @@ class RowComputer:
             self._device.download(computed, values)
             self._device.download(finite_flag(computed).view(1), finite)
 
-        pooling = self._device.submit(pool_rows)
+        try:
+            pooling = self._device.submit(pool_rows)
+        except BaseException:  # memory may have run out; the block is needed again
+            if block is not None:
+                self._free.put(block)
+            raise
 
         def finish() -> None:
             pooling.wait()

@@ -98,7 +98,7 @@ def make_layout(backbone: Backbone, settings: Settings, attributes: Mapping[str,
 def pending_batches(job: Job, done: npt.NDArray[np.bool_]) -> Iterator[Batch]:
     """Yield the batches of a job with at least one image that is not done; they are computed whole.
 
-    The batches of a GPU are larger than those of the CPU, by its memory, because it works on small ones in vain.
+    The batches of a GPU are larger than those of the CPU, by its memory, because small ones would leave most of it idle.
     """
     limit, device = BatchLimit(), job.devices[0]
     if device.type == "cuda":

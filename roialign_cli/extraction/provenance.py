@@ -19,7 +19,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow")  # whose versions decide 
 
 def provenance(settings: Settings, plan: Plan, backbone: Backbone) -> dict[str, Any]:
     """Return the attributes of a file that state what made it."""
-    measured = {layer.name: layer.offsets for layer in backbone.layers if layer.offsets}
+    measured = {layer.name: layer.offsets for layer in backbone.layers} if settings.centers == "measured" else {}
     return {
         "created_by": f"roialign {__version__}",
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

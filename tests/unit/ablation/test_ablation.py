@@ -414,8 +414,21 @@ def test_where_cells_look_is_an_axis(tmp_path: Path, roialign: Run, monkeypatch:
     (tmp_path / "ab.yaml").write_text(
         "backbone: resnet18\nweights: random:0\nlayers: layer1\nvary: {centers: [assumed, measured], mode: [avg, exact]}\n"
     )
-    done = roialign("ablate", SAMPLE_IMAGES, SAMPLE_BOXES, "-c", tmp_path / "ab.yaml", "-o", tmp_path / "ab")
+    command = [
+        "ablate",
+        SAMPLE_IMAGES,
+        SAMPLE_BOXES,
+        "-c",
+        tmp_path / "ab.yaml",
+        "-o",
+        tmp_path / "ab",
+        "--save-features",
+    ]
+    done = roialign(*command)
     assert done.returncode == 0, done.stderr
+    for word, recorded in (("aligned", False), ("measured", True)):
+        with FeatureFile(tmp_path / "ab" / f"roi_align-7x7-exact-{word}.h5") as file:
+            assert ("centers" in file.attributes) == recorded
     rows = {
         row["setting"]: row
         for row in csv.DictReader((tmp_path / "ab" / "ablation.csv").read_text().splitlines())

@@ -11,6 +11,7 @@ import torchvision
 from PIL import Image
 
 from roialign_cli import FeatureFile, extract
+from roialign_cli.extraction import compute
 from roialign_cli.store.check import check
 from roialign_cli.system.device_queue import HostQueue
 
@@ -24,6 +25,31 @@ class TwoLayers(torch.nn.Module):
 def make():
     return TwoLayers()
 """
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_memory_that_runs_out_again_and_again(depth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of features that were taken for the images that failed are used for those that follow."""
+    monkeypatch.setattr(HostQueue, "depth", depth)
+    monkeypatch.setattr(compute, "BLOCKS_AHEAD", 3)
+    (tmp_path / "im").mkdir()
+    for i in range(8):
+        Image.new("RGB", (32, 32), (i, 0, 0)).save(tmp_path / "im" / f"{i}.png")
+    calls, roi_align = [], torchvision.ops.roi_align
+
+    def roi_align_without_memory(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) <= 6:
+            raise MemoryError
+        return roi_align(*arguments)
+
+    monkeypatch.setattr(torchvision.ops, "roi_align", roi_align_without_memory)
+    given: dict[str, Any] = {"backbone": "gabor", "grid": "1x1", "batch_size": 1, "kernel": "torchvision"}
+    summary = extract(tmp_path / "im", None, tmp_path / "f.h5", **given)
+    assert (summary.done, summary.failed) == (2, 6)
+    assert all("not enough memory" in reason for reason in summary.failures.values())
+    again = extract(tmp_path / "im", None, tmp_path / "f.h5", **given)
+    assert (again.done, again.failed) == (8, 0)
 
 
 @pytest.mark.parametrize("depth", [0, 2])
