@@ -82,6 +82,7 @@ class Disk:
         """Return bytes from `position` on, as they were last written."""
         data = os.pread(self._cached.fileno(), size, position)
         if len(data) < size:
+            self._check_size()
             raise OSError(errno.EIO, f"expected {size} bytes at {position}, found {len(data)}")
         return data
 
