@@ -31,6 +31,7 @@ Mode = Literal["avg", "max", "exact"]
 Reduce = Literal["none", "mean", "max"]
 Head = Literal["none", "box", "c5"]
 Centers = Literal["assumed", "measured"]
+Region = Literal["box", "rotated", "mask", "points"]
 LevelChoice = Literal["assign", "all", "soft"]
 Fuse = Literal["mean", "sum", "max", "concat"]
 Decoder = Literal["auto", "pillow", "torchcodec"]
@@ -65,6 +66,8 @@ class Settings:
     layers: tuple[str, ...] = ()  # empty: the backbone's own choice
     output_size: tuple[PositiveInt, PositiveInt] = (7, 7)  # bins: (height, width)
     output_sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = ()  # several sizes, a layer each; empty: output_size
+    region: Region = "box"  # what is pooled of each annotation
+    region_missing: Literal["error", "box"] = "error"  # annotations that lack it: refused, or pooled by their box
     sampling_ratio: SamplingRatio = 0  # samples per bin and axis; 0: adaptive
     aligned: bool = True
     centers: Centers = "assumed"  # of the cells of a map: as `aligned` says, or where the backbone's cells look

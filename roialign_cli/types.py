@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.arrays import Floats, Integers, PackedNames
+from roialign_cli.shapes import Shapes
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class BoxTable:
     ids: npt.NDArray[np.generic] | None = None  # [N] int64 or strings
     sizes: Integers | None = None  # [M, 2] (height, width), where the file states the size of every image
     crowd: npt.NDArray[np.bool_] | None = None  # [N] COCO's iscrowd
+    shapes: Shapes | None = None  # [N] of regions that are not boxes; in pixels as `boxes` are, or relative as they are
+    rotated: Floats | None = None  # [N, 5] centre x, centre y, width, height, angle; of the region kind `rotated`
+    points: Floats | None = None  # [N, P, 3] x, y, visibility; of the region kind `points`
     relative_boxes: npt.NDArray[np.float64] | None = None  # [N, 4] as shares of the image's width and height
     sha256: str = ""  # of the files and options that the table was read from
     units: str = "xyxy"  # which four numbers the file has, as --box-units names them
