@@ -20,8 +20,7 @@ class Shape:
 
     parts: of POLYGONS one [n, 2] (x, y) per ring; of ROTATED one [1, 5] (centre x, centre y, width, height, angle in degrees,
     counter-clockwise as seen on the screen); of POINTS one [n, 3] (x, y, visibility); of RUNS none. Coordinates are
-    continuous:
-    pixel (row r, column c) is the square [c, c + 1] x [r, r + 1].
+    continuous: pixel (row r, column c) is the square [c, c + 1] x [r, r + 1].
     counts: of RUNS, COCO's: lengths of alternating runs of 0 and 1, column after column, over an image of `size`.
     """
 

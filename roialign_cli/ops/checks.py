@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from roialign_cli.config import MAX_SAMPLING_RATIO
-from roialign_cli.errors import OperatorInputError
+from roialign_cli.errors import OperatorInputError, quoted
 from roialign_cli.ops.request import Request
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -22,9 +22,8 @@ Choice = TypeVar("Choice", bound=str)
 
 
 def input_error(where: str, found: str, hint: str = "") -> OperatorInputError:
-    """Return the error of an argument of `roi_align`, or of `point_sample`, which alone has points."""
-    operator = "point_sample" if where.startswith("points") else "roi_align"
-    return OperatorInputError("roi-align-input", f"{operator}: {where}: {found}", hint)
+    """Return the error of an argument; other operators than `roi_align` replace the name, see `names_errors`."""
+    return OperatorInputError("roi-align-input", f"roi_align: {where}: {found}", hint)
 
 
 def check_maps(features: Tensor | Sequence[Tensor]) -> list[Tensor]:
@@ -79,6 +78,37 @@ def check_rois(rois: Tensor | Sequence[Tensor], features: Tensor) -> Tensor:
     exact = torch.float32 if all(b.dtype == torch.float32 for b in boxes) else torch.float64
     tables = [torch.cat([b.new_full((b.shape[0], 1), i, dtype=exact), b.to(exact)], dim=1) for i, b in enumerate(boxes)]
     return torch.cat(tables)
+
+
+def check_rotated_boxes(rois: Tensor) -> Tensor:
+    """Return rotated boxes [K, 6]."""
+    if not isinstance(rois, Tensor) or rois.dim() != 2 or rois.shape[1] != 6:
+        found = list(rois.shape) if isinstance(rois, Tensor) else type(rois).__name__
+        expected = "expected shape [K, 6] (batch index, centre x, centre y, width, height, angle)"
+        raise input_error("rois", f"{expected}, found {found}")
+    check_memory("rois", rois)
+    _check_real("rois", rois)
+    return rois
+
+
+def scale_array(request: Request) -> npt.NDArray[np.float64]:
+    """Return the scales of a request, one per level."""
+    return np.array(request.scales, np.float64)
+
+
+def check_bin_values(where: str, values: Tensor, shape: Sequence[int]) -> None:
+    """Check that values of bins, such as offsets, have a shape."""
+    if not isinstance(values, Tensor) or list(values.shape) != list(shape):
+        found = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise input_error(where, f"expected shape {list(shape)}, found {found}")
+    check_memory(where, values)
+    _check_real(where, values)
+
+
+def check_finite(where: str, values: npt.NDArray[np.float64]) -> None:
+    """Check that values [K, ...] of bins are finite; the error names the first bad row."""
+    rows = values.reshape(len(values), math.prod(values.shape[1:]))
+    _check_rows(where, rows, ~np.isfinite(rows).all(axis=1), "expected finite numbers")
 
 
 def check_points(points: Tensor, batch: int | None) -> None:
@@ -156,8 +186,12 @@ def check_values(request: Request) -> None:
     table, levels = request.table
     count = len(request.maps)
     _check_places("rois", table, request.maps[0].shape[0], request.scales)
-    flipped = (table[:, 3] < table[:, 1]) | (table[:, 4] < table[:, 2])
-    _check_rows("rois", table, flipped, "expected x1 <= x2 and y1 <= y2")
+    if table.shape[1] == 5:
+        flipped = (table[:, 3] < table[:, 1]) | (table[:, 4] < table[:, 2])
+        _check_rows("rois", table, flipped, "expected x1 <= x2 and y1 <= y2")
+    else:
+        negative = (table[:, 3] < 0) | (table[:, 4] < 0)
+        _check_rows("rois", table, negative, "expected width and height of at least 0")
     wrong: npt.NDArray[np.bool_] = (levels < 0) | (levels >= count)
     if wrong.any():
         row = int(wrong.argmax())
@@ -228,7 +262,8 @@ def _check_places(where: str, table: npt.NDArray[np.float64], batch: int, scales
 def _check_rows(where: str, table: npt.NDArray[np.float64], wrong: npt.NDArray[np.bool_], expected: str) -> None:
     if wrong.any():
         row = int(wrong.argmax())
-        raise input_error(f"{where} row {row}", f"{expected}, found {[float(f'{v:.9g}') for v in table[row]]}")
+        found = [float(f"{value:.9g}") for value in table[row]]
+        raise input_error(f"{where} row {row}", f"{expected}, found {quoted(found)}")
 
 
 def _check_whole(where: str, value: object, least: int) -> int:

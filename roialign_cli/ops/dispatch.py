@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from roialign_cli.errors import KernelError
-from roialign_cli.ops import reference, torchvision
+from roialign_cli.ops import checks, reference, torchvision
+from roialign_cli.ops.cells import Cells
+from roialign_cli.ops.cpu import cells as cpu_cells
 from roialign_cli.ops.cpu import run as cpu
 from roialign_cli.ops.cuda import run as cuda
-from roialign_cli.ops.request import Request
+from roialign_cli.ops.request import Request, finish
 
 Kernel = Callable[[Request, Tensor | None], Tensor]
 KERNELS: dict[str, Kernel] = {
@@ -65,6 +67,27 @@ def run_kernel(request: Request, kernel: str, name: str, out: Tensor | None) -> 
             raise
         _warn(f"kernel torchvision serves {request.maps[0].device}: {error.message}")
         return KERNELS["torchvision"](request, out)
+
+
+def pool_cells(cells: Cells, kernel: str, define: Callable[[], Tensor], out: Tensor | None) -> Tensor:
+    """Return the pooled features of regions whose bins are lists of cells.
+
+    `define` computes [K, C, PH, PW] by the definition, for kernel `reference`. Raises KernelError if no kernel can serve the
+    call: torchvision has none for such regions.
+    """
+    request = cells.request
+    device = request.maps[0].device
+    if out is not None:
+        checks.check_out_shape(out, request.shape, request.dtype, device)
+    if kernel == "reference":
+        return finish(define().to(device), request, out).to(request.dtype)
+    if kernel not in ("auto", "cpu", "cuda"):
+        raise KernelError("kernel-unknown", f"kernel: expected auto, cpu, cuda or reference, found {kernel!r}")
+    if kernel != "auto" and device.type != kernel:
+        raise KernelError("kernel-device", f"kernel {kernel}: expected a {kernel} device, found {device}", "use auto")
+    if device.type == "cpu":
+        return cpu_cells.run(cells, out)
+    raise KernelError("kernel-device", f"expected maps on the cpu, found {device}", "move them there")
 
 
 @functools.cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +10,8 @@ from torch import Tensor
 from roialign_cli.config import Mode, Reduce
 from roialign_cli.ops import checks
 from roialign_cli.ops.dispatch import choose_kernel, run_kernel
-from roialign_cli.ops.request import MODES, REDUCTIONS, SCHEMA, Request
+from roialign_cli.ops.node import call, empty_result, register
+from roialign_cli.ops.request import MODES, REDUCTIONS, Request
 
 
 def roi_align(
@@ -72,17 +72,8 @@ def roi_align(
         sampling_ratio=checks.check_sampling_ratio(sampling_ratio),
         aligned=bool(aligned),
     )
-    if out is not None:
-        checks.check_out(out, request)
-    # Plain tensors skip torch's dispatcher, which takes longer than a small call does.
-    plain = out is not None or (all(type(m) is Tensor for m in maps) and not checks.has_stand_in(request))
-    if plain and not torch.compiler.is_compiling():
-        return _pool(request.prepared(), kernel, validate, out)
-    pooled: Tensor = _registered(*request.arguments(), kernel, validate)
-    if out is None:
-        return pooled
-    checks.check_out_shape(out, pooled.shape, pooled.dtype, maps[0].device)
-    return out.copy_(pooled)
+    pooled: Tensor = call(_NODE, request, kernel, validate, out=out)
+    return pooled
 
 
 def _pool(request: Request, kernel: str, validate: bool, out: Tensor | None) -> Tensor:
@@ -97,21 +88,4 @@ def _pool(request: Request, kernel: str, validate: bool, out: Tensor | None) -> 
     return result if result.dtype == request.dtype else result.to(request.dtype)
 
 
-@torch.library.custom_op("roialign::roi_align", mutates_args=(), schema=SCHEMA)
-def _registered(*arguments: Any) -> Tensor:
-    *fields, kernel, validate = arguments
-    return _pool(_request(*fields).prepared(), kernel, validate, None)
-
-
-@_registered.register_fake
-def _registered_shape(*arguments: Any) -> Tensor:
-    *fields, _kernel, _validate = arguments
-    request = _request(*fields)
-    return request.maps[0].new_empty(request.shape, dtype=request.dtype)
-
-
-def _request(*arguments: Any) -> Request:
-    """Return the request of the registered operator's arguments, the last of which, the type of the result, may be None."""
-    maps, *fields, dtype = arguments
-    filled: tuple[Any, ...] = (maps, *fields, dtype or maps[0].dtype)
-    return Request(*filled)
+_NODE = register("roi_align", "str kernel, bool validate", _pool, empty_result)

@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 
 from roialign_cli.ops.checks import check_points, check_scales
+from roialign_cli.ops.node import names_errors
 from roialign_cli.ops.operator import roi_align
 
 
+@names_errors
 def point_sample(
     features: Tensor | Sequence[Tensor],
     points: Tensor,

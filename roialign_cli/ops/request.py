@@ -23,7 +23,7 @@ REDUCTIONS: tuple[Reduce, ...] = get_args(Reduce)
 class Request:
     """The arguments of a call, checked except for the values in tensors. The fields are those of `SCHEMA`, in its order.
 
-    maps: one [N, C, H, W] per level. rois [K, 5]. levels [K], or None where all RoIs are on level 0. output_size
+    maps: one [N, C, H, W] per level. rois [K, 5], or [K, 6] of rotated boxes. levels [K], or None where all RoIs are on level 0. output_size
     (height, width). scales: map cells per image pixel, one per level. dtype: that of the result.
     """
 
@@ -70,20 +70,20 @@ class Request:
 
     @cached_property
     def table(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-        """rois [K, 5] and levels [K] on the host; waits for their device, once."""
+        """rois and levels [K] on the host; waits for their device, once."""
         if self.levels is None:
             rois = self.rois.to("cpu", torch.float64).numpy()
             return rois, np.zeros(len(rois), np.int64)
         if self.levels.device == self.rois.device != torch.device("cpu"):
             both = torch.cat([self.rois.double(), self.levels.double()[:, None]], dim=1).cpu().numpy()
-            return np.ascontiguousarray(both[:, :5]), both[:, 5].astype(np.int64)
+            return np.ascontiguousarray(both[:, :-1]), both[:, -1].astype(np.int64)
         return self.rois.to("cpu", torch.float64).numpy(), self.levels.cpu().numpy()
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(Request))
-SCHEMA = (  # of the operator that torch.compile and torch.export see
-    "(Tensor[] maps, Tensor rois, Tensor? levels, SymInt[] output_size, float[] scales, SymInt sampling_ratio, "
-    "bool aligned, str mode, str reduce, ScalarType? dtype, str kernel, bool validate) -> Tensor"
+SCHEMA = (  # of the fields, as torch.compile and torch.export see them
+    "Tensor[] maps, Tensor rois, Tensor? levels, SymInt[] output_size, float[] scales, SymInt sampling_ratio, "
+    "bool aligned, str mode, str reduce, ScalarType? dtype"
 )
 
 

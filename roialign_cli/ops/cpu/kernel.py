@@ -17,30 +17,16 @@ from collections import namedtuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
+
+from roialign_cli.ops.cpu.jit import inlined, jit
 
 AVG, MAX, EXACT = 0, 1, 2
 NONE, MEAN, LARGEST = 0, 1, 2
 LANES = 16
 LINE = 64  # bytes of a cache line
 BLOCK = 256  # channels at a time: the runs are long enough, and the tile of a 14x14 output fits the second-level cache
-
-_OPTIONS = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy", "boundscheck": False}
-
-
-def _jit(function):
-    """Compile on first use; keep the machine code on disk where some cache folder is writable."""
-    try:
-        return njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # Numba found no writable cache folder: compile in memory
-        return njit(**_OPTIONS)(function)
-
-
-def _inlined(function):
-    """Compile as part of each caller: functions that take tuples of many arrays compile a third faster that way."""
-    return njit(inline="always", **_OPTIONS)(function)
-
 
 # --- what Numba does not offer: pointers, narrow floats, transposes in registers ----------------------------------------------
 
@@ -156,7 +142,7 @@ def _fence(typing):
 # --- one axis: samples, or the integral, as weights of map cells ------------------------------------------------------
 
 
-@_jit
+@jit
 def _sample_axis(start, bin_size, grid, bins, size, ptr, at):
     """Write the clamped coordinates at[ptr[p]:ptr[p+1]] of the samples of bin p that lie in [-1, size], ascending.
 
@@ -180,7 +166,7 @@ def _sample_axis(start, bin_size, grid, bins, size, ptr, at):
     ptr[bins] = count
 
 
-@_jit
+@jit
 def _add(count, first, index, weight, at, last, share):
     """Add `share` of the clamped coordinate `at` to its two cells; samples ascend, so only the last two entries can match."""
     low = int(at)
@@ -201,7 +187,7 @@ def _add(count, first, index, weight, at, last, share):
     return count
 
 
-@_jit
+@jit
 def _average_axis(grid, bins, size, sample_ptr, at, ptr, index, weight):
     """Write the weights of the mean over samples: bin p reads cells index[ptr[p]:ptr[p+1]]; shared cells are merged."""
     count = 0
@@ -212,7 +198,7 @@ def _average_axis(grid, bins, size, sample_ptr, at, ptr, index, weight):
     ptr[bins] = count
 
 
-@_jit
+@jit
 def _exact_axis(start, bin_size, bins, size, ptr, index, weight):
     """Write the weights of the integral mean over each bin, the limit of infinitely many samples.
 
@@ -234,7 +220,7 @@ def _exact_axis(start, bin_size, bins, size, ptr, index, weight):
     ptr[bins] = count
 
 
-@_jit
+@jit
 def _rows_to_offsets(count, weight64, index, stride, weight, offset):
     """Convert weights to the type of the sums, and cell numbers to byte offsets."""
     for e in range(count):
@@ -242,7 +228,7 @@ def _rows_to_offsets(count, weight64, index, stride, weight, offset):
         offset[e] = index[e] * stride
 
 
-@_jit
+@jit
 def _index_unique_columns(count, weight64, index, weight, column, columns):
     """Write the distinct cells of the column weights to `columns`, and the index of each weight's cell to `column`."""
     distinct = 0
@@ -262,7 +248,7 @@ def _index_unique_columns(count, weight64, index, weight, column, columns):
 # --- the loops over channels ------------------------------------------------------------------------------------------
 
 
-@_jit
+@jit
 def _combine(out, source, stored, offset, weight, first, stop, n):
     """out[c] = sum over e of weight[e] * source[offset[e] bytes][c] for c < n; four terms per pass save loads of out."""
     o = _pointer(out, weight)
@@ -310,7 +296,7 @@ def _combine(out, source, stored, offset, weight, first, stop, n):
         e += left
 
 
-@_jit
+@jit
 def _max_into(out, value, unit, n):
     """out[c] = max(out[c], value[c]); NaN wins."""
     o, v = _pointer(out, unit), _pointer(value, unit)
@@ -318,7 +304,7 @@ def _max_into(out, value, unit, n):
         o[c] = v[c] if (v[c] > o[c]) | (v[c] != v[c]) else o[c]
 
 
-@_jit
+@jit
 def _reduce(tile, bins, n, reduce, unit):
     """Replace the first row of a tile [bins, n] by the mean or the maximum over its rows."""
     o = _pointer(tile, unit)
@@ -335,7 +321,7 @@ def _reduce(tile, bins, n, reduce, unit):
             o[c] /= bins
 
 
-@_jit
+@jit
 def _store(out, tile, bins, n, narrow, staging, written, unit):
     """Write a tile [bins, n] of sums as elements [n, bins] of the output; overlapping squares cover the remainders."""
     width = written.itemsize
@@ -363,7 +349,7 @@ def _store(out, tile, bins, n, narrow, staging, written, unit):
                 o[c * bins + s] = q[s * n + c]
 
 
-@_jit
+@jit
 def _stream(target, source, count, written):
     """Copy elements past the caches: stream whole lines, store the ends before and after them."""
     width = written.itemsize
@@ -395,14 +381,14 @@ Workspace = namedtuple(
 )
 
 
-@_inlined
+@inlined
 def _make_axis(bins, samples, cells, unit):
     """Allocate the lists of one axis."""
     sample_ptr, ptr = np.empty(bins + 1, np.int64), np.empty(bins + 1, np.int64)
     return Axis(sample_ptr, np.empty(samples), ptr, np.empty(cells, np.int64), np.empty(cells, unit.dtype))
 
 
-@_inlined
+@inlined
 def _make_workspace(maps, geometry, channels, stream, elements):
     """Allocate scratch memory for RoIs on any of the maps, `channels` at a time."""
     bins, side = geometry.ph * geometry.pw, max(maps[:, 1].max(), maps[:, 2].max())
@@ -424,7 +410,7 @@ def _make_workspace(maps, geometry, channels, stream, elements):
     )
 
 
-@_inlined
+@inlined
 def _prepare_axes(work, roi, scale, level, geometry):
     """Fill the lists of both axes for one RoI; return its grid (y, x) and the number of distinct map columns it reads."""
     ph, pw, mode = geometry.ph, geometry.pw, geometry.mode
@@ -460,7 +446,7 @@ def _prepare_axes(work, roi, scale, level, geometry):
     return grid_y, grid_x, columns
 
 
-@_inlined
+@inlined
 def _pool_average(work, source, stride_x, rows, cols, columns, n, elements):
     """tile[p, q] = sum over y and x of wy[p, y] * wx[q, x] * map[y, x], for n channels of a map at `source`."""
     # Locals, since every access to an array in a tuple counts a reference, atomically.
@@ -480,7 +466,7 @@ def _pool_average(work, source, stride_x, rows, cols, columns, n, elements):
             _combine(target, row_at, unit, x_offset, x_weight, x_ptr[q], x_ptr[q + 1], n)
 
 
-@_inlined
+@inlined
 def _pool_max(work, source, level, grid_y, grid_x, n, elements):
     """tile[p, q] = maximum over the interpolated samples of bin (p, q); samples outside of the map are zeros."""
     value, tile, stored, unit = work.row.ctypes.data, work.tile.ctypes.data, elements.stored, elements.unit
@@ -509,7 +495,7 @@ def _pool_max(work, source, level, grid_y, grid_x, n, elements):
                     _max_into(target, value, unit, n)
 
 
-@_jit
+@jit
 def pool(out, channels, first, stop, order, table, maps, shape, stream, types_of):
     """Pool the RoIs `order` over channels first..stop of their maps into out [K, channels, ph, pw] (its address).
 
@@ -547,7 +533,114 @@ def pool(out, channels, first, stop, order, table, maps, shape, stream, types_of
     return work.row.size + work.tile.size  # the last use: Numba frees an array after it, and addresses do not count
 
 
-@_jit
+# --- regions whose bins are no products of two axes ---------------------------------------------------------------------
+
+
+@jit
+def product_lists(rows, table, maps, shape, moved, ptr, cells, weight):
+    """Fill the lists of bins that are upright rectangles of their own, as weights.py does for other regions.
+
+    `moved` is (offsets [K, 2, ph, pw], modulation [K, ph, pw], gamma): bin (p, q) is moved by gamma * offset * (width, height)
+    of its RoI and its weights are multiplied by its modulation. Either is empty, [0, ...], if there is none.
+    """
+    rois, levels, scales = table
+    ph, pw, ratio, aligned, mode = shape
+    offsets, modulation, gamma = moved
+    bins, count = ph * pw, 0
+    side = max(maps[:, 1].max(), maps[:, 2].max())
+    samples, entries = 2 * side + max(ratio, 1) + 11, side + 7
+    sample_ptr, at, one = np.empty(2, np.int64), np.empty(samples), np.empty(2, np.int64)
+    y_cell, x_cell = np.empty(entries, np.int64), np.empty(entries, np.int64)
+    y_weight, x_weight = np.empty(entries), np.empty(entries)
+    ptr[0] = 0
+    for i in range(len(rows)):
+        k = rows[i]
+        if (i + 1) * bins >= ptr.size:
+            return i
+        level = maps[levels[k]]
+        height, width, scale = level[1], level[2], scales[levels[k]]
+        offset = 0.5 if aligned else 0.0
+        x, y = rois[k, 1] * scale - offset, rois[k, 2] * scale - offset
+        roi_w, roi_h = rois[k, 3] * scale - offset - x, rois[k, 4] * scale - offset - y
+        if not aligned:
+            roi_w, roi_h = max(roi_w, 1.0), max(roi_h, 1.0)
+        bin_w, bin_h = roi_w / pw, roi_h / ph
+        grid_x = float(ratio) if ratio > 0 else np.ceil(bin_w)
+        grid_y = float(ratio) if ratio > 0 else np.ceil(bin_h)
+        y_count = 0
+        for p in range(ph):
+            for q in range(pw):
+                if q == 0 or offsets.size > 0:
+                    start = y + p * bin_h + (gamma * offsets[k, 1, p, q] * roi_h if offsets.size > 0 else 0.0)
+                    if mode == EXACT:
+                        _exact_axis(start, bin_h, 1, height, one, y_cell, y_weight)
+                    else:
+                        _sample_axis(start, bin_h, grid_y, 1, height, sample_ptr, at)
+                        _average_axis(grid_y, 1, height, sample_ptr, at, one, y_cell, y_weight)
+                    y_count = one[1]
+                start = x + q * bin_w + (gamma * offsets[k, 0, p, q] * roi_w if offsets.size > 0 else 0.0)
+                if mode == EXACT:
+                    _exact_axis(start, bin_w, 1, width, one, x_cell, x_weight)
+                else:
+                    _sample_axis(start, bin_w, grid_x, 1, width, sample_ptr, at)
+                    _average_axis(grid_x, 1, width, sample_ptr, at, one, x_cell, x_weight)
+                if count + y_count * one[1] > cells.size:
+                    return i
+                factor = modulation[k, p, q] if modulation.size > 0 else 1.0
+                for e in range(y_count):
+                    for f in range(one[1]):
+                        cells[count] = y_cell[e] * level[4] + x_cell[f] * level[5]
+                        weight[count] = factor * y_weight[e] * x_weight[f]
+                        count += 1
+                ptr[i * bins + p * pw + q + 1] = count
+    return len(rows)
+
+
+@jit
+def pool_lists(out, channels, rows, lists, where, maps, bins, maximum, stream, types_of):
+    """Pool the RoIs `rows` by the lists of their bins into out [K, channels, bins] (its address).
+
+    lists: (ptr, offset, weight) of these RoIs as weights.py fills them; with `maximum` each four entries are one sample, and
+    outside [rows * bins] says which bins have samples outside of the map, which are zeros. where: (images [K], levels [K],
+    bytes from the map of a bin to that of the next).
+    """
+    ptr, offset, weight64, outside = lists
+    images, levels, bin_stride = where
+    elements = ElementTypes(types_of[0], types_of[1], types_of[2])
+    stored, written, unit = elements.stored, elements.written, elements.unit
+    size, block = unit.itemsize, min(BLOCK, channels)
+    weight = np.empty(ptr[len(rows) * bins], unit.dtype)
+    for e in range(weight.size):
+        weight[e] = weight64[e]
+    tile_of = np.empty(bins * block, unit.dtype)
+    value_of = np.empty(block, unit.dtype)
+    narrow = np.empty(bins * block if written.itemsize != size else 0, written.dtype)
+    staging = np.empty(LANES * bins if stream else 0, written.dtype)
+    tile, value = tile_of.ctypes.data, value_of.ctypes.data
+    for i in range(len(rows)):
+        k = rows[i]
+        level = maps[levels[k]]
+        source = level[0] + images[k] * level[3]
+        for c in range(0, channels, BLOCK):
+            n = min(BLOCK, channels - c)
+            for b in range(bins):
+                target, first, stop = tile + b * n * size, ptr[i * bins + b], ptr[i * bins + b + 1]
+                origin = source + b * bin_stride + c * stored.itemsize
+                if not maximum:
+                    _combine(target, origin, stored, offset, weight, first, stop, n)
+                    continue
+                o = _pointer(target, unit)
+                for d in range(n):
+                    o[d] = 0.0 if outside[i * bins + b] or first == stop else -np.inf
+                for e in range(first, stop, 4):
+                    _combine(value, origin, stored, offset, weight, e, e + 4, n)
+                    _max_into(target, value, unit, n)
+            _store(out + (k * channels + c) * bins * written.itemsize, tile, bins, n, narrow, staging, written, unit)
+    _fence()
+    return tile_of.size + value_of.size  # the last use, see `pool`
+
+
+@jit
 def pack(target, source, stride_c, stride_y, stride_x, top, bottom, left, width, n, stored):
     """Copy rows top..bottom of a map of any strides (bytes) to [rows, width, n] stored elements, channels last."""
     size = stored.itemsize

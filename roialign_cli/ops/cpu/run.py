@@ -36,20 +36,20 @@ SINGLE_THREAD_ELEMENTS = 1 << 15  # below this many output elements, threads cos
 def run(request: Request, out: Tensor | None) -> Tensor:
     """Return the pooled features of a request on CPU tensors, in `out` if given."""
     if out is None:
-        out = _empty(request)
+        out = new_output(request)
     if out.numel() == 0:
         return out
     rois, levels = request.table
     order = np.lexsort((rois[:, 1], rois[:, 2], rois[:, 0], levels))  # neighbouring RoIs share cache lines
     if all(m.stride(1) == 1 or m.shape[1] == 1 for m in request.maps):
-        maps = np.array([_describe(m) for m in request.maps], np.int64)
+        maps = np.array([describe(m) for m in request.maps], np.int64)
         _pool(request, out, order, maps, 0, request.shape[1])
     else:
         _pool_by_slabs(request, out, order)
     return out
 
 
-def _empty(request: Request) -> Tensor:
+def new_output(request: Request) -> Tensor:
     """Return a new output whose pages exist before the threads write to them.
 
     NumPy asks the system for huge pages and torch does not. Threads that touch new pages at once wait for each other in the
@@ -64,7 +64,7 @@ def _empty(request: Request) -> Tensor:
     return torch.from_numpy(buffer[start : start + size].view(written).reshape(request.shape)).view(request.dtype)
 
 
-def _describe(features: Tensor) -> list[int]:
+def describe(features: Tensor) -> list[int]:
     """Return the record of a map: address, height, width, and its strides along n, y and x in bytes."""
     size = features.element_size()
     n, _, y, x = (stride * size for stride in features.stride())

@@ -1,0 +1,104 @@
+"""Deformable RoI pooling: RoI Align whose bins are moved by learned offsets. The public operator."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from roialign_cli.config import Mode, Reduce
+from roialign_cli.ops import checks, reference_regions
+from roialign_cli.ops.cells import Cells, channels_last, host_arrays
+from roialign_cli.ops.dispatch import pool_cells
+from roialign_cli.ops.node import call, empty_result, names_errors, register
+from roialign_cli.ops.products import fill_products
+from roialign_cli.ops.request import REDUCTIONS, Request
+
+MODES = ("avg", "exact")
+
+
+@names_errors
+def deform_roi_align(
+    features: Tensor | Sequence[Tensor],
+    rois: Tensor | Sequence[Tensor],
+    offsets: Tensor,
+    output_size: int | Sequence[int],
+    *,
+    modulation: Tensor | None = None,
+    spatial_scale: float | Sequence[float] = 1.0,
+    sampling_ratio: int = 0,
+    gamma: float = 0.1,
+    aligned: bool = True,
+    mode: Mode = "avg",
+    levels: Tensor | None = None,
+    reduce: Reduce = "none",
+    dtype: torch.dtype | None = None,
+    kernel: str = "auto",
+    out: Tensor | None = None,
+) -> Tensor:
+    """Pool RoIs whose bins are moved, as Deformable ConvNets do (arXiv:1703.06211, section 2.2; arXiv:1811.11168, section 3.2).
+
+    Bin (p, q) is moved by gamma * offset * (width, height of the RoI in map cells). Inference only. `torch.compile` and
+    `torch.export` see one node, `roialign::deform_roi_align`.
+
+    Args:
+        features, rois, output_size, spatial_scale, sampling_ratio, aligned, levels, reduce, dtype, out: as `roi_align` takes
+            them; maps that are not channels-last are copied whole.
+        offsets: [K, 2, PH, PW], of each bin along x and along y.
+        modulation: [K, PH, PW], factors of the bins (version 2 of the paper); None is 1.
+        gamma: factor of all offsets.
+        mode: `avg`, or `exact`, the integral mean over the moved bins.
+        kernel: `auto`, `cpu`, `cuda` or `reference`.
+
+    Returns:
+        [K, C, PH, PW], or [K, C] with `reduce`; sums are float32 (float64 for float64).
+
+    Raises:
+        OperatorInputError: an argument is not valid; the message names the argument and the row.
+        KernelError: the kernel cannot run on this device.
+    """
+    maps = checks.check_maps(features)
+    table = checks.check_rois(rois, maps[0])
+    size = checks.check_output_size(output_size)
+    request = Request(
+        maps=maps,
+        rois=table,
+        mode=checks.check_choice("mode", mode, MODES),
+        reduce=checks.check_choice("reduce", reduce, REDUCTIONS),
+        dtype=checks.check_dtype(dtype) or maps[0].dtype,
+        levels=checks.check_levels(levels, len(maps), table.shape[0]),
+        output_size=size,
+        scales=checks.check_scales(spatial_scale, len(maps)),
+        sampling_ratio=checks.check_sampling_ratio(sampling_ratio),
+        aligned=bool(aligned),
+    )
+    if not math.isfinite(gamma):
+        raise checks.input_error("gamma", f"expected a finite number, found {gamma!r}")
+    checks.check_bin_values("offsets", offsets, (table.shape[0], 2, *size))
+    if modulation is not None:
+        checks.check_bin_values("modulation", modulation, (table.shape[0], *size))
+    pooled: Tensor = call(_NODE, request, offsets, modulation, float(gamma), kernel, out=out)
+    return pooled
+
+
+def _pool(
+    request: Request, offsets: Tensor, modulation: Tensor | None, gamma: float, kernel: str, out: Tensor | None
+) -> Tensor:
+    """Pool a prepared request."""
+    checks.check_values(request)
+    moved, factors = host_arrays(offsets, torch.empty(0, 1, 1) if modulation is None else modulation)
+    checks.check_finite("offsets", moved)
+    checks.check_finite("modulation", factors)
+    fill = fill_products(request, moved, factors, gamma)
+    return pool_cells(
+        Cells(replace(request, maps=channels_last(request.maps)), fill),
+        kernel,
+        lambda: reference_regions.deformable(request, moved, factors, gamma),
+        out,
+    )
+
+
+_NODE = register("deform_roi_align", "Tensor offsets, Tensor? modulation, float gamma, str kernel", _pool, empty_result)

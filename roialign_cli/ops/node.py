@@ -1,0 +1,86 @@
+"""Register operators with torch.library: torch.compile and torch.export see one node each."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from roialign_cli.errors import OperatorInputError
+from roialign_cli.ops import checks
+from roialign_cli.ops.request import SCHEMA, Request
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Node:
+    """An operator: `run(request, *extra, out)` computes it, `registered(*request.arguments(), *extra)` is its node."""
+
+    run: Callable[..., Any]
+    registered: Callable[..., Any]
+
+
+def register(name: str, extra: str, run: Callable[..., Any], fake: Callable[..., Any], returns: str = "Tensor") -> Node:
+    """Register the operator `roialign::name`, whose arguments are the fields of a request and then `extra`.
+
+    fake: makes results of the right shape from a request whose tensors have no values.
+    """
+
+    def compute(*arguments: Any) -> Any:
+        request, rest = _split(arguments)
+        return run(request.prepared(), *rest, None)
+
+    schema = f"({SCHEMA}, {extra}) -> {returns}"
+    registered = torch.library.custom_op(f"roialign::{name}", compute, mutates_args=(), schema=schema)
+    registered.register_fake(lambda *arguments: fake(*_split(arguments)))
+    return Node(run, registered)
+
+
+def _split(arguments: tuple[Any, ...]) -> tuple[Request, tuple[Any, ...]]:
+    """Return the request of a node's arguments, and the others; no type of the result means that of the maps."""
+    fields, rest = list(arguments[: SCHEMA.count(",") + 1]), arguments[SCHEMA.count(",") + 1 :]
+    fields[-1] = fields[-1] or fields[0][0].dtype
+    return Request(*fields), rest
+
+
+def empty_result(request: Request, rest: tuple[Any, ...]) -> Tensor:
+    """Return memory of the shape and type of a request's result, without values."""
+    return request.maps[0].new_empty(request.shape, dtype=request.dtype)
+
+
+def call(node: Node, request: Request, *extra: Any, out: Tensor | None) -> Any:
+    """Compute an operator, through its node only where something traces; the first result is written into `out`, if given."""
+    if out is not None:
+        checks.check_out(out, request)
+    # Plain tensors skip torch's dispatcher, which takes longer than a small call does.
+    stand_in = checks.has_stand_in(request) or any(isinstance(e, Tensor) and checks.is_stand_in(e) for e in extra)
+    plain = out is not None or (all(type(m) is Tensor for m in request.maps) and not stand_in)
+    if plain and not torch.compiler.is_compiling():
+        return node.run(request.prepared(), *extra, out)
+    result = node.registered(*request.arguments(), *extra)
+    if out is None:
+        return result
+    first = result if isinstance(result, Tensor) else result[0]
+    checks.check_out_shape(out, first.shape, first.dtype, request.maps[0].device)
+    out.copy_(first)
+    return out if isinstance(result, Tensor) else (out, *result[1:])
+
+
+def names_errors(operator: Callable[P, R]) -> Callable[P, R]:
+    """Let errors of arguments, which are those of `roi_align`, name the operator that was called."""
+
+    @functools.wraps(operator)
+    def named(*arguments: P.args, **keywords: P.kwargs) -> R:
+        try:
+            return operator(*arguments, **keywords)
+        except OperatorInputError as error:
+            message = error.message.removeprefix("roi_align: ").removeprefix(f"{operator.__name__}: ")
+            raise OperatorInputError(error.reference, f"{operator.__name__}: {message}", error.hint) from None
+
+    return named

@@ -1,0 +1,103 @@
+"""Position-sensitive RoI Align: each bin reads channels of its own. The public operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roialign_cli.config import Mode, Reduce
+from roialign_cli.ops import checks, reference_regions
+from roialign_cli.ops.cells import Cells
+from roialign_cli.ops.dispatch import pool_cells
+from roialign_cli.ops.node import call, names_errors, register
+from roialign_cli.ops.products import fill_products
+from roialign_cli.ops.request import REDUCTIONS, Request
+
+MODES = ("avg", "exact")
+
+
+@names_errors
+def ps_roi_align(
+    features: Tensor | Sequence[Tensor],
+    rois: Tensor | Sequence[Tensor],
+    output_size: int | Sequence[int],
+    *,
+    spatial_scale: float | Sequence[float] = 1.0,
+    sampling_ratio: int = 0,
+    mode: Mode = "avg",
+    levels: Tensor | None = None,
+    reduce: Reduce = "none",
+    dtype: torch.dtype | None = None,
+    kernel: str = "auto",
+    out: Tensor | None = None,
+) -> Tensor:
+    """Pool RoIs of which each bin reads its own channels (R-FCN, arXiv:1605.06409, section 2, eq. 1).
+
+    Bin (p, q) of output channel c reads channel (c * PH + p) * PW + q of the maps. Equals `torchvision.ops.ps_roi_align`.
+    Inference only. `torch.compile` and `torch.export` see one node, `roialign::ps_roi_align`.
+
+    Args:
+        features: [N, C * PH * PW, H, W], or a list of such maps, one per level; they are copied once, so that the channels of a
+            bin lie beside each other.
+        rois, output_size, spatial_scale, sampling_ratio, levels, reduce, dtype, out: as `roi_align` takes them.
+        mode: `avg`, or `exact`, the integral mean.
+        kernel: `auto`, `cpu`, `cuda` or `reference`.
+
+    Returns:
+        [K, C, PH, PW], or [K, C] with `reduce`; sums are float32 (float64 for float64).
+
+    Raises:
+        OperatorInputError: an argument is not valid; the message names the argument and the row.
+        KernelError: the kernel cannot run on this device.
+    """
+    maps = checks.check_maps(features)
+    table = checks.check_rois(rois, maps[0])
+    size = checks.check_output_size(output_size)
+    if maps[0].shape[1] % (size[0] * size[1]):
+        expected = f"expected a multiple of {size[0]} * {size[1]} channels, found {maps[0].shape[1]}"
+        raise checks.input_error("features", expected)
+    request = Request(
+        maps=maps,
+        rois=table,
+        mode=checks.check_choice("mode", mode, MODES),
+        reduce=checks.check_choice("reduce", reduce, REDUCTIONS),
+        dtype=checks.check_dtype(dtype) or maps[0].dtype,
+        levels=checks.check_levels(levels, len(maps), table.shape[0]),
+        output_size=size,
+        scales=checks.check_scales(spatial_scale, len(maps)),
+        sampling_ratio=checks.check_sampling_ratio(sampling_ratio),
+        aligned=True,  # torchvision's has half a cell of offset, always; it keeps boxes smaller than a cell, as `aligned` does
+    )
+    pooled: Tensor = call(_NODE, request, kernel, out=out)
+    return pooled
+
+
+def _pool(request: Request, kernel: str, out: Tensor | None) -> Tensor:
+    """Pool a prepared request."""
+    checks.check_values(request)
+    none = np.empty((0, 2, 1, 1))
+    fill = fill_products(request, none, none[:, 0], 0.0)
+    bins = request.output_size[0] * request.output_size[1]
+    own = replace(request, maps=[_by_bin(m, bins) for m in request.maps])
+    cells = Cells(own, fill, maps_per_image=bins)
+    return pool_cells(cells, kernel, lambda: reference_regions.position_sensitive(request), out)
+
+
+def _by_bin(features: Tensor, bins: int) -> Tensor:
+    """Return maps [N, C * bins, H, W] as [N * bins, C, H, W] in channels-last memory."""
+    n, channels, height, width = features.shape
+    parts = features.reshape(n, channels // bins, bins, height, width).permute(0, 2, 3, 4, 1).contiguous()
+    return parts.view(n * bins, height, width, channels // bins).permute(0, 3, 1, 2)
+
+
+def _fake(request: Request, rest: tuple[object, ...]) -> Tensor:
+    k, channels, height, width = request.bins_shape
+    shape = (k, channels // (height * width), height, width)
+    return request.maps[0].new_empty(shape if request.reduce == "none" else shape[:2], dtype=request.dtype)
+
+
+_NODE = register("ps_roi_align", "str kernel", _pool, _fake)
