@@ -1,0 +1,120 @@
+"""RoI Align of masks: means over the part of each bin that the mask covers. The public operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from roialign_cli.config import Mode, Reduce
+from roialign_cli.ops import checks, reference_regions
+from roialign_cli.ops.cells import Cells, Indices, Lists, channels_last, host_arrays
+from roialign_cli.ops.dispatch import pool_cells
+from roialign_cli.ops.masks import Mask, Trapezoids, parse_masks
+from roialign_cli.ops.node import call, empty_result, names_errors, register
+from roialign_cli.ops.request import REDUCTIONS, Request
+
+MODES = ("exact", "avg")
+NORMALIZE = ("mask", "bin")
+
+
+@names_errors
+def roi_align_masked(
+    features: Tensor | Sequence[Tensor],
+    rois: Tensor | Sequence[Tensor],
+    masks: Sequence[Mask] | Trapezoids,
+    output_size: int | Sequence[int],
+    *,
+    spatial_scale: float | Sequence[float] = 1.0,
+    aligned: bool = True,
+    mode: Mode = "exact",
+    sampling_ratio: int = 0,
+    normalize: Literal["mask", "bin"] = "mask",
+    levels: Tensor | None = None,
+    reduce: Reduce = "none",
+    dtype: torch.dtype | None = None,
+    kernel: str = "auto",
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Pool the part of each bin that a mask covers, without resizing the mask to the map.
+
+    Inference only. `torch.compile` and `torch.export` see one node, `roialign::roi_align_masked`.
+
+    Args:
+        features, rois, output_size, spatial_scale, aligned, levels, reduce, dtype, out: as `roi_align` takes them; maps that
+            are not channels-last are copied whole. rois are usually the boxes of the masks.
+        masks: one per RoI, in image pixels; pixel (row r, column c) is [c, c + 1] x [r, r + 1]. Run lengths as COCO has them,
+            {"size": [height, width], "counts": numbers or compressed text}; polygons, [[x1, y1, x2, y2, ...], ...], whose union
+            is the mask; or a bool array [H, W].
+        mode: `exact`, the integral mean over mask and bin; `avg`, the mean of the samples that lie in the mask.
+        sampling_ratio: samples per bin and axis in mode `avg`; 0 is adaptive, ceil(RoI size / output size).
+        normalize: divide by the area of the mask in the bin, or by that of the bin.
+        kernel: `auto`, `cpu`, `cuda` or `reference`.
+
+    Returns:
+        pooled [K, C, PH, PW], or [K, C] with `reduce`, zero in bins that the mask does not touch; and coverage [K, PH, PW]
+        float32, the share of each bin that the mask covers. An empty bin counts as one of 1e-6 cells.
+
+    Raises:
+        OperatorInputError: an argument is not valid; the message names the argument and the row.
+        KernelError: the kernel cannot run on this device.
+    """
+    maps = checks.check_maps(features)
+    table = checks.check_rois(rois, maps[0])
+    pieces = masks if isinstance(masks, Trapezoids) else parse_masks(masks, table.shape[0])
+    checks.check_choice("normalize", normalize, NORMALIZE)
+    request = Request(
+        maps=maps,
+        rois=table,
+        mode=checks.check_choice("mode", mode, MODES),
+        reduce=checks.check_choice("reduce", reduce, REDUCTIONS),
+        dtype=checks.check_dtype(dtype) or maps[0].dtype,
+        levels=checks.check_levels(levels, len(maps), table.shape[0]),
+        output_size=checks.check_output_size(output_size),
+        scales=checks.check_scales(spatial_scale, len(maps)),
+        sampling_ratio=checks.check_sampling_ratio(sampling_ratio),
+        aligned=bool(aligned),
+    )
+    pooled, coverage = call(_NODE, request, pieces.first, pieces.sides, normalize, kernel, out=out)
+    return pooled, coverage
+
+
+def _pool(
+    request: Request, first: Tensor, sides: Tensor, normalize: str, kernel: str, out: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Pool a prepared request."""
+    from roialign_cli.ops.cpu import mask_weights
+
+    checks.check_values(request)
+    height, width = request.output_size
+    coverage = np.zeros((request.rois.shape[0], height, width))
+    shape = (height, width, request.sampling_ratio, request.aligned, request.mode == "exact", NORMALIZE.index(normalize))
+    table = (*request.table, checks.scale_array(request))
+    masks = (first.cpu().numpy(), *host_arrays(sides))
+
+    def fill(rows: Indices, maps: Indices, lists: Lists) -> int:
+        arrays = (lists.ptr, lists.offset, lists.weight, lists.slot, coverage.reshape(len(coverage), -1))
+        return int(mask_weights.masked(rows, table, masks, maps, shape, *arrays))
+
+    def define() -> Tensor:
+        pooled, covered = reference_regions.masked(request, first, sides, normalize)
+        coverage[:] = covered
+        return pooled
+
+    cells = Cells(replace(request, maps=channels_last(request.maps)), fill)
+    pooled = pool_cells(cells, kernel, define, out)
+    return pooled, torch.from_numpy(coverage).to(pooled.device, torch.float32)
+
+
+def _fake(request: Request, rest: tuple[object, ...]) -> tuple[Tensor, Tensor]:
+    covered = (request.rois.shape[0], *request.output_size)
+    return empty_result(request, rest), request.maps[0].new_empty(covered, dtype=torch.float32)
+
+
+_NODE = register(
+    "roi_align_masked", "Tensor first, Tensor sides, str normalize, str kernel", _pool, _fake, "(Tensor, Tensor)"
+)
