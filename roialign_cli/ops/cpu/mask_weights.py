@@ -2,8 +2,9 @@
 
 A mask is a set of disjoint trapezoids with horizontal bases, [T, 6]: y0, y1, left and right at y0, left and right at y1, in
 pixels of the RoIs; mask_pieces.py makes them. The bins of a RoI are cut along the lines between cell centres into pieces, on
-each of which the bilinear surface is a polynomial. The integrals of 1, u, v and uv over the part of the mask in each piece
-then give the weights. The lists are filled as in weights.py.
+each of which the bilinear surface is a polynomial, so that the integrals over mask and piece give the weights of four cells.
+The weights of runs of pixels are products: those along y are added up over the runs of a column of pixels, and then
+multiplied by those of the column along x. The lists are filled as in weights.py.
 """
 
 from collections import namedtuple
@@ -17,47 +18,40 @@ MIN_EXTENT = 1e-6  # map cells: an empty bin is widened to it, so that its area 
 OUTSIDE = -2  # the cell of pieces outside of the map
 CORNERS = 16
 
-# One axis of a RoI. Its `count` pieces reach from cut[i] to cut[i + 1] and begin right of the centre of cell[i]; those of bin p
-# are first[p]:first[p + 1].
-Pieces = namedtuple("Pieces", ["cut", "cell", "first"])
-
-
-@inlined
-def _add(cells, weight, slot, count, cell, share):
-    """Add a share to the weight of a cell in the list of the current bin; count on when the arrays are full."""
-    entry = slot[cell]
-    if entry >= 0:
-        weight[entry] += share
-    else:
-        if count < cells.size:
-            slot[cell] = count
-            cells[count] = cell
-            weight[count] = share
-        count += 1
-    return count
+# One axis of a RoI. Piece i reaches from cut[i] to cut[i + 1]; cell[i] is the cell centre in which it begins. Weights are kept
+# per entry: the pieces of a bin over n neighbouring cells share n + 1 entries, of which piece i adds to entry[i] and the next
+# one. of_entry [E] are the cells of entries, and those of bin p are first[p]:first[p + 1].
+Pieces = namedtuple("Pieces", ["cut", "cell", "entry", "of_entry", "first"])
 
 
 @jit
-def _cut_axis(start, bin_size, bins, size, cut, cell, first):
-    """Cut the bins of an axis into pieces at cell centres and at the ends of the map; return the number of pieces."""
-    count = 0
+def _cut_axis(start, bin_size, bins, size, axis):
+    """Cut the bins of an axis into pieces at cell centres and at the ends of the map; return the numbers of pieces and entries."""
+    cut, cell, entry, of_entry, first = axis
+    pieces = entries = 0
     for p in range(bins):
-        first[p] = count
+        first[p] = entries
         at, end = start + p * bin_size, start + (p + 1) * bin_size
         while at < end:
+            inside = OUTSIDE
             if at < -1.0:
-                stop, inside = min(end, -1.0), OUTSIDE
+                stop = min(end, -1.0)
             elif at < size:
                 inside = int(np.floor(at))
                 stop = min(end, inside + 1.0)
             else:
-                stop, inside = end, OUTSIDE
-            cut[count], cell[count] = at, inside
-            count += 1
+                stop = end
+            cut[pieces], cell[pieces], entry[pieces] = at, inside, entries
+            of_entry[entries] = inside if inside == OUTSIDE else max(inside, 0)
+            entries += 1
+            if inside != OUTSIDE and (stop == end or stop == size):
+                of_entry[entries] = min(inside + 1, size - 1)
+                entries += 1
+            pieces += 1
             at = stop
-    first[bins] = count
-    cut[count] = start + bins * bin_size
-    return count
+    first[bins] = entries
+    cut[pieces] = start + bins * bin_size
+    return pieces, entries
 
 
 @jit
@@ -74,59 +68,69 @@ def _find_piece(cut, count, at):
 
 
 @jit
-def _add_rectangle(y, rows, x, columns, low, high, left, right, moments):
-    """Add a rectangle, low..high and left..right, to the moments of all pieces."""
-    low, high = max(low, y.cut[0]), min(high, y.cut[rows])
-    left, right = max(left, x.cut[0]), min(right, x.cut[columns])
-    if low >= high or left >= right:
-        return
-    y_cut, y_cell, x_cut, x_cell = y.cut, y.cell, x.cut, x.cell
-    leftmost = _find_piece(x_cut, columns, left)
-    i = _find_piece(y_cut, rows, low)
-    while i < rows and y_cut[i] < high:
-        a, b = max(low, y_cut[i]), min(high, y_cut[i + 1])
-        tall, middle_v = b - a, (a + b) / 2 - y_cell[i]
-        j = leftmost
-        while j < columns and x_cut[j] < right:
-            c, d = max(left, x_cut[j]), min(right, x_cut[j + 1])
-            area, middle_u = (d - c) * tall, (c + d) / 2 - x_cell[j]
-            moments[i, j, 0] += area
-            moments[i, j, 1] += area * middle_u
-            moments[i, j, 2] += area * middle_v
-            moments[i, j, 3] += area * middle_u * middle_v
-            j += 1
+def _add_run(axis, pieces, low, high, sums):
+    """Add the weights of the interval low..high to the sums [E + 1] of an axis; return the range of entries that it touches."""
+    cut, cell, entry, _, _ = axis
+    low, high = max(low, cut[0]), min(high, cut[pieces])
+    if low >= high:
+        return 0, 0
+    i = _find_piece(cut, pieces, low)
+    first = entry[i]
+    while i < pieces and cut[i] < high:
+        a, b = max(low, cut[i]), min(high, cut[i + 1])
+        next_share = 0.0 if cell[i] == OUTSIDE else (a + b) / 2 - cell[i]
+        sums[entry[i]] += (b - a) * (1.0 - next_share)
+        sums[entry[i] + 1] += (b - a) * next_share
         i += 1
+    return first, entry[i - 1] + 2
 
 
 @jit
-def _add_trapezoid(y, rows, x, columns, sides, moments, work):
-    """Add a trapezoid, `sides` as in the rows of a mask, to the moments of all pieces."""
-    y0, y1, left0, right0, left1, right1 = sides
-    if left0 == left1 and right0 == right1:
-        _add_rectangle(y, rows, x, columns, y0, y1, left0, right0, moments)
-        return
-    low, high = max(y0, y.cut[0]), min(y1, y.cut[rows])
+def _add_column(axis, pieces, left, right, sums, first, stop, total):
+    """Add the weights of an interval along x times the sums of entries first..stop along y to the total [Ex, Ey]; clear these."""
+    cut, cell, entry, _, _ = axis
+    left, right = max(left, cut[0]), min(right, cut[pieces])
+    if left < right:
+        j = _find_piece(cut, pieces, left)
+        while j < pieces and cut[j] < right:
+            a, b = max(left, cut[j]), min(right, cut[j + 1])
+            next_share = 0.0 if cell[j] == OUTSIDE else (a + b) / 2 - cell[j]
+            here, beside = (b - a) * (1.0 - next_share), (b - a) * next_share
+            x = entry[j]
+            for y in range(first, stop):
+                total[x, y] += here * sums[y]
+                total[x + 1, y] += beside * sums[y]
+            j += 1
+    for y in range(first, stop):
+        sums[y] = 0.0
+
+
+@jit
+def _add_trapezoid(y, n_y, x, n_x, mask, t, total, work):
+    """Add the weights of trapezoid t, which is cut into polygons in one piece each, to the total [Ex, Ey]."""
+    y0, y1, left0, right0, left1, right1 = mask[t, 0], mask[t, 1], mask[t, 2], mask[t, 3], mask[t, 4], mask[t, 5]
+    low, high = max(y0, y.cut[0]), min(y1, y.cut[n_y])
     if low >= high:
         return
     rest, part, above = work[0], work[1], work[2]
-    i = _find_piece(y.cut, rows, low)
-    while i < rows and y.cut[i] < high:
+    i = _find_piece(y.cut, n_y, low)
+    while i < n_y and y.cut[i] < high:
         a, b = max(low, y.cut[i]), min(high, y.cut[i + 1])
-        s, t = (a - y0) / (y1 - y0), (b - y0) / (y1 - y0)
-        left_a, right_a = left0 + s * (left1 - left0), right0 + s * (right1 - right0)
-        left_b, right_b = left0 + t * (left1 - left0), right0 + t * (right1 - right0)
+        above_a, above_b = (a - y0) / (y1 - y0), (b - y0) / (y1 - y0)
+        left_a, right_a = left0 + above_a * (left1 - left0), right0 + above_a * (right1 - right0)
+        left_b, right_b = left0 + above_b * (left1 - left0), right0 + above_b * (right1 - right0)
         rest[0, 0], rest[1, 0], rest[2, 0], rest[3, 0] = left_a, right_a, right_b, left_b
         rest[0, 1], rest[1, 1], rest[2, 1], rest[3, 1] = a, a, b, b
         n, right = 4, max(right_a, right_b)
         if min(left_a, left_b) < x.cut[0]:
             _, n = _cut_at(rest, n, x.cut[0], part, above)
             rest, above = above, rest
-        j = _find_piece(x.cut, columns, min(left_a, left_b))
-        while n >= 3 and j < columns and x.cut[j] < right:
+        j = _find_piece(x.cut, n_x, min(left_a, left_b))
+        while n >= 3 and j < n_x and x.cut[j] < right:
             found, n = _cut_at(rest, n, x.cut[j + 1], part, above)
             rest, above = above, rest
             if found >= 3:
-                _add_polygon(part, found, x.cell[j], y.cell[i], moments[i, j])
+                _add_polygon(part, found, x.cell[j], y.cell[i], x.entry[j], y.entry[i], total)
             j += 1
         i += 1
 
@@ -154,17 +158,36 @@ def _cut_at(source, n, at, left, right):
 
 
 @jit
-def _add_polygon(corners, n, x, y, moments):
-    """Add the integrals of 1, u, v and uv over a polygon, with u and v counted from (x, y)."""
+def _add_polygon(corners, n, x, y, x_entry, y_entry, total):
+    """Add the weights of a polygon right of and below cell centre (x, y): its moments 1, u, v and uv give them."""
+    area = mu = mv = muv = 0.0
     for i in range(n):
         j = i + 1 if i + 1 < n else 0
         a, b = corners[i, 0] - x, corners[i, 1] - y
         c, d = corners[j, 0] - x, corners[j, 1] - y
         cross = a * d - c * b
-        moments[0] += cross / 2
-        moments[1] += cross * (a + c) / 6
-        moments[2] += cross * (b + d) / 6
-        moments[3] += cross * (2 * a * b + a * d + c * b + 2 * c * d) / 24
+        area += cross / 2
+        mu += cross * (a + c) / 6
+        mv += cross * (b + d) / 6
+        muv += cross * (2 * a * b + a * d + c * b + 2 * c * d) / 24
+    if x == OUTSIDE:  # only the area counts
+        mu = muv = 0.0
+    if y == OUTSIDE:
+        mv = muv = 0.0
+    total[x_entry, y_entry] += area - mu - mv + muv
+    total[x_entry + 1, y_entry] += mu - muv
+    total[x_entry, y_entry + 1] += mv - muv
+    total[x_entry + 1, y_entry + 1] += muv
+
+
+@inlined
+def _make_pieces(side, bins):
+    """Allocate the lists of an axis of up to `side` cells."""
+    pieces = side + 3 * bins + 8
+    return Pieces(
+        np.empty(pieces), np.empty(pieces, np.int64), np.empty(pieces, np.int64),
+        np.empty(pieces + 2 * bins, np.int64), np.empty(bins + 1, np.int64),
+    )  # fmt: skip
 
 
 @jit
@@ -179,10 +202,9 @@ def masked(rows, table, masks, maps, shape, ptr, cells, weight, slot, coverage):
     ph, pw, ratio, aligned, exact, normalize = shape
     bins, count = ph * pw, 0
     side = max(maps[:, 1].max(), maps[:, 2].max())
-    y = Pieces(np.empty(side + 3 * ph + 8), np.empty(side + 3 * ph + 8, np.int64), np.empty(ph + 1, np.int64))
-    x = Pieces(np.empty(side + 3 * pw + 8), np.empty(side + 3 * pw + 8, np.int64), np.empty(pw + 1, np.int64))
-    work, sides = np.empty((3, CORNERS, 2)), np.empty(6)
-    space = np.empty(1)
+    y, x = _make_pieces(side, ph), _make_pieces(side, pw)
+    sums, space, work = np.zeros(y.of_entry.size + 2), np.empty(1), np.empty((3, CORNERS, 2))
+    rows_of, columns_of = np.empty((ph, 2), np.int64), np.empty((pw, 2), np.int64)
     ptr[0] = 0
     for i in range(len(rows)):
         k = rows[i]
@@ -195,58 +217,49 @@ def masked(rows, table, masks, maps, shape, ptr, cells, weight, slot, coverage):
         roi_w, roi_h = rois[k, 3] * scale - offset - left, rois[k, 4] * scale - offset - top
         if not aligned:
             roi_w, roi_h = max(roi_w, 1.0), max(roi_h, 1.0)
-        grid_x = float(ratio) if ratio > 0 else np.ceil(roi_w / pw)
-        grid_y = float(ratio) if ratio > 0 else np.ceil(roi_h / ph)
+        grid_x = max(float(ratio) if ratio > 0 else np.ceil(roi_w / pw), 1.0)
+        grid_y = max(float(ratio) if ratio > 0 else np.ceil(roi_h / ph), 1.0)
         wide, tall = max(roi_w, MIN_EXTENT * pw), max(roi_h, MIN_EXTENT * ph)
         left, top = left - (wide - roi_w) / 2, top - (tall - roi_h) / 2
         bin_w, bin_h = wide / pw, tall / ph
-        grid_x, grid_y = max(grid_x, 1.0), max(grid_y, 1.0)
+        mask = trapezoids[first[k] : first[k + 1]] * scale - offset
         if exact:
-            n_y = _cut_axis(top, bin_h, ph, height, y.cut, y.cell, y.first)
-            n_x = _cut_axis(left, bin_w, pw, width, x.cut, x.cell, x.first)
-            if space.size < n_y * n_x * 4:
-                space = np.empty(n_y * n_x * 4)
-            moments = space[: n_y * n_x * 4].reshape(n_y, n_x, 4)
-            moments[:] = 0.0
-            for t in range(first[k], first[k + 1]):
-                for s in range(6):
-                    sides[s] = trapezoids[t, s] * scale - offset
-                _add_trapezoid(y, n_y, x, n_x, sides, moments, work)
+            n_y, e_y = _cut_axis(top, bin_h, ph, height, y)
+            n_x, e_x = _cut_axis(left, bin_w, pw, width, x)
+            if space.size < (e_x + 1) * (e_y + 1):
+                space = np.empty((e_x + 1) * (e_y + 1))
+            total = space[: (e_x + 1) * (e_y + 1)].reshape(e_x + 1, e_y + 1)
+            total[:] = 0.0
+            _integrate(mask, y, n_y, x, n_x, sums, total, work)
+        else:
+            _find_overlaps(mask, 0, 0, 1, 1, top, bin_h, rows_of)
+            _find_overlaps(mask, 2, 4, 3, 5, left, bin_w, columns_of)
         for p in range(ph):
             for q in range(pw):
-                b, begin = p * pw + q, count
+                b, begin, whole = p * pw + q, count, bin_w * bin_h
+                covered = 0.0
                 if exact:
-                    covered = 0.0
-                    for m in range(y.first[p], y.first[p + 1]):
-                        for n in range(x.first[q], x.first[q + 1]):
-                            area = moments[m, n, 0]
-                            covered += area
-                            cy, cx = y.cell[m], x.cell[n]
-                            if area == 0.0 or cy == OUTSIDE or cx == OUTSIDE:
+                    for s in range(x.first[q], x.first[q + 1]):
+                        cell_x = x.of_entry[s]
+                        for t in range(y.first[p], y.first[p + 1]):
+                            share, cell_y = total[s, t], y.of_entry[t]
+                            covered += share
+                            if share == 0.0 or cell_x == OUTSIDE or cell_y == OUTSIDE:
                                 continue
-                            mu, mv, muv = moments[m, n, 1], moments[m, n, 2], moments[m, n, 3]
-                            upper, lower = max(cy, 0) * width, min(cy + 1, height - 1) * width
-                            near, far = max(cx, 0), min(cx + 1, width - 1)
-                            count = _add(cells, weight, slot, count, upper + near, area - mu - mv + muv)
-                            count = _add(cells, weight, slot, count, upper + far, mu - muv)
-                            count = _add(cells, weight, slot, count, lower + near, mv - muv)
-                            count = _add(cells, weight, slot, count, lower + far, muv)
-                    whole = bin_w * bin_h
+                            if count < cells.size:
+                                cells[count], weight[count] = cell_y * level[4] + cell_x * level[5], share
+                            count += 1
                 else:
-                    covered = 0.0
-                    x0, y0 = left + q * bin_w, top + p * bin_h
-                    for t in range(first[k], first[k + 1]):
-                        for s in range(6):
-                            sides[s] = trapezoids[t, s] * scale - offset
-                        count, inside = _sample_trapezoid(
-                            cells, weight, slot, count, sides, x0, y0, bin_w, bin_h, grid_x, grid_y, height, width
-                        )
+                    place = (left + q * bin_w, top + p * bin_h, bin_w, bin_h, grid_x, grid_y)
+                    for t in range(max(rows_of[p, 0], columns_of[q, 0]), min(rows_of[p, 1], columns_of[q, 1])):
+                        count, inside = _sample_trapezoid(cells, weight, slot, count, mask, t, place, height, width)
                         covered += inside
                     whole = grid_x * grid_y
+                    for e in range(begin, min(count, cells.size)):
+                        cell = cells[e]
+                        slot[cell] = -1
+                        cells[e] = cell // width * level[4] + cell % width * level[5]
                 for e in range(begin, min(count, cells.size)):
-                    cell = cells[e]
-                    slot[cell] = -1
-                    cells[e] = cell // width * level[4] + cell % width * level[5]
                     weight[e] /= covered if normalize == BY_MASK else whole
                 if count > cells.size:
                     return i
@@ -256,12 +269,71 @@ def masked(rows, table, masks, maps, shape, ptr, cells, weight, slot, coverage):
 
 
 @jit
-def _sample_trapezoid(cells, weight, slot, count, sides, x0, y0, bin_w, bin_h, grid_x, grid_y, height, width):
-    """Add the samples of a bin that lie in a trapezoid, each with weight one; return how many these are, too."""
-    low, high, left0, right0, left1, right1 = sides
+def _find_overlaps(mask, low, other_low, high, other_high, start, bin_size, found):
+    """Write for each bin of an axis, [bins, 2], which trapezoids may reach into it: from the first one to after the last one.
+
+    Trapezoids come sorted along one axis, so these are few. The other numbers are the columns that bound them along the axis.
+    """
+    for p in range(len(found)):
+        begin, end = start + p * bin_size, start + (p + 1) * bin_size
+        first = last = 0
+        for t in range(len(mask)):
+            if max(mask[t, high], mask[t, other_high]) > begin and min(mask[t, low], mask[t, other_low]) < end:
+                first, last = first if last else t, t + 1
+        found[p, 0], found[p, 1] = first, last
+
+
+@jit
+def _integrate(mask, y, n_y, x, n_x, sums, total, work):
+    """Add the weights of all trapezoids of a mask, in map cells, to the total [Ex, Ey]."""
+    first, stop = total.shape[1], 0  # entries of the sums that are not zero
+    for t in range(len(mask)):
+        left, right = mask[t, 2], mask[t, 3]
+        if left == mask[t, 4] and right == mask[t, 5]:
+            low, high = _add_run(y, n_y, mask[t, 0], mask[t, 1], sums)
+            if low < high:
+                first, stop = min(first, low), max(stop, high)
+            if t + 1 == len(mask) or mask[t + 1, 2] != left or mask[t + 1, 3] != right or mask[t + 1, 4] != left:
+                _add_column(x, n_x, left, right, sums, first, stop, total)
+                first, stop = total.shape[1], 0
+        else:
+            _add_trapezoid(y, n_y, x, n_x, mask, t, total, work)
+
+
+@inlined
+def _add(cells, weight, slot, count, cell, share):
+    """Add a share to the weight of a cell in the list of the current bin; count on when the arrays are full."""
+    entry = slot[cell]
+    if entry >= 0:
+        weight[entry] += share
+    else:
+        if count < cells.size:
+            slot[cell] = count
+            cells[count] = cell
+            weight[count] = share
+        count += 1
+    return count
+
+
+@jit
+def _count_steps(begin, step, limit):
+    """Return how many of the samples begin + (i + 0.5) * step, i from 0, lie below a limit, before rounding is corrected."""
+    return np.ceil((limit - begin) / step - 0.5)
+
+
+@jit
+def _sample_trapezoid(cells, weight, slot, count, mask, t, place, height, width):
+    """Add the samples of a bin that lie in a trapezoid, each with weight one; return how many these are, too.
+
+    Samples outside of the map are counted without visiting them one by one: a huge box has too many.
+    """
+    low, high, left0, right0, left1, right1 = mask[t, 0], mask[t, 1], mask[t, 2], mask[t, 3], mask[t, 4], mask[t, 5]
+    x0, y0, bin_w, bin_h, grid_x, grid_y = place
+    if high <= y0 or low >= y0 + bin_h:
+        return count, 0.0
     inside = 0.0
-    i = max(np.floor((low - y0) / bin_h * grid_y) - 1.0, 0.0)
-    stop = min(np.ceil((high - y0) / bin_h * grid_y) + 1.0, grid_y)
+    i = max(_count_steps(y0, bin_h / grid_y, low) - 1.0, 0.0)
+    stop = min(_count_steps(y0, bin_h / grid_y, high) + 1.0, grid_y)
     while i < stop:
         v = y0 + (i + 0.5) * bin_h / grid_y
         i += 1.0
@@ -269,15 +341,17 @@ def _sample_trapezoid(cells, weight, slot, count, sides, x0, y0, bin_w, bin_h, g
             continue
         share = (v - low) / (high - low)
         left, right = left0 + share * (left1 - left0), right0 + share * (right1 - right0)
-        j = max(np.floor((left - x0) / bin_w * grid_x) - 1.0, 0.0)
-        last = min(np.ceil((right - x0) / bin_w * grid_x) + 1.0, grid_x)
+        first = _first_sample(x0, bin_w, grid_x, left)
+        last = _first_sample(x0, bin_w, grid_x, right)
+        inside += max(last - first, 0.0)
+        if not -1.0 <= v <= height:
+            continue
+        j = max(first, _count_steps(x0, bin_w / grid_x, -1.0) - 1.0)
+        last = min(last, _count_steps(x0, bin_w / grid_x, float(width)) + 1.0)
         while j < last:
             u = x0 + (j + 0.5) * bin_w / grid_x
             j += 1.0
-            if u < left or u >= right:
-                continue
-            inside += 1.0
-            if -1.0 <= u <= width and -1.0 <= v <= height:
+            if -1.0 <= u <= width:
                 a, b = min(max(u, 0.0), width - 1.0), min(max(v, 0.0), height - 1.0)
                 cx, cy = int(a), int(b)
                 far, lower = min(cx + 1, width - 1), min(cy + 1, height - 1) * width
@@ -287,3 +361,14 @@ def _sample_trapezoid(cells, weight, slot, count, sides, x0, y0, bin_w, bin_h, g
                 count = _add(cells, weight, slot, count, lower + cx, fy * (1.0 - fx))
                 count = _add(cells, weight, slot, count, lower + far, fy * fx)
     return count, inside
+
+
+@jit
+def _first_sample(begin, bin_size, grid, limit):
+    """Return the number of the first sample of a bin at or beyond a limit, from 0 to grid."""
+    i = min(max(_count_steps(begin, bin_size / grid, limit), 0.0), grid)
+    while i > 0.0 and begin + (i - 0.5) * bin_size / grid >= limit:
+        i -= 1.0
+    while i < grid and begin + (i + 0.5) * bin_size / grid < limit:
+        i += 1.0
+    return i
