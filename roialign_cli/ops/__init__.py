@@ -1,6 +1,10 @@
-"""RoI Align, and what it makes of points: public operators in front of several kernels."""
+"""RoI Align of boxes, rotated boxes, masks, moved bins and points: public operators in front of several kernels."""
 
+from roialign_cli.ops.deformable import deform_roi_align
+from roialign_cli.ops.masked import roi_align_masked
 from roialign_cli.ops.operator import roi_align
 from roialign_cli.ops.points import point_sample
+from roialign_cli.ops.position_sensitive import ps_roi_align
+from roialign_cli.ops.rotated import roi_align_rotated
 
-__all__ = ["point_sample", "roi_align"]
+__all__ = ["deform_roi_align", "point_sample", "ps_roi_align", "roi_align", "roi_align_masked", "roi_align_rotated"]

@@ -73,9 +73,7 @@ class Cells:
 
 def channels_last(maps: Sequence[Tensor]) -> list[Tensor]:
     """Return maps whose channels are contiguous; others are copied whole."""
-    return [
-        m if m.stride(1) == 1 or m.shape[1] == 1 else m.contiguous(memory_format=torch.channels_last) for m in maps
-    ]
+    return [m if m.stride(1) == 1 or m.shape[1] == 1 else m.contiguous(memory_format=torch.channels_last) for m in maps]
 
 
 def host_arrays(*tensors: Tensor) -> list[npt.NDArray[Any]]:

@@ -108,7 +108,7 @@ def check_bin_values(where: str, values: Tensor, shape: Sequence[int]) -> None:
 def check_finite(where: str, values: npt.NDArray[np.float64]) -> None:
     """Check that values [K, ...] of bins are finite; the error names the first bad row."""
     rows = values.reshape(len(values), math.prod(values.shape[1:]))
-    _check_rows(where, rows, ~np.isfinite(rows).all(axis=1), "expected finite numbers")
+    _check_rows(where, rows, np.asarray(~np.isfinite(rows).all(axis=1)), "expected finite numbers")
 
 
 def check_points(points: Tensor, batch: int | None) -> None:

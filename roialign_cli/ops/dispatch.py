@@ -14,6 +14,7 @@ from roialign_cli.ops import checks, reference, torchvision
 from roialign_cli.ops.cells import Cells
 from roialign_cli.ops.cpu import cells as cpu_cells
 from roialign_cli.ops.cpu import run as cpu
+from roialign_cli.ops.cuda import cells as cuda_cells
 from roialign_cli.ops.cuda import run as cuda
 from roialign_cli.ops.request import Request, finish
 
@@ -83,11 +84,18 @@ def pool_cells(cells: Cells, kernel: str, define: Callable[[], Tensor], out: Ten
         return finish(define().to(device), request, out).to(request.dtype)
     if kernel not in ("auto", "cpu", "cuda"):
         raise KernelError("kernel-unknown", f"kernel: expected auto, cpu, cuda or reference, found {kernel!r}")
-    if kernel != "auto" and device.type != kernel:
+    if kernel not in ("auto", device.type):
         raise KernelError("kernel-device", f"kernel {kernel}: expected a {kernel} device, found {device}", "use auto")
     if device.type == "cpu":
         return cpu_cells.run(cells, out)
-    raise KernelError("kernel-device", f"expected maps on the cpu, found {device}", "move them there")
+    if device.type != "cuda":
+        raise KernelError(
+            "kernel-device", f"expected maps on the cpu or on CUDA, found {device}", "move them to the cpu"
+        )
+    reason = cuda.unavailable_reason(device, request.maps[0].dtype, request.mode)
+    if reason is not None:
+        raise reason
+    return cuda_cells.run(cells, out)
 
 
 @functools.cache

@@ -92,7 +92,14 @@ def _pool(
     checks.check_values(request)
     height, width = request.output_size
     coverage = np.zeros((request.rois.shape[0], height, width))
-    shape = (height, width, request.sampling_ratio, request.aligned, request.mode == "exact", NORMALIZE.index(normalize))
+    shape = (
+        height,
+        width,
+        request.sampling_ratio,
+        request.aligned,
+        request.mode == "exact",
+        NORMALIZE.index(normalize),
+    )
     table = (*request.table, checks.scale_array(request))
     masks = (first.cpu().numpy(), *host_arrays(sides))
 
@@ -110,9 +117,9 @@ def _pool(
     return pooled, torch.from_numpy(coverage).to(pooled.device, torch.float32)
 
 
-def _fake(request: Request, rest: tuple[object, ...]) -> tuple[Tensor, Tensor]:
+def _fake(request: Request, _rest: tuple[object, ...]) -> tuple[Tensor, Tensor]:
     covered = (request.rois.shape[0], *request.output_size)
-    return empty_result(request, rest), request.maps[0].new_empty(covered, dtype=torch.float32)
+    return empty_result(request), request.maps[0].new_empty(covered, dtype=torch.float32)
 
 
 _NODE = register(

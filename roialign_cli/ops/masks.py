@@ -11,7 +11,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from roialign_cli.errors import OperatorInputError
 from roialign_cli.ops.checks import input_error
 from roialign_cli.shapes import POLYGONS, RUNS, Shape, Shapes, decode_counts, encode_bitmap
 

@@ -49,7 +49,7 @@ def _split(arguments: tuple[Any, ...]) -> tuple[Request, tuple[Any, ...]]:
     return Request(*fields), rest
 
 
-def empty_result(request: Request, rest: tuple[Any, ...]) -> Tensor:
+def empty_result(request: Request, _rest: tuple[Any, ...] = ()) -> Tensor:
     """Return memory of the shape and type of a request's result, without values."""
     return request.maps[0].new_empty(request.shape, dtype=request.dtype)
 

@@ -94,7 +94,7 @@ def _by_bin(features: Tensor, bins: int) -> Tensor:
     return parts.view(n * bins, height, width, channels // bins).permute(0, 3, 1, 2)
 
 
-def _fake(request: Request, rest: tuple[object, ...]) -> Tensor:
+def _fake(request: Request, _rest: tuple[object, ...]) -> Tensor:
     k, channels, height, width = request.bins_shape
     shape = (k, channels // (height * width), height, width)
     return request.maps[0].new_empty(shape if request.reduce == "none" else shape[:2], dtype=request.dtype)

@@ -6,6 +6,7 @@ R-FCN (arXiv:1605.06409, section 2). Each function returns float64 [K, C, PH, PW
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 
@@ -132,9 +133,12 @@ def integrate_polygon(features: Map, polygon: Sequence[Point]) -> Map:
     for y in range(math.floor(min(vs)), math.ceil(max(vs))):
         for x in range(math.floor(min(us)), math.ceil(max(us))):
             part = _clip_to(inside, x, x + 1, y, y + 1)
-            for b, c in zip(part[1:-1], part[2:], strict=True):
+            for b, c in itertools.pairwise(part[1:]):
                 corners = (part[0], b, c)
-                middles = [((s[0] + t[0]) / 2, (s[1] + t[1]) / 2) for s, t in zip(corners, corners[1:] + corners[:1], strict=True)]
+                middles = [
+                    ((s[0] + t[0]) / 2, (s[1] + t[1]) / 2)
+                    for s, t in zip(corners, corners[1:] + corners[:1], strict=True)
+                ]
                 total += _area(corners) * np.mean([interpolate(features, v, u) for u, v in middles], 0)
     return total
 

@@ -23,8 +23,8 @@ REDUCTIONS: tuple[Reduce, ...] = get_args(Reduce)
 class Request:
     """The arguments of a call, checked except for the values in tensors. The fields are those of `SCHEMA`, in its order.
 
-    maps: one [N, C, H, W] per level. rois [K, 5], or [K, 6] of rotated boxes. levels [K], or None where all RoIs are on level 0. output_size
-    (height, width). scales: map cells per image pixel, one per level. dtype: that of the result.
+    maps: one [N, C, H, W] per level. rois [K, 5], or [K, 6] of rotated boxes. levels [K], or None where all RoIs are on level
+    0. output_size (height, width). scales: map cells per image pixel, one per level. dtype: that of the result.
     """
 
     maps: Sequence[Tensor]

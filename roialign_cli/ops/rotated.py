@@ -83,16 +83,16 @@ def roi_align_rotated(
 
 def _pool(request: Request, clockwise: bool, kernel: str, out: Tensor | None) -> Tensor:
     """Pool a prepared request."""
-    from roialign_cli.ops.cpu import weights
+    from roialign_cli.ops.cpu import rotated_weights
 
     checks.check_values(request)
     height, width = request.output_size
-    shape = (height, width, request.sampling_ratio, request.aligned, MODES.index(request.mode), clockwise)  # type: ignore[arg-type]
+    shape = (height, width, request.sampling_ratio, request.aligned, MODES.index(request.mode), clockwise)
     table = (*request.table, checks.scale_array(request))
 
     def fill(rows: Indices, maps: Indices, lists: Lists) -> int:
         arrays = (lists.ptr, lists.offset, lists.weight, lists.outside, lists.slot)
-        return int(weights.rotated(rows, table, maps, shape, *arrays))
+        return int(rotated_weights.rotated(rows, table, maps, shape, *arrays))
 
     cells = Cells(replace(request, maps=channels_last(request.maps)), fill, maximum=request.mode == "max")
     return pool_cells(cells, kernel, lambda: reference_regions.rotated(request, clockwise), out)

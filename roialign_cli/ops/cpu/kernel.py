@@ -538,7 +538,7 @@ def pool(out, channels, first, stop, order, table, maps, shape, stream, types_of
 
 @jit
 def product_lists(rows, table, maps, shape, moved, ptr, cells, weight):
-    """Fill the lists of bins that are upright rectangles of their own, as weights.py does for other regions.
+    """Fill the lists of bins that are upright rectangles of their own, as rotated_weights.py does for other regions.
 
     `moved` is (offsets [K, 2, ph, pw], modulation [K, ph, pw], gamma): bin (p, q) is moved by gamma * offset * (width, height)
     of its RoI and its weights are multiplied by its modulation. Either is empty, [0, ...], if there is none.
@@ -600,9 +600,9 @@ def product_lists(rows, table, maps, shape, moved, ptr, cells, weight):
 def pool_lists(out, channels, rows, lists, where, maps, bins, maximum, stream, types_of):
     """Pool the RoIs `rows` by the lists of their bins into out [K, channels, bins] (its address).
 
-    lists: (ptr, offset, weight) of these RoIs as weights.py fills them; with `maximum` each four entries are one sample, and
-    outside [rows * bins] says which bins have samples outside of the map, which are zeros. where: (images [K], levels [K],
-    bytes from the map of a bin to that of the next).
+    lists: (ptr, offset, weight) of these RoIs as rotated_weights.py fills them; with `maximum` each four entries are one
+    sample, and outside [rows * bins] says which bins have samples outside of the map, which are zeros. where: (images [K],
+    levels [K], bytes from the map of a bin to that of the next).
     """
     ptr, offset, weight64, outside = lists
     images, levels, bin_stride = where

@@ -4,7 +4,7 @@ A mask is a set of disjoint trapezoids with horizontal bases, [T, 6]: y0, y1, le
 pixels of the RoIs; mask_pieces.py makes them. The bins of a RoI are cut along the lines between cell centres into pieces, on
 each of which the bilinear surface is a polynomial, so that the integrals over mask and piece give the weights of four cells.
 The weights of runs of pixels are products: those along y are added up over the runs of a column of pixels, and then
-multiplied by those of the column along x. The lists are filled as in weights.py.
+multiplied by those of the column along x. The lists are filled as in rotated_weights.py.
 """
 
 from collections import namedtuple
@@ -26,7 +26,7 @@ Pieces = namedtuple("Pieces", ["cut", "cell", "entry", "of_entry", "first"])
 
 @jit
 def _cut_axis(start, bin_size, bins, size, axis):
-    """Cut the bins of an axis into pieces at cell centres and at the ends of the map; return the numbers of pieces and entries."""
+    """Cut the bins of an axis at cell centres and at the ends of the map; return the numbers of pieces and entries."""
     cut, cell, entry, of_entry, first = axis
     pieces = entries = 0
     for p in range(bins):
@@ -87,7 +87,7 @@ def _add_run(axis, pieces, low, high, sums):
 
 @jit
 def _add_column(axis, pieces, left, right, sums, first, stop, total):
-    """Add the weights of an interval along x times the sums of entries first..stop along y to the total [Ex, Ey]; clear these."""
+    """Add the weights of an interval along x times the sums first..stop along y to the total [Ex, Ey]; clear the sums."""
     cut, cell, entry, _, _ = axis
     left, right = max(left, cut[0]), min(right, cut[pieces])
     if left < right:

@@ -98,7 +98,10 @@ def specialise(
 def can_reduce(request: Request) -> bool:
     """Return whether one block can hold all bins of some channels, which it must to reduce them."""
     ph, pw = request.output_size
-    return ph + pw <= MAX_BINS and _tile_bytes(1, _vector(request.maps), request.dtype.itemsize, ph * pw) <= TILE_BYTES
+    return (
+        ph + pw <= MAX_BINS
+        and tile_bytes(1, loaded_channels(request.maps), request.dtype.itemsize, ph * pw) <= TILE_BYTES
+    )
 
 
 def plan_launch(request: Request, out: Tensor, processors: int, max_threads: int = MAX_THREADS) -> Launch:
@@ -114,7 +117,7 @@ def plan_launch(request: Request, out: Tensor, processors: int, max_threads: int
         message = f"kernel cuda: expected at most {MAX_LEVELS} levels, found {len(maps)}"
         raise KernelError("kernel-levels", message, "pool them in several calls")
     size, channels = maps[0].element_size(), maps[0].shape[1]
-    vector, written, whole = _vector(maps), request.dtype.itemsize, request.reduce != "none"
+    vector, written, whole = loaded_channels(maps), request.dtype.itemsize, request.reduce != "none"
     blocks = cut_into_blocks(len(request.rois), channels, ph, pw, vector, written, processors, max_threads, whole)
     if max(blocks.grid[1:]) > MAX_GRID:
         message = f"kernel cuda: expected at most {MAX_GRID} parts of bins or channels, found {blocks.grid[1:]}"
@@ -148,7 +151,7 @@ def plan_launch(request: Request, out: Tensor, processors: int, max_threads: int
         2 * AXIS_BYTES
         + entry * (y.capacity + x.capacity)
         + PLACE_BYTES * (blocks.rows + blocks.columns)
-        + _tile_bytes(blocks.lanes, vector, written, blocks.rows * blocks.columns)
+        + tile_bytes(blocks.lanes, vector, written, blocks.rows * blocks.columns)
     )
     if shared > MAX_SHARED_BYTES:
         found = f"{shared} for {blocks}"
@@ -158,7 +161,7 @@ def plan_launch(request: Request, out: Tensor, processors: int, max_threads: int
     return Launch(defines, blocks.grid, blocks.threads, shared, call)
 
 
-def _vector(maps: Sequence[Tensor]) -> int:
+def loaded_channels(maps: Sequence[Tensor]) -> int:
     """Return the channels per load: at most 16 bytes, and a divisor of every address that a thread reads at."""
     size = maps[0].element_size()
     if any(m.stride(1) != 1 for m in maps):
@@ -184,7 +187,7 @@ def cut_into_blocks(
     lanes = min(WARP, 1 << (vectors - 1).bit_length())
 
     def fits(rows: int, columns: int) -> bool:
-        return rows + columns <= MAX_BINS and _tile_bytes(lanes, vector, size, rows * columns) <= TILE_BYTES
+        return rows + columns <= MAX_BINS and tile_bytes(lanes, vector, size, rows * columns) <= TILE_BYTES
 
     while whole and lanes > 1 and not fits(ph, pw):
         lanes //= 2
@@ -217,7 +220,7 @@ def lists(mode: str, ratio: int, side: int, bins: int, most: int) -> Lists:
     return Lists(min(capacity, most), per_cell, per_bin, capacity > most)
 
 
-def _tile_bytes(lanes: int, vector: int, size: int, bins: int) -> int:
+def tile_bytes(lanes: int, vector: int, size: int, bins: int) -> int:
     """Return the bytes of a tile, padded as `tile_index` in roi_align.cu does."""
     padding = max(4 // size, 1) * (-(-lanes // 8))
     return (lanes * vector * (bins | 1) + padding) * size

@@ -19,9 +19,10 @@ ENTRY = "roi_align"
 
 
 @functools.cache
-def source() -> str:
-    """Return the source of the kernel."""
-    return files(__package__).joinpath("roi_align.cu").read_text(encoding="utf-8")
+def source(kernel: str = ENTRY) -> str:
+    """Return the source of a kernel, with what the kernels share in front."""
+    parts = (files(__package__).joinpath(name).read_text(encoding="utf-8") for name in ("elements.cuh", f"{kernel}.cu"))
+    return "".join(parts)
 
 
 def run(request: Request, out: Tensor | None) -> Tensor:

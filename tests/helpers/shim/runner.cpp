@@ -1,7 +1,8 @@
-// Runs launches of roi_align.cu, compiled for the CPU, from a file, and writes what each has put out.
+// Runs launches of CUDA kernels, compiled for the CPU, from a file, and writes what each has put out.
 //
-// A launch in the file: name of the kernel, then numbers, then the record `Call` and the bytes of its maps, rois and
-// levels. Each array gets an allocation of its own and of its exact size, so that a sanitizer sees any step beside it.
+// A launch in the file: name of the kernel, then numbers, then its record and the arrays whose addresses it holds, each with
+// the place of the address in the record; the last one is written to. Each array gets an allocation of its own and of its exact
+// size, so that a sanitizer sees any step beside it. An empty array has the address null.
 
 #include <barrier>
 #include <cstdint>
@@ -25,23 +26,17 @@
 
 typedef long long i64;
 
-// As in roi_align.cu; only what the runner puts in is named.
-struct Level {
-    const char *address;
-    i64 rest[7];
+// The record of a kernel, whatever its fields are.
+template <size_t SIZE>
+struct alignas(8) Record {
+    char bytes[SIZE];
 };
 
-struct Call {
-    Level level[16];
-    const void *rois;
-    const i64 *levels;
-    void *out;
-    i64 rest[19];
-};
-
-#define KERNEL(name) extern "C" void name(const Call call);
+#define KERNEL(name, size) extern "C" void name(const Record<size> call);
 KERNEL_LIST
 #undef KERNEL
+
+typedef std::function<void(const char *)> Kernel;
 
 thread_local Index threadIdx;
 Index blockIdx, blockDim;
@@ -71,7 +66,7 @@ static std::vector<char> bytes(size_t size) {
     return array;
 }
 
-static void launch(void (*kernel)(const Call), const Call &call, Index grid, unsigned threads, size_t shared_bytes) {
+static void launch(const Kernel &kernel, const char *call, Index grid, unsigned threads, size_t shared_bytes) {
 #if defined(__SANITIZE_ADDRESS__)
     const char *end = reinterpret_cast<char *>(shared) + (shared_bytes + 7) / 8 * 8;
     ASAN_UNPOISON_MEMORY_REGION(shared, SHARED_BYTES);
@@ -104,8 +99,8 @@ static void launch(void (*kernel)(const Call), const Call &call, Index grid, uns
 }
 
 int main(int, char **arguments) {
-    const std::map<std::string, void (*)(const Call)> kernels = {
-#define KERNEL(name) {#name, name},
+    const std::map<std::string, Kernel> kernels = {
+#define KERNEL(name, size) {#name, [](const char *call) { name(*reinterpret_cast<const Record<size> *>(call)); }},
         KERNEL_LIST
 #undef KERNEL
     };
@@ -119,20 +114,20 @@ int main(int, char **arguments) {
         const Index grid = {(unsigned)number(), (unsigned)number(), (unsigned)number()};
         const unsigned threads = number();
         const size_t shared_bytes = number();
-        Call call;
-        if (number() != sizeof call) return 4;
-        read(&call, sizeof call);
+        std::vector<i64> record((number() + 7) / 8);
+        char *const call = reinterpret_cast<char *>(record.data());
+        read(call, 8 * record.size());
         std::vector<std::vector<char>> arrays;  // their elements stay where they are when the outer vector grows
-        for (i64 levels = number(), i = 0; i < levels; ++i) {
+        for (i64 left = number(); left > 0; --left) {
+            const i64 place = number();
             arrays.push_back(bytes(number()));
-            call.level[i].address = arrays.back().data();
+            const char *const address = arrays.back().empty() ? nullptr : arrays.back().data();
+            std::memcpy(call + place, &address, sizeof address);
         }
-        arrays.push_back(bytes(number()));
-        call.rois = arrays.back().data();
-        arrays.push_back(bytes(number()));
-        call.levels = arrays.back().empty() ? nullptr : reinterpret_cast<const i64 *>(arrays.back().data());
+        const i64 place = number();
         std::vector<char> out(number(), (char)0xab);
-        call.out = out.data();
+        const char *const address = out.data();
+        std::memcpy(call + place, &address, sizeof address);
         launch(kernel->second, call, grid, threads, shared_bytes);
         std::fwrite(out.data(), 1, out.size(), output);
     }

@@ -129,7 +129,7 @@ def _range_of(corners, n, axis):
 
 @jit
 def _whole_squares(strip, n, y):
-    """Return the first of the unit squares, from left to right, that lie wholly in a convex strip y..y + 1, and the one after."""
+    """Return the range of unit squares, from left to right, that lie wholly in a convex strip y..y + 1."""
     first, last = -np.inf, np.inf
     for line in range(2):
         left, right = np.inf, -np.inf
@@ -180,9 +180,13 @@ def rotated(rows, table, maps, shape, ptr, cells, weight, outside, slot):
                 begin = count
                 edges = (-0.5 * box_w + q * bin_w, -0.5 * box_h + p * bin_h, bin_w, bin_h)
                 if mode == EXACT:
-                    count = _integrate_turned_bin(cells, weight, slot, count, frame, edges, height, width, work, moments)
+                    count = _integrate_turned_bin(
+                        cells, weight, slot, count, frame, edges, height, width, work, moments
+                    )
                 else:
-                    count, outside[b] = _sample_turned_bin(cells, weight, slot, count, frame, edges, grid_x, grid_y, height, width, mode)
+                    count, outside[b] = _sample_turned_bin(
+                        cells, weight, slot, count, frame, edges, grid_x, grid_y, height, width, mode
+                    )
                 if mode == MAX:
                     for e in range(begin, min(count, cells.size)):
                         cell = cells[e]
@@ -235,7 +239,7 @@ def _sample_turned_bin(cells, weight, slot, count, frame, edges, grid_x, grid_y,
             if -1.0 <= u <= width and -1.0 <= v <= height:
                 inside += 1.0
                 if mode == MAX:
-                    count = _add_corners(cells, weight, slot, count, u, v, height, width)
+                    count = _add_corners(cells, weight, count, u, v, height, width)
                 else:
                     count = _add_sample(cells, weight, slot, count, u, v, height, width, share)
                 if count > cells.size:
@@ -244,7 +248,7 @@ def _sample_turned_bin(cells, weight, slot, count, frame, edges, grid_x, grid_y,
 
 
 @jit
-def _add_corners(cells, weight, slot, count, u, v, height, width):
+def _add_corners(cells, weight, count, u, v, height, width):
     """Write the four cells around a sample as entries of their own, also those of weight zero."""
     if count + 4 > cells.size:
         return cells.size + 1
