@@ -92,13 +92,8 @@ def _pool(
     moved, factors = host_arrays(offsets, torch.empty(0, 1, 1) if modulation is None else modulation)
     checks.check_finite("offsets", moved)
     checks.check_finite("modulation", factors)
-    fill = fill_products(request, moved, factors, gamma)
-    return pool_cells(
-        Cells(replace(request, maps=channels_last(request.maps)), fill),
-        kernel,
-        lambda: reference_regions.deformable(request, moved, factors, gamma),
-        out,
-    )
+    cells = Cells(replace(request, maps=channels_last(request.maps)), fill_products(request, moved, factors, gamma))
+    return pool_cells(cells, kernel, lambda: reference_regions.deformable(request, moved, factors, gamma), out)
 
 
 _NODE = register("deform_roi_align", "Tensor offsets, Tensor? modulation, float gamma, str kernel", _pool, empty_result)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -87,11 +88,25 @@ def _pool(
     request: Request, first: Tensor, sides: Tensor, normalize: str, kernel: str, out: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Pool a prepared request."""
+    checks.check_values(request)
+    coverage = np.zeros((request.rois.shape[0], *request.output_size))
+
+    def define() -> Tensor:
+        pooled, covered = reference_regions.masked(request, first, sides, normalize)
+        coverage[:] = covered
+        return pooled
+
+    pooled = pool_cells(cells_of(request, first, sides, normalize, coverage), kernel, define, out)
+    return pooled, torch.from_numpy(coverage).to(pooled.device, torch.float32)
+
+
+def cells_of(
+    request: Request, first: Tensor, sides: Tensor, normalize: str, coverage: npt.NDArray[np.float64]
+) -> Cells:
+    """Return a prepared request as a call of the kernels, which fills coverage [K, PH, PW], too."""
     from roialign_cli.ops.cpu import mask_weights
 
-    checks.check_values(request)
     height, width = request.output_size
-    coverage = np.zeros((request.rois.shape[0], height, width))
     shape = (
         height,
         width,
@@ -107,14 +122,7 @@ def _pool(
         arrays = (lists.ptr, lists.offset, lists.weight, lists.slot, coverage.reshape(len(coverage), -1))
         return int(mask_weights.masked(rows, table, masks, maps, shape, *arrays))
 
-    def define() -> Tensor:
-        pooled, covered = reference_regions.masked(request, first, sides, normalize)
-        coverage[:] = covered
-        return pooled
-
-    cells = Cells(replace(request, maps=channels_last(request.maps)), fill)
-    pooled = pool_cells(cells, kernel, define, out)
-    return pooled, torch.from_numpy(coverage).to(pooled.device, torch.float32)
+    return Cells(replace(request, maps=channels_last(request.maps)), fill)
 
 
 def _fake(request: Request, _rest: tuple[object, ...]) -> tuple[Tensor, Tensor]:

@@ -79,12 +79,16 @@ def ps_roi_align(
 def _pool(request: Request, kernel: str, out: Tensor | None) -> Tensor:
     """Pool a prepared request."""
     checks.check_values(request)
+    return pool_cells(cells_of(request), kernel, lambda: reference_regions.position_sensitive(request), out)
+
+
+def cells_of(request: Request) -> Cells:
+    """Return a prepared request as a call of the kernels."""
     none = np.empty((0, 2, 1, 1))
     fill = fill_products(request, none, none[:, 0], 0.0)
     bins = request.output_size[0] * request.output_size[1]
     own = replace(request, maps=[_by_bin(m, bins) for m in request.maps])
-    cells = Cells(own, fill, maps_per_image=bins)
-    return pool_cells(cells, kernel, lambda: reference_regions.position_sensitive(request), out)
+    return Cells(own, fill, maps_per_image=bins)
 
 
 def _by_bin(features: Tensor, bins: int) -> Tensor:

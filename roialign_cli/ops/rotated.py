@@ -83,9 +83,15 @@ def roi_align_rotated(
 
 def _pool(request: Request, clockwise: bool, kernel: str, out: Tensor | None) -> Tensor:
     """Pool a prepared request."""
+    checks.check_values(request)
+    cells = cells_of(request, clockwise)
+    return pool_cells(cells, kernel, lambda: reference_regions.rotated(request, clockwise), out)
+
+
+def cells_of(request: Request, clockwise: bool) -> Cells:
+    """Return a prepared request as a call of the kernels."""
     from roialign_cli.ops.cpu import rotated_weights
 
-    checks.check_values(request)
     height, width = request.output_size
     shape = (height, width, request.sampling_ratio, request.aligned, MODES.index(request.mode), clockwise)
     table = (*request.table, checks.scale_array(request))
@@ -94,8 +100,7 @@ def _pool(request: Request, clockwise: bool, kernel: str, out: Tensor | None) ->
         arrays = (lists.ptr, lists.offset, lists.weight, lists.outside, lists.slot)
         return int(rotated_weights.rotated(rows, table, maps, shape, *arrays))
 
-    cells = Cells(replace(request, maps=channels_last(request.maps)), fill, maximum=request.mode == "max")
-    return pool_cells(cells, kernel, lambda: reference_regions.rotated(request, clockwise), out)
+    return Cells(replace(request, maps=channels_last(request.maps)), fill, maximum=request.mode == "max")
 
 
 _NODE = register("roi_align_rotated", "bool clockwise, str kernel", _pool, empty_result)
