@@ -16,8 +16,9 @@ from helpers.feature_files import assert_same, vouch
 from helpers.region_files import KINDS, TABLES, Content, region_content, write_content, write_image, write_shards
 
 from roialign_cli import FeatureFile, collate
-from roialign_cli.errors import OutputError
+from roialign_cli.errors import InputError, OutputError
 from roialign_cli.extraction.resume import revalidate
+from roialign_cli.figures.sheet import draw_sheet
 from roialign_cli.inputs.images import open_images
 from roialign_cli.store.check import check
 from roialign_cli.store.identity import plan_sha256, table_sha256
@@ -247,6 +248,20 @@ def test_datasets_and_data_frames_have_the_tables(what: str, tmp_path: Path) -> 
             assert torch.equal(torch.stack([torch.as_tensor(item) for item in items]), torch.from_numpy(values))
             assert isinstance(items[0], float if values.ndim == 1 else torch.Tensor)
             assert np.array_equal(np.stack(frame[name].to_list()).astype(np.float32), values)
+
+
+@pytest.mark.parametrize("what", CONTENTS)
+def test_the_contact_sheet_draws_them(what: str, tmp_path: Path) -> None:
+    content = CONTENTS[what]
+    with FeatureFile(write_content(tmp_path / "f.h5", content)) as file:
+        if content.plan.rows:
+            axes = draw_sheet(file, file.layers[0], None).axes
+            (bins,) = {one.images[0].get_array().shape for one in axes if one.images}
+            layer = content.layers[file.layers[0]]
+            assert bins == ((1, layer.shape[1], 3) if content.kind == "points" else (*layer.shape[2:], 3))
+        else:
+            with pytest.raises(InputError, match="expected boxes of images that are done"):
+                draw_sheet(file, None, None)
 
 
 def test_inspect_and_verify_show_the_tables(tmp_path: Path, roialign: Run) -> None:
