@@ -220,6 +220,13 @@ COLUMNS = [
         "no bins": lambda v: v[:, :0],
     }, base="masks"),
     Case("coverage: missing", drop("coverage"), SOUND, "masks"),
+    *[Case(f"coverage: of reduced features, {what}", together(
+        change("features", lambda v: v.mean((2, 3))), change("coverage", edit)), verdict, "masks", "coverage")
+      for what, verdict, edit in (
+          ("other bins", SOUND, lambda v: np.repeat(v, 2, axis=1)), ("one bin", SOUND, lambda v: v[:, 0, 0]),
+          ("one bin with axes", REFUSED, lambda v: v[:, :1, :1]), ("no bins", REFUSED, lambda v: v[:, :0]),
+          ("one axis", REFUSED, lambda v: v[:, 0]),
+      )],
     Case("regions in version 1", lambda draft: draft.attributes.update(format_version=1), REFUSED, "masks", "version"),
 ]  # fmt: skip
 
