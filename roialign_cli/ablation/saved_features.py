@@ -49,7 +49,7 @@ class SavedFeatures:
                 path, settings = path_of(variant), variant.settings
                 identity = settings.identity() | ({} if variant.op == "roi_align" else {"op": variant.op})
                 made_by = {**provenance(settings, plan, backbone), "config": json.dumps(identity)}
-                layout = make_layout(backbone, settings, made_by)
+                layout = make_layout(backbone, settings, plan, made_by)
                 check_space(path, layout.feature_bytes(plan.rows))
                 create_file(path, plan, layout)
                 writers.append(stack.enter_context(open_writer(path)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -119,7 +119,19 @@ def _print_image(regions: ImageSummary) -> None:
     table = Table("box", "x1, y1, x2, y2", *regions.columns, *norms, box=None, title_justify="left")
     table.title = f"{regions.name}: {width} x {height} pixels"
     for i, box in enumerate(regions.boxes):
-        cells = [str(column[i]) for column in regions.columns.values()]
+        cells = [_cell(name, column[i]) for name, column in regions.columns.items()]
         cells += [f"{of_layer[i]:.4g}" for of_layer in regions.norms.values()]
         table.add_row(str(i), ", ".join(f"{value:g}" for value in box), *cells)
     stdout.print(table, highlight=False, markup=False)
+
+
+def _cell(name: str, value: Any) -> str:
+    """Return one value of a column; of the coverage of many bins its range, as --json has all of them."""
+    if not isinstance(value, list):
+        return f"{value:.7g}" if isinstance(value, float) else str(value)
+    if name == "coverage":
+        shares = [share for row in value for share in row]
+        return f"{min(shares):.3g} to {max(shares):.3g}"
+    if isinstance(value[0], list):
+        return "; ".join(_cell(name, one) for one in value)
+    return ", ".join(f"{number:.7g}" for number in value)

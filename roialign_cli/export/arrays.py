@@ -1,8 +1,8 @@
 """Export a set of arrays per image: npz with bottom-up-attention's keys, torch files, and LMDB.
 
 The arrays are `x` [n, ...] features (`x_<layer>` if several layers are tapped), `bbox` [n, 4], `num_bbox`, `image_h`,
-`image_w`, and `labels`, `scores`, `ids` if the file has them. A file has the name of its image including the suffix, so that
-no two collide.
+`image_w`, and `labels`, `scores`, `ids`, `rotated`, `points`, `coverage`, `area` if the file has them. A file has the name of
+its image including the suffix, so that no two collide.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from roialign_cli.errors import OutputError
 from roialign_cli.export.folder import ExportFolder
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.regions import Regions
+from roialign_cli.store.schema import REGION_TABLES
 
 LMDB_FILES = ("data.mdb", "lock.mdb")
 KEYS = "keys"  # the key of the list of names in LMDB
@@ -32,7 +33,7 @@ def arrays_of(regions: Regions) -> dict[str, Any]:
     found: dict[str, Any] = {f"x_{layer}" if layer else "x": np.array(values) for layer, values in features.items()}
     height, width = regions.size
     found |= {"bbox": np.array(regions.boxes), "num_bbox": len(regions), "image_h": height, "image_w": width}
-    for name in ("labels", "scores", "ids"):
+    for name in ("labels", "scores", "ids", *REGION_TABLES):
         column = getattr(regions, name)
         if column is not None:
             found[name] = np.array(column)

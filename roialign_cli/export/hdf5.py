@@ -15,7 +15,7 @@ from roialign_cli.store.checksum import ATTRIBUTES
 from roialign_cli.store.disk import DeferredErrorFile
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.regions import Regions
-from roialign_cli.store.schema import encode, features_path
+from roialign_cli.store.schema import COLUMNS, REGION_TABLES, encode, features_path
 
 CHUNK_BYTES = 1 << 20
 
@@ -27,7 +27,8 @@ def write_groups(file: FeatureFile, _: Sequence[str], images: Iterator[Regions],
         for regions in images:
             group = output.create_group(encoded(regions.name))
             layers = regions.features if isinstance(regions.features, Mapping) else {"features": regions.features}
-            columns = {name: getattr(regions, name) for name in ("boxes", "labels", "scores", "ids")}
+            names = ("boxes", "labels", "scores", "ids", *REGION_TABLES)
+            columns = {name: getattr(regions, name) for name in names}
             for name, values in {**layers, **columns}.items():
                 if values is not None:
                     stored = values.astype(h5py.string_dtype()) if values.dtype.kind == "U" else np.array(values)
@@ -42,9 +43,7 @@ def write_chunked(
     filters = _filters(compression)
     counts = [file.rows(name).stop - file.rows(name).start for name in names]
     layers = {features_path(layer, len(file.layers)): file.features(layer) for layer in file.layers}
-    columns = {
-        name: file.dataset(name) for name in ("boxes", "labels", "scores", "ids", "levels") if name in file.extents
-    }
+    columns = {name: file.dataset(name) for name in ("boxes", *COLUMNS) if name in file.extents}
     with DeferredErrorFile(path) as target, h5py.File(target, "w") as output:
         output.attrs.update({**_attributes(file), "format": "roialign-features-compressed"})
         output["images/name"] = encode(list(names))

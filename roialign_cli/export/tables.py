@@ -15,6 +15,7 @@ from roialign_cli.arrays import is_text
 from roialign_cli.errors import ConfigError, OutputError
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.regions import Regions
+from roialign_cli.store.schema import REGION_TABLES
 
 FIELDS = ("image_id", "image_w", "image_h", "num_boxes", "boxes", "features")
 
@@ -41,7 +42,10 @@ def _base64(values: npt.NDArray[Any]) -> str:
 def write_parquet(
     file: FeatureFile, names: Sequence[str], images: Iterator[Regions], path: Path, compression: str
 ) -> None:
-    """Write image, x1, y1, x2, y2, label, score, id, and the features of each layer as a fixed-length list in C order."""
+    """Write image, x1, y1, x2, y2, label, score, id, and the features of each layer as a fixed-length list in C order.
+
+    Of regions that are not boxes also rotated, points, coverage and area; those of several numbers are such lists, too.
+    """
     try:
         import pyarrow
         from pyarrow import parquet
@@ -77,8 +81,9 @@ def _table(file: FeatureFile, regions: Regions, name_type: Any, pyarrow: Any) ->
                 pyarrow.array(values.tolist(), pyarrow.string()) if text else pyarrow.array(np.array(values))
             )
     layers = regions.features if isinstance(regions.features, Mapping) else {"features": regions.features}
-    for name, features in layers.items():
-        flat = np.ascontiguousarray(features).reshape(-1)
-        length = int(np.prod(features.shape[1:]))
-        columns[name] = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(flat), length)
+    tables = {name: values for name in REGION_TABLES if (values := getattr(regions, name)) is not None}
+    for name, rows in {**tables, **layers}.items():
+        flat = pyarrow.array(np.ascontiguousarray(rows).reshape(-1))
+        length = int(np.prod(rows.shape[1:]))
+        columns[name] = flat if rows.ndim == 1 else pyarrow.FixedSizeListArray.from_arrays(flat, length)
     return pyarrow.table(columns, metadata={"config": str(file.attributes["config"])})

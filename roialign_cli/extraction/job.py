@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from roialign_cli.backbones import Backbone, load_backbone
-from roialign_cli.config import Settings
+from roialign_cli.config import Settings, require_one_size
 from roialign_cli.extraction.batches import Batch, BatchLimit, make_batches
 from roialign_cli.extraction.provenance import provenance
 from roialign_cli.extraction.shards import Shard, shard_plan, split_plan
@@ -73,15 +73,21 @@ def make_job(
     device = pooling_device(devices[0])
     kernel = choose_kernel(settings.kernel, device, settings.mode)
     made_by = {**provenance(settings, plan, backbone), "kernel": f"{kernel} on {device.type}", **attributes}
-    layout = make_layout(backbone, settings, made_by)
+    layout = make_layout(backbone, settings, plan, made_by)
     free = check_space(output, 0 if output.exists() else layout.feature_bytes(plan.rows))
     return Job(images, output, settings, plan, backbone, layout, devices, free)
 
 
-def make_layout(backbone: Backbone, settings: Settings, attributes: Mapping[str, Any]) -> Layout:
-    """Return the layout of a feature file: the shape of a row on each layer, its type, and whether levels are stored."""
+def make_layout(backbone: Backbone, settings: Settings, plan: Plan, attributes: Mapping[str, Any]) -> Layout:
+    """Return the layout of a feature file: the shape of a row on each layer, its type, and which tables it has.
+
+    Raises ConfigError for several output sizes of masks, whose coverage is one table.
+    """
 
     def row_shape(pooled: PooledLayer) -> tuple[int, ...]:
+        if settings.region == "points":
+            assert plan.table.points is not None
+            return (plan.table.points.shape[1], pooled_channels(backbone.layers[pooled.index], settings))
         if settings.head != "none":
             return (backbone.head_channels,)
         bins = pooled.settings.output_size if settings.reduce == "none" else ()
@@ -92,7 +98,19 @@ def make_layout(backbone: Backbone, settings: Settings, attributes: Mapping[str,
         dtype=settings.dtype,
         levels=any(len(layer.strides) > 1 for layer in backbone.layers),
         attributes=dict(attributes),
+        tables=region_tables(settings),
     )
+
+
+def region_tables(settings: Settings) -> dict[str, tuple[int, ...]]:
+    """Return the row shapes of the tables that a run fills beside features; a single bin has no axes of its own."""
+    tables: dict[str, tuple[int, ...]] = {}
+    if settings.region == "mask":
+        require_one_size(settings, "region mask")
+        tables["coverage"] = () if settings.output_size == (1, 1) else settings.output_size
+    if settings.region in ("rotated", "mask"):
+        tables["area"] = ()
+    return tables
 
 
 def pending_batches(job: Job, done: npt.NDArray[np.bool_]) -> Iterator[Batch]:

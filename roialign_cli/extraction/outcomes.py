@@ -76,9 +76,11 @@ def record_known_outcomes(job: Job, tracker: ProgressTracker) -> None:
 
 
 def _write_done(job: Job, writer: FeatureWriter, image: int, note: str = "") -> None:
-    """Mark an image as done, and write its size and clipped boxes, which an earlier run may not have known."""
+    """Mark an image as done, and write its size and what depends on it, which an earlier run may not have known."""
     writer.rows("images/size", image, job.plan.sizes[image : image + 1])
     if job.plan.boxes_depend_on_size:
         first, stop = job.plan.table.offset[image : image + 2].tolist()
-        writer.rows("boxes", first, job.plan.table.boxes[first:stop])
+        for name in ("boxes", "rotated", "points"):
+            if name in writer.extents:
+                writer.rows(name, first, getattr(job.plan.table, name)[first:stop])
     writer.done(image, note)

@@ -29,7 +29,8 @@ from roialign_cli.types import NO_VERSION, FileVersion, Plan
 
 # Attributes that decide how values are rounded, not what they mean.
 ROUNDING_ATTRIBUTES = ("created_by", "versions", "kernel")
-PLAN_TABLES = ("boxes", "labels", "scores", "ids", "images/name", "images/size")  # tables that come from the plan
+# Tables that come from the plan.
+PLAN_TABLES = ("boxes", "labels", "scores", "ids", "rotated", "points", "images/name", "images/size")
 IMAGES_PER_TASK = 256  # images that one thread checks
 MAX_NAMED_IMAGES = 3  # images that a warning names
 

@@ -29,9 +29,8 @@ def draw_sheet(file: FeatureFile, layer: str | None, name: str | None) -> Figure
         raise OutputError("layer-unknown", f"{file.path}: expected one of {', '.join(file.layers)}, found {layer!r}")
     rows = rows[np.unique(np.linspace(0, len(rows) - 1, min(MAX_REGIONS, len(rows))).astype(np.int64))]
     found = torch.from_numpy(np.array(file.features(layer or file.layers[0])[rows], np.float32))
-    regions = (
-        found.movedim(1, -1) if found.dim() == 4 else found[:, None, None]
-    )  # [n, PH, PW, C]; reduced features have one bin
+    # [n, PH, PW, C]; points are a row of bins, reduced features have one bin.
+    regions = {2: found[:, None, None], 3: found[:, None], 4: found.movedim(1, -1)}[found.dim()]
     colours = principal(regions.flatten(0, 2), 3)(regions).numpy()
     with rc_context(STYLE):
         across = min(COLUMNS, len(rows))

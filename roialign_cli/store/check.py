@@ -11,8 +11,16 @@ import numpy.typing as npt
 
 from roialign_cli.store.checksum import ATTRIBUTES, TABLES, attributes_crc32, features_crc32, table_crc32
 from roialign_cli.store.reader import FeatureFile
-from roialign_cli.store.schema import DONE, FAILED, PENDING, STATUS_NAMES
+from roialign_cli.store.schema import DONE, FAILED, PENDING, REGION_TABLES, STATUS_NAMES
 from roialign_cli.store.structure import TEXTS, max_levels
+
+ROWS_PER_BLOCK = 1 << 16  # of large tables that are checked at a time
+REGION_LIMITS = {  # what `_wrong_regions` expects
+    "rotated": "finite numbers, width and height at least 0",
+    "points": "finite numbers",
+    "coverage": "shares from 0 to 1",
+    "area": "a finite number, at least 0",
+}
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,23 @@ def _values(file: FeatureFile, status: npt.NDArray[np.uint8]) -> Iterator[str]:
     if "levels" in file.extents:
         levels, most = np.array(file.dataset("levels")), max_levels(file.attributes) or 256
         yield from _first_row(file, "levels", rows & (levels >= most), f"less than {most}", levels)
+    for name in REGION_TABLES:
+        if name in file.extents:
+            values = file.dataset(name)
+            yield from _first_row(file, name, rows & _wrong_regions(name, values), REGION_LIMITS[name], values)
+
+
+def _wrong_regions(name: str, values: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """Return which rows of a table of regions cannot be true."""
+    wrong = np.zeros(len(values), np.bool_)
+    for first in range(0, len(values), ROWS_PER_BLOCK):
+        block = values[first : first + ROWS_PER_BLOCK]
+        numbers = block.reshape(len(block), -1)
+        limited = {"points": numbers[:, :0], "rotated": numbers[:, 2:4]}.get(name, numbers)
+        most = 1.0 if name == "coverage" else np.inf
+        good = np.isfinite(numbers).all(axis=1) & (limited >= 0).all(axis=1) & (limited <= most).all(axis=1)
+        wrong[first : first + len(block)] = ~good
+    return wrong
 
 
 def _first_row(
@@ -116,5 +141,5 @@ def _first_row(
     if wrong.any():
         row = int(wrong.argmax())
         image = int(np.searchsorted(file.offset, row, side="right")) - 1
-        found = values[row].tolist()
+        found = str(values[row].tolist())[:100]
         yield f'{name}: "{file.names[image]}", row {row}: expected {expected}, found {found}'

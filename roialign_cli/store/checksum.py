@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from roialign_cli.store.schema import COLUMNS
+
 ATTRIBUTES = "attributes_crc32"
 TABLES = "images/table_crc32"
 IMAGE_VERSION_TABLES = (
@@ -17,7 +19,7 @@ IMAGE_VERSION_TABLES = (
     "images/sha256",
 )  # identify the version of the image file
 IMAGE_TABLES = ("images/name", "images/size", "images/error", "images/crc32", *IMAGE_VERSION_TABLES)
-BOX_TABLES = ("boxes", "labels", "scores", "ids", "levels")
+BOX_TABLES = ("boxes", *COLUMNS)
 
 Read = Callable[[str, int, int], npt.NDArray[Any]]  # dataset, first row, number of rows
 

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from roialign_cli.store.schema import COLUMNS
+
 Item = dict[str, Any]
 
 
@@ -22,7 +24,8 @@ class ImageDataset(Dataset[Item]):
     """Give the images that are done, in the order of the file.
 
     An item is a dict: name, features [L, C, PH, PW] (by layer if there are several), boxes [L, 4], size, and labels, scores,
-    ids, levels if the file has them. Strings are lists; everything else is a tensor with memory of its own.
+    ids, levels, rotated, points, coverage, area if the file has them, see `Regions`. Strings are lists; everything else is a
+    tensor with memory of its own.
     """
 
     def __init__(self, file: Any) -> None:
@@ -39,8 +42,8 @@ class ImageDataset(Dataset[Item]):
 class RowDataset(Dataset[Item]):
     """Give the boxes of the images that are done, one by one.
 
-    An item is a dict: name, features [C, PH, PW] (by layer if there are several), box [4], and label, score, id, level if the
-    file has them.
+    An item is a dict: name, features [C, PH, PW] (by layer if there are several), box [4], and label, score, id, level,
+    rotated, points, coverage, area if the file has them, see `Regions`.
     """
 
     def __init__(self, file: Any) -> None:
@@ -59,10 +62,13 @@ class RowDataset(Dataset[Item]):
             "features": layers if len(layers) > 1 else layers[file.layers[0]],
             "box": _tensor(file.dataset("boxes")[row]),
         }
-        for column, name in (("labels", "label"), ("scores", "score"), ("ids", "id"), ("levels", "level")):
+        for column, name in COLUMNS.items():
             if column in file.extents:
                 value = file.dataset(column)[row]
-                item[name] = value.decode("utf-8") if isinstance(value, bytes) else value.item()
+                if value.ndim:
+                    item[name] = _tensor(value)
+                else:
+                    item[name] = value.decode("utf-8") if isinstance(value, bytes) else value.item()
         return item
 
 
@@ -103,7 +109,7 @@ def _item(regions: Any) -> Item:
         "boxes": torch.from_numpy(regions.boxes),
         "size": regions.size,
     }
-    for name in ("labels", "scores", "ids", "levels"):
+    for name in COLUMNS:
         values = getattr(regions, name)
         if values is not None:
             item[name] = values.tolist() if values.dtype.kind == "U" else torch.from_numpy(values)

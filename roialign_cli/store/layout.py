@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import ATTRIBUTES, TABLES, attributes_crc32
 from roialign_cli.store.disk import BLOCK_BYTES, DIRECT_IO_MIN_BYTES, DeferredErrorFile, Disk
 from roialign_cli.store.schema import (
+    BOX_VERSION,
     ERROR_BYTES,
     FORMAT,
     PENDING,
-    VERSION,
+    REGION_TABLES,
+    REGION_VERSION,
     encode,
     extents,
     features_path,
@@ -40,6 +42,7 @@ from roialign_cli.types import Plan
 class Layout:
     """Describe what a file will hold: row shape of each layer, type, whether levels are stored, and its attributes.
 
+    `tables` has the row shapes of `coverage` and `area`, if the file has them: float32, written with the features.
     `versions`: whether the file records which version of each image was read, as all new files do.
     """
 
@@ -48,6 +51,7 @@ class Layout:
     levels: bool
     attributes: dict[str, Any]
     versions: bool = True
+    tables: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def feature_bytes(self, rows: int) -> int:
         """Return the bytes of the features of a number of boxes."""
@@ -106,6 +110,11 @@ def initial_tables(plan: Plan, layout: Layout) -> dict[str, tuple[np.dtype[Any],
             found[name] = (string_dtype(stored.itemsize) if values.dtype.kind == "U" else stored.dtype, stored)
     if layout.levels:
         found["levels"] = (np.dtype(np.uint8), np.zeros(plan.rows, np.uint8))
+    for name, given in (("rotated", table.rotated), ("points", table.points)):
+        if given is not None:
+            found[name] = (np.dtype(np.float32), given)
+    for name, row in layout.tables.items():
+        found[name] = (np.dtype(np.float32), np.zeros((plan.rows, *row), np.float32))
     longest = int(np.diff(table.names.ends).max(initial=1))
     names = np.fromiter(table.names.encoded(), f"S{longest}", images)
     errors = np.zeros(images, f"S{ERROR_BYTES}")
@@ -145,7 +154,8 @@ def _allocate(
     # Long datasets are aligned, so that they can be written past the page cache.
     aligned = {"alignment_threshold": DIRECT_IO_MIN_BYTES, "alignment_interval": BLOCK_BYTES}
     with DeferredErrorFile(path) as target, h5py.File(target, "w", libver=("v110", "v110"), **aligned) as file:
-        attributes = {"format": FORMAT, "format_version": VERSION, **layout.attributes}
+        version = BOX_VERSION if tables.keys().isdisjoint(REGION_TABLES) else REGION_VERSION
+        attributes = {"format": FORMAT, "format_version": version, **layout.attributes}
         attributes["layers"] = json.dumps(list(layout.layers))
         file.attrs.update({**attributes, ATTRIBUTES: attributes_crc32(attributes)})
         for name, (shape, dtype) in wanted.items():

@@ -91,6 +91,7 @@ def merge(
         levels="levels" in file.extents,
         attributes=_attributes(file, plan),
         versions=all(name in file.extents for name in IMAGE_VERSION_TABLES),
+        tables={name: file.extents[name].shape[1:] for name in ("coverage", "area") if name in file.extents},
     )
     rows, finished = int(file.offset[-1]), True
     copied, total = 0, layout.feature_bytes(rows)
@@ -191,10 +192,9 @@ def _plan(file: FeatureFile) -> Plan:
             return None
         return decode_text(np.array(file.dataset(name)))
 
+    columns: dict[str, Any] = {name: column(name) for name in ("labels", "scores", "ids", "rotated", "points")}
     boxes = np.array(file.dataset("boxes"))
-    table = BoxTable(
-        PackedNames.from_strings(file.names), file.offset, boxes, column("labels"), column("scores"), column("ids")
-    )
+    table = BoxTable(PackedNames.from_strings(file.names), file.offset, boxes, **columns)
     return Plan(table, np.array(file.sizes), {}, unused_images=0, outside_boxes=0, empty_boxes=0)
 
 

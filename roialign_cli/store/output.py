@@ -95,7 +95,7 @@ def _differences(key: str, theirs: Any, ours: Any) -> list[str]:
     if theirs == ours:
         return []
     if key == "table_sha256":
-        return ["boxes, labels, scores or ids have changed"]
+        return ["boxes, labels, scores, ids or regions have changed"]
     if key in CHANGED:
         return [CHANGED[key]]
     if key != "config":

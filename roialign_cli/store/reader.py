@@ -16,7 +16,7 @@ from roialign_cli.arrays import decode_text
 from roialign_cli.errors import OutputError
 from roialign_cli.store.parts import Array, StackedArray, open_parts
 from roialign_cli.store.regions import Regions
-from roialign_cli.store.schema import DONE, STATUS_NAMES, features_path
+from roialign_cli.store.schema import COLUMNS, DONE, STATUS_NAMES, features_path
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -174,11 +174,7 @@ class FeatureFile(Mapping[str, Regions]):
             reason = self.errors.get(image, "the run has not reached it; the same extract command resumes")
             raise OutputError("image-not-done", f'{self.path}: "{image}": {STATUS_NAMES[status]}: {reason}')
         rows = self.rows_of(i)
-        columns = {
-            name: decode_text(np.array(self._map(name)[rows]))
-            for name in ("labels", "scores", "ids", "levels")
-            if name in self.extents
-        }
+        columns = {name: decode_text(np.array(self._map(name)[rows])) for name in COLUMNS if name in self.extents}
         height, width = self.sizes[i].tolist()
         return Regions(
             name=image,
@@ -224,7 +220,10 @@ class FeatureFile(Mapping[str, Regions]):
         return RowDataset(FeatureFile(self._opened, allow_links=self._allow_links))
 
     def to_pandas(self) -> DataFrame:
-        """Return a row per box without features: image, status, x1, y1, x2, y2, label, score, id, level; needs pandas."""
+        """Return a row per box without features: image, status, x1, y1, x2, y2, label, score, id, level; needs pandas.
+
+        Of regions that are not boxes also rotated, points, coverage, area; those of several numbers are arrays.
+        """
         import pandas
 
         owner = np.repeat(np.arange(len(self.names)), np.diff(self.offset))
@@ -234,9 +233,10 @@ class FeatureFile(Mapping[str, Regions]):
         }
         boxes = np.array(self._map("boxes"))
         columns |= {name: boxes[:, i] for i, name in enumerate(("x1", "y1", "x2", "y2"))}
-        for name in ("labels", "scores", "ids", "levels"):
+        for name, singular in COLUMNS.items():
             if name in self.extents:
-                columns[name[:-1]] = decode_text(np.array(self._map(name)))
+                values = decode_text(np.array(self._map(name)))
+                columns[singular] = values if values.ndim == 1 else list(values)
         return pandas.DataFrame(columns)
 
     def __reduce__(self) -> tuple[Any, ...]:  # another process gets the path, not the maps

@@ -17,6 +17,10 @@ class Regions:
 
     boxes [L, 4] are in pixels of the original, upright image; size is its (height, width). `mapped` has the feature rows of
     each layer as they lie in the file, memory-mapped and read-only.
+
+    Regions that are not boxes have, in pixels: rotated [L, 5] (centre x, centre y, width, height, degrees counter-clockwise);
+    points [L, P, 3] (x, y, visibility); of masks, coverage [L, PH, PW] is the share of each bin that is in the mask, [L] if
+    there is one bin; area [L] is that of the rotated box or mask. `boxes` then enclose them.
     """
 
     name: str
@@ -27,10 +31,14 @@ class Regions:
     scores: Array | None = None
     ids: Array | None = None
     levels: Array | None = None
+    rotated: Array | None = None
+    points: Array | None = None
+    coverage: Array | None = None
+    area: Array | None = None
 
     @cached_property
     def features(self) -> Array | dict[str, Array]:
-        """Features [L, C, PH, PW], or [L, C] if reduced; with several layers, a dict from layer to such arrays.
+        """Features [L, C, PH, PW], [L, C] if reduced, [L, P, C] of points; with several layers, a dict of them by layer.
 
         They are read on first use, into memory of their own: torch takes them as they are, and they may be changed.
         """

@@ -1,4 +1,8 @@
-"""Define the format `roialign-features`, version 1, and find datasets in a file. See docs/reference/format.md."""
+"""Define the format `roialign-features`, and find datasets in a file. See docs/reference/format.md.
+
+Files of boxes have version 1. Files with one of REGION_TABLES have version 2, since a program that knows only version 1 would
+leave these tables out of the checksums.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,18 @@ from roialign_cli.arrays import is_text
 from roialign_cli.errors import OutputError
 
 FORMAT = "roialign-features"
-VERSION = 1
+BOX_VERSION, REGION_VERSION = 1, 2
 PENDING, DONE, FAILED = 0, 1, 2
 STATUS_NAMES = ("pending", "done", "failed")
 HEAP, HEAPS_BYTES = b"GCOL\1\0\0\0", 1 << 20  # HDF5's mark of a heap of strings; ours lie in the first bytes of a file
 LINKED = "linked"  # attribute of a file that links others, whose paths are relative to it
 ERROR_BYTES = 256  # for the message of a failed image
+# Tables beside `boxes` with a line per box, and what one value is called; in the order in which checksums cover them.
+COLUMNS: Mapping[str, str] = {
+    "labels": "label", "scores": "score", "ids": "id", "levels": "level",
+    "rotated": "rotated", "points": "points", "coverage": "coverage", "area": "area",
+}  # fmt: skip
+REGION_TABLES = ("rotated", "points", "coverage", "area")  # of regions that are not boxes
 
 
 @dataclass(frozen=True)
@@ -91,11 +101,10 @@ def open_file(path: Path) -> h5py.File:
         file.close()
         found = "no format" if name is None else repr(name)
         raise OutputError("file-format", f"{path}: expected a file of format {FORMAT}, found {found}")
-    if not isinstance(version, np.integer) or version != VERSION:
+    if not isinstance(version, np.integer) or version not in (BOX_VERSION, REGION_VERSION):
         file.close()
-        raise OutputError(
-            "file-version", f"{path}: expected format version {VERSION}, found {version}", "update roialign"
-        )
+        expected = f"expected format version {BOX_VERSION} or {REGION_VERSION}"
+        raise OutputError("file-version", f"{path}: {expected}, found {version}", "update roialign")
     return file
 
 

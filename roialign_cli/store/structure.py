@@ -17,23 +17,29 @@ import numpy.typing as npt
 from roialign_cli.arrays import PackedNames, is_text, unsafe_name
 from roialign_cli.errors import OutputError
 from roialign_cli.store.checksum import TABLES
-from roialign_cli.store.schema import LINKED, DatasetExtent, features_path
+from roialign_cli.store.schema import (
+    BOX_VERSION,
+    LINKED,
+    REGION_TABLES,
+    REGION_VERSION,
+    DatasetExtent,
+    features_path,
+)
 
 IMAGES, OFFSETS, BOXES = "number of images", "number of images + 1", "number of boxes"
 STRING = "fixed-length string"
 NAMES_PER_BLOCK = 1 << 16  # names that are checked at a time
-MAX_RANK = 4  # of features
 MAX_LEVELS = 256  # that uint8 can count
 SHARD_NUMBERS = ("shard", "shards", "plan_images", "plan_boxes")
 
 
 @dataclass(frozen=True)
 class Expected:
-    """Describe a dataset: its allowed types, what its number of rows is, and the shape of a row."""
+    """Describe a dataset: its allowed types, what its number of rows is, and the shape of a row; None if shapes vary."""
 
     types: tuple[str, ...]
     rows: str
-    row: tuple[int, ...] = ()
+    row: tuple[int, ...] | None = ()
     required: bool = True
 
 
@@ -53,6 +59,10 @@ DATASETS: Mapping[str, Expected] = {
     "scores": Expected(("float32",), BOXES, required=False),
     "ids": Expected(("int64", STRING), BOXES, required=False),
     "levels": Expected(("uint8",), BOXES, required=False),
+    "rotated": Expected(("float32",), BOXES, (5,), required=False),
+    "points": Expected(("float32",), BOXES, None, required=False),
+    "coverage": Expected(("float32",), BOXES, None, required=False),
+    "area": Expected(("float32",), BOXES, required=False),
 }
 
 
@@ -128,7 +138,7 @@ def check_datasets(
         found = STRING if place.dtype.kind == "S" else str(place.dtype)  # big-endian is >f4
         if found not in expected.types:
             raise _bad(path, name, f"numbers of type {' or '.join(expected.types)}", found)
-        shape = (counts[expected.rows], *expected.row)
+        shape = (counts[expected.rows], *(place.shape[1:] if expected.row is None else expected.row))
         if place.shape != shape:
             raise _bad(path, name, f"shape {list(shape)} ({expected.rows})", list(place.shape))
     if max_levels(attributes) > 1 and "levels" not in extents:
@@ -143,8 +153,37 @@ def check_datasets(
         place = extents[name]
         if str(place.dtype) not in ("float32", "float16"):
             raise _bad(path, name, "numbers of type float32 or float16", place.dtype)
-        if len(place.shape) not in (2, MAX_RANK) or place.shape[0] != counts[BOXES] or 0 in place.shape[1:]:
-            raise _bad(path, name, f"shape [{counts[BOXES]}, C, PH, PW] or [{counts[BOXES]}, C]", list(place.shape))
+        n = counts[BOXES]
+        ranks, wanted = ((3,), f"[{n}, P, C]") if "points" in extents else ((2, 4), f"[{n}, C, PH, PW] or [{n}, C]")
+        if len(place.shape) not in ranks or place.shape[0] != n or 0 in place.shape[1:]:
+            raise _bad(path, name, f"shape {wanted}", list(place.shape))
+    check_regions(path, extents, layers, attributes)
+
+
+def check_regions(
+    path: Path, extents: Mapping[str, DatasetExtent], layers: list[str], attributes: Mapping[str, Any]
+) -> None:
+    """Raise OutputError if the tables of regions that are not boxes do not fit the version, each other or the features."""
+    present = [name for name in REGION_TABLES if name in extents]
+    version = REGION_VERSION if present else BOX_VERSION
+    if attributes["format_version"] != version:
+        what = f"as there is a dataset {present[0]}" if present else f"as there is none of {', '.join(REGION_TABLES)}"
+        raise _bad(path, "attribute format_version", f"{version}, {what}", attributes["format_version"])
+    rows = [extents[features_path(layer, len(layers))].shape[1:] for layer in layers]
+    if "points" in extents:
+        found = extents["points"].shape
+        for row in rows:
+            if found[1:] != (row[0], 3):
+                expected = f"shape {[found[0], row[0], 3]}, as features have {row[0]} points"
+                raise _bad(path, "points", expected, list(found))
+    if "coverage" in extents:
+        found = extents["coverage"].shape
+        if len(found) not in (1, 3) or 0 in found[1:] or found[1:] == (1, 1):
+            raise _bad(path, "coverage", f"shape [{found[0]}, PH, PW], or [{found[0]}] of one bin", list(found))
+        bins = found[1:] or (1, 1)
+        for row in rows:
+            if len(row) == 3 and row[1:] != bins:  # features that are reduced have no bins
+                raise _bad(path, "coverage", f"bins {list(row[1:])}, as features have", list(bins))
 
 
 def max_levels(attributes: Mapping[str, Any]) -> int:

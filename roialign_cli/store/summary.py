@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from roialign_cli.store.reader import FeatureFile
-from roialign_cli.store.schema import STATUS_NAMES
+from roialign_cli.store.schema import COLUMNS, STATUS_NAMES
 from roialign_cli.store.statistics import ValueStatistics, sample_statistics
 
 
@@ -41,13 +41,13 @@ def summarise_file(file: FeatureFile) -> FileSummary:
 
 
 def summarise_image(file: FeatureFile, name: str) -> ImageSummary:
-    """Return the boxes of an image with their labels, scores, ids and levels, and the norm of each box's features.
+    """Return the boxes of an image with their labels, scores and other columns, and the norm of each box's features.
 
     Raises OutputError if the image has no features.
     """
     regions = file[name]
     layers = regions.features if isinstance(regions.features, Mapping) else {file.layers[0]: regions.features}
-    columns = {key[:-1]: getattr(regions, key) for key in ("labels", "scores", "ids", "levels")}
+    columns = {singular: getattr(regions, name) for name, singular in COLUMNS.items()}
     norms = {}
     for layer, features in layers.items():
         rows = np.array(features, np.float64).reshape(len(features), -1) if len(features) else np.empty((0, 1))

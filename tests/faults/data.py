@@ -19,7 +19,7 @@ from faults.runs import Ended, Runs
 from roialign_cli import FeatureFile
 from roialign_cli.errors import OutputError
 from roialign_cli.store.check import check
-from roialign_cli.store.schema import DONE
+from roialign_cli.store.schema import COLUMNS, DONE
 
 OPERATIONS = [
     "a run", "a resumed run", "a run with --overwrite", "a shard", "merge", "merge over older shards", "merge --link",
@@ -124,7 +124,7 @@ class Operation:
 
 def same_rows(found: Any, right: Any) -> bool:
     """Return whether two images hold the same, in every column and layer."""
-    columns = ("boxes", "labels", "scores", "ids", "levels")
+    columns = ("boxes", *COLUMNS)
     pairs = [(getattr(found, name), getattr(right, name)) for name in columns]
     layers = [found.features, right.features]
     if isinstance(layers[0], dict):

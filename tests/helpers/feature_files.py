@@ -9,7 +9,7 @@ import numpy as np
 
 from roialign_cli import FeatureFile
 from roialign_cli.store.check import check
-from roialign_cli.store.checksum import TABLES, table_crc32
+from roialign_cli.store.checksum import BOX_TABLES, TABLES, table_crc32
 
 
 def assert_same(found: Path, expected: Path) -> None:
@@ -33,7 +33,7 @@ def assert_same(found: Path, expected: Path) -> None:
 
 def vouch(file: h5py.File, image: int) -> None:
     """Write the checksum of an image's tables anew."""
-    extents = {name for name in ("boxes", "labels", "scores", "ids", "levels") if name in file}
+    extents = {name for name in BOX_TABLES if name in file}
     extents |= {f"images/{name}" for name in file["images"]}
     raw = {name: file[name][()] for name in extents}
     status = int(raw["images/status"][image])

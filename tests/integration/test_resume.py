@@ -65,7 +65,7 @@ def test_labels_found_beside_the_boxes_identify_a_run_too(five_images: Path) -> 
     (boxes / "classes.txt").write_text("cat\n")
     run(five_images, boxes, images=2)
     (boxes / "classes.txt").write_text("dog\n")
-    with pytest.raises(OutputError, match="boxes, labels, scores or ids have changed"):
+    with pytest.raises(OutputError, match="boxes, labels, scores, ids or regions have changed"):
         run(five_images, boxes)
 
 

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 TESTS = [  # of the quick suite, those of what the mutants are put into: a mutant that they miss has survived
     "integration/test_resume.py", "unit/store/test_writer.py", "unit/store/test_check.py", "unit/store/test_identity.py",
     "unit/store/test_merge.py", "unit/store/test_feature_file.py", "unit/store/test_structure.py",
+    "unit/store/test_region_tables.py", "unit/extraction/test_layout.py",
     "unit/extraction/test_shards.py", "unit/extraction/test_worker.py", "integration/test_sharding.py",
     "unit/export/test_export_safety.py", "integration/test_extract.py",
 ]  # fmt: skip

@@ -63,7 +63,7 @@ NO_JSON = {"no JSON": "{nonsense", "too deep": DEEP, "deep": DEEP_AND_SOUND, "ha
 FORMAT = [
     *each("format", {"missing": None, "another": "roialign-features-compressed", **NO_TEXT}),
     *each("format_version", {
-        "missing": None, "array": np.array([1]), "two": np.array([1, 1]), "text": "1", "float": 1.0, "2": 2, "0": 0,
+        "missing": None, "array": np.array([1]), "two": np.array([1, 1]), "text": "1", "float": 1.0, "2": 2, "3": 3, "0": 0,
         "-1": -1, "huge": 2**63, "bool": True, "nothing": h5py.Empty("i8"), "a reference": reference,
     }),
     *each("format_version", {"int32": np.int32(1), "uint8": np.uint8(1), "big-endian": np.array(1, ">i8")}, OPEN),

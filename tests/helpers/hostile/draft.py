@@ -23,6 +23,7 @@ NEW = ("v110", "v110")  # as the tool writes; the older kind has no checksums ov
 Values = npt.NDArray[Any]
 Make = Callable[[h5py.File, str], object]
 
+BOX_TABLES = ("boxes", "labels", "scores", "ids", "levels", "rotated", "points", "coverage", "area")
 IMAGE_TABLES = ("name", "size", "error", "crc32", "file_size", "modified", "sha256")  # in the order of the checksum
 
 
@@ -178,7 +179,7 @@ def sign(path: Path) -> None:
 def _contiguous(file: h5py.File) -> list[str]:
     """Return the datasets of the format that can be read at once."""
     names = [f"images/{name}" for name in (*IMAGE_TABLES, "offset", "status", "table_crc32")]
-    names += ["boxes", "labels", "scores", "ids", "levels", "features", "features/one", "features/two"]
+    names += [*BOX_TABLES, "features", "features/one", "features/two"]
     there = {name: file.get(name) for name in names}
     return [
         name
@@ -205,7 +206,7 @@ def _table_crc32(found: Mapping[str, Values], image: int) -> int:
     for name in IMAGE_TABLES:
         if f"images/{name}" in found:
             crc = zlib.crc32(_bytes(found[f"images/{name}"][image : image + 1]), crc)
-    for name in ("boxes", "labels", "scores", "ids", "levels"):
+    for name in BOX_TABLES:
         if name in found:
             crc = zlib.crc32(_bytes(_rows(found, name, image)), crc)
     return crc

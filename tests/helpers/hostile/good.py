@@ -123,6 +123,31 @@ def reduced(draft: Draft) -> None:
     set_config(draft, reduce="mean")
 
 
+def of_regions(draft: Draft, kind: str, **tables: Callable[[int], np.ndarray]) -> None:
+    """Make it a file of regions that are not boxes; `tables` are made by their number of rows."""
+    rows = len(draft.array("boxes"))
+    draft.datasets.update({name: make(rows).astype(np.float32) for name, make in tables.items()})
+    draft.attributes["format_version"] = 2
+    set_config(draft, region=kind)
+
+
+def rotated(draft: Draft) -> None:
+    """Make it a file of rotated boxes."""
+    of_regions(draft, "rotated", rotated=lambda n: np.full((n, 5), 9), area=lambda n: np.full(n, 81))
+
+
+def masks(draft: Draft) -> None:
+    """Make it a file of masks."""
+    of_regions(draft, "mask", coverage=lambda n: np.full((n, 2, 2), 0.5), area=lambda n: np.full(n, 50))
+
+
+def points(draft: Draft) -> None:
+    """Make it a file of three points a region."""
+    draft.datasets["features"] = draft.array("features").reshape(10, 32, 4).transpose(0, 2, 1)[:, :3]
+    of_regions(draft, "points", points=lambda n: np.ones((n, 3, 3)))
+
+
 KINDS: dict[str, Callable[[Draft], object]] = {
     "plain": lambda draft: None, "two layers": two_layers, "pyramid": pyramid, "float16": half, "reduced": reduced,
+    "rotated": rotated, "masks": masks, "points": points,
 }  # fmt: skip

@@ -196,6 +196,38 @@ COLUMNS = [
     Case("levels: beyond the strides", put("levels", 3, 2), FOUND, "pyramid"),
     Case("levels: missing", drop("levels"), REFUSED, "pyramid", "levels"),
     Case("levels: of a file without a pyramid", lambda draft: draft.datasets.update(levels=np.zeros(10, "u1")), OPEN),
+    *[case for name, base in (("rotated", "rotated"), ("points", "points"), ("coverage", "masks"), ("area", "masks"))
+      for case in of_table(name, {
+          **WRONG_LENGTH, "float64": as_type("f8"), "integers": as_type("i4"), "an axis more": lambda v: v[..., None],
+      }, base=base)],
+    *[Case(f"{name}: {value}", put(name, 2, value), FOUND, base, name) for name, base, values in (
+        ("rotated", "rotated", (np.nan, np.inf)), ("points", "points", (np.nan, np.inf)),
+        ("coverage", "masks", (np.nan, np.inf, -0.1, 1.1)), ("area", "masks", (np.nan, np.inf, -1)),
+    ) for value in values],
+    Case("rotated: a negative width", put("rotated", (2, 2), -1), FOUND, "rotated", "rotated"),
+    Case("rotated: a negative height", put("rotated", (2, 3), -1), FOUND, "rotated", "rotated"),
+    Case("rotated: a negative centre and angle", put("rotated", (2, [0, 1, 4]), -400), SOUND, "rotated"),
+    Case("points: negative", put("points", 2, -1), SOUND, "points"),
+    Case("coverage: all and nothing", put("coverage", slice(2, 4), [[[0, 0], [0, 0]], [[1, 1], [1, 1]]]), SOUND, "masks"),
+    Case("points: another number than in features", change("points", lambda v: v[:, :2]), REFUSED, "points", "points"),
+    Case("points: x and y alone", change("points", lambda v: v[..., :2]), REFUSED, "points", "points"),
+    Case("points: missing", drop("points"), REFUSED, "points", "features"),
+    Case("points: of a file with bins", lambda draft: draft.datasets.update(points=np.ones((10, 32, 3), "f4")), REFUSED,
+         "masks", "features"),
+    *of_table("coverage", {
+        "other bins": lambda v: np.repeat(v, 2, axis=1), "one bin": lambda v: v[:, 0, 0],
+        "one bin with axes": lambda v: v[:, :1, :1],
+        "no bins": lambda v: v[:, :0],
+    }, base="masks"),
+    Case("coverage: missing", drop("coverage"), SOUND, "masks"),
+    *[Case(f"coverage: of reduced features, {what}", together(
+        change("features", lambda v: v.mean((2, 3))), change("coverage", edit)), verdict, "masks", "coverage")
+      for what, verdict, edit in (
+          ("other bins", SOUND, lambda v: np.repeat(v, 2, axis=1)), ("one bin", SOUND, lambda v: v[:, 0, 0]),
+          ("one bin with axes", REFUSED, lambda v: v[:, :1, :1]), ("no bins", REFUSED, lambda v: v[:, :0]),
+          ("one axis", REFUSED, lambda v: v[:, 0]),
+      )],
+    Case("regions in version 1", lambda draft: draft.attributes.update(format_version=1), REFUSED, "masks", "version"),
 ]  # fmt: skip
 
 MISSING = [

@@ -77,7 +77,7 @@ def test_files_that_are_none(tmp_path: Path, sample_features: Path) -> None:
     with h5py.File(tmp_path / "other.h5", "w") as file:
         file["x"] = 1
     with h5py.File(tmp_path / "newer.h5", "w") as file:
-        file.attrs.update({"format": "roialign-features", "format_version": 2})
+        file.attrs.update({"format": "roialign-features", "format_version": 3})
     for name, reference in (
         ("none.h5", "file-missing"), ("text.h5", "file-unreadable"), ("cut.h5", "file-unreadable"),
         ("other.h5", "file-format"), ("newer.h5", "file-version"),
