@@ -11,20 +11,43 @@ from roialign_cli.version import __version__
 
 if TYPE_CHECKING:
     from roialign_cli.extraction.run import extract
-    from roialign_cli.ops import point_sample, roi_align
+    from roialign_cli.ops import (
+        deform_roi_align,
+        point_sample,
+        ps_roi_align,
+        roi_align,
+        roi_align_masked,
+        roi_align_rotated,
+    )
     from roialign_cli.regions.rois import assign_levels
     from roialign_cli.store import FeatureFile
     from roialign_cli.store.datasets import collate
 
-__all__ = ["FeatureFile", "__version__", "assign_levels", "collate", "extract", "point_sample", "roi_align"]
+__all__ = [
+    "FeatureFile",
+    "__version__",
+    "assign_levels",
+    "collate",
+    "deform_roi_align",
+    "extract",
+    "point_sample",
+    "ps_roi_align",
+    "roi_align",
+    "roi_align_masked",
+    "roi_align_rotated",
+]
 
 _HOMES = {
     "FeatureFile": "roialign_cli.store",
     "assign_levels": "roialign_cli.regions.rois",
     "collate": "roialign_cli.store.datasets",
+    "deform_roi_align": "roialign_cli.ops",
     "extract": "roialign_cli.extraction.run",
     "point_sample": "roialign_cli.ops",
+    "ps_roi_align": "roialign_cli.ops",
     "roi_align": "roialign_cli.ops",
+    "roi_align_masked": "roialign_cli.ops",
+    "roi_align_rotated": "roialign_cli.ops",
 }
 
 

@@ -33,7 +33,7 @@ def rotated(request: Request, clockwise: bool) -> Tensor:
         centre_u, centre_v = x * scale - offset, y * scale - offset
         least = 0.0 if request.aligned else 1.0
         box_w, box_h = max(width * scale, least), max(height * scale, least)
-        a = math.radians(-angle if clockwise else angle)
+        a = math.radians(math.fmod(-angle if clockwise else angle, 360))
 
         def place(xx: float, yy: float, u: float = centre_u, v: float = centre_v, a: float = a) -> Point:
             return (yy * math.sin(a) + xx * math.cos(a) + u, yy * math.cos(a) - xx * math.sin(a) + v)
@@ -186,8 +186,10 @@ def _contains(sides: Numbers, u: float, v: float) -> bool:
 
 
 def _area(polygon: Sequence[Point]) -> float:
-    ends = list(polygon[1:]) + list(polygon[:1])
-    return sum(a[0] * b[1] - b[0] * a[1] for a, b in zip(polygon, ends, strict=True)) / 2
+    if not polygon:
+        return 0.0
+    near = [(u - polygon[0][0], v - polygon[0][1]) for u, v in polygon[1:]]
+    return sum(a[0] * b[1] - b[0] * a[1] for a, b in itertools.pairwise(near)) / 2
 
 
 def _clip_to(polygon: Sequence[Point], left: float, right: float, top: float, bottom: float) -> list[Point]:

@@ -44,18 +44,13 @@ def rectangles_of_runs(counts, height):
 
 @jit
 def _edges_of(polygons, part):
-    """Return the edges [E, 5] of polygons, top first: y0, x0, y1, x1 and the side on which the inside is.
+    """Return the edges [E, 6] of polygons, top first: y0, x0, y1, x1, whether they lead down (1) or up (-1), and the polygon.
 
-    Polygons are (x, y) in turn; polygon j is polygons[part[j]:part[j + 1]]. Each is turned so that its area is positive.
+    Polygons are (x, y) in turn; polygon j is polygons[part[j]:part[j + 1]].
     """
-    edges, n = np.empty((len(polygons) // 2, 5)), 0
+    edges, n = np.empty((len(polygons) // 2, 6)), 0
     for j in range(len(part) - 1):
         first, corners = part[j], (part[j + 1] - part[j]) // 2
-        area = 0.0
-        for i in range(corners):
-            a, b = first + 2 * i, first + 2 * ((i + 1) % corners)
-            area += polygons[a] * polygons[b + 1] - polygons[b] * polygons[a + 1]
-        side = 1.0 if area >= 0.0 else -1.0
         for i in range(corners):
             a, b = first + 2 * i, first + 2 * ((i + 1) % corners)
             if polygons[a + 1] == polygons[b + 1]:
@@ -64,7 +59,7 @@ def _edges_of(polygons, part):
             top, bottom = (a, b) if down else (b, a)
             edges[n, 0], edges[n, 1] = polygons[top + 1], polygons[top]
             edges[n, 2], edges[n, 3] = polygons[bottom + 1], polygons[bottom]
-            edges[n, 4] = side if down else -side
+            edges[n, 4], edges[n, 5] = 1.0 if down else -1.0, j
             n += 1
     return edges[:n]
 
@@ -73,8 +68,8 @@ def _edges_of(polygons, part):
 def trapezoids_of_polygons(polygons, part):
     """Return the trapezoids [T, 6] of the union of polygons, see `_edges_of`.
 
-    The plane is cut into horizontal strips at every corner and at every crossing of edges; in a strip no edges cross, and
-    the union is where the winding number is not zero.
+    The plane is cut into horizontal strips at every corner and at every crossing of edges. In a strip no edges cross, and the
+    union is where the winding number of some polygon is not zero.
     """
     edges = _edges_of(polygons, part)
     edges = edges[np.argsort(edges[:, 0], kind="mergesort")]
@@ -108,6 +103,7 @@ def trapezoids_of_polygons(polygons, part):
     found, n = np.empty((MIN_ROWS, 6)), 0
     active, middle_x = np.empty(n_edges, np.int64), np.empty(n_edges)
     begin = 0  # no earlier edge reaches the strip
+    winding = np.zeros(len(part), np.int64)
     for s in range(n_levels - 1):
         low, high = levels[s], levels[s + 1]
         middle = low + (high - low) / 2
@@ -126,14 +122,17 @@ def trapezoids_of_polygons(polygons, part):
                     place -= 1
                 middle_x[place], active[place] = x, e
                 count += 1
-        winding, left = 0.0, 0
+        winding[:] = 0
+        around, left = 0, 0  # polygons that go around the place right of edge e
         for i in range(count):
             e = active[i]
-            before = winding
-            winding += edges[e, 4]
-            if before == 0.0:
+            polygon, before = int(edges[e, 5]), around
+            around -= winding[polygon] != 0
+            winding[polygon] += int(edges[e, 4])
+            around += winding[polygon] != 0
+            if before == 0:
                 left = e
-            elif winding == 0.0:
+            elif around == 0:
                 if n == len(found):
                     found = _grown(found)
                 found[n, 0], found[n, 1] = low, high

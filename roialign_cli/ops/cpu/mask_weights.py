@@ -159,17 +159,22 @@ def _cut_at(source, n, at, left, right):
 
 @jit
 def _add_polygon(corners, n, x, y, x_entry, y_entry, total):
-    """Add the weights of a polygon right of and below cell centre (x, y): its moments 1, u, v and uv give them."""
+    """Add the weights of a polygon right of and below cell centre (x, y): its moments 1, u, v and uv give them.
+
+    They are computed from its first corner and then moved, so that small polygons keep their digits.
+    """
+    origin_u, origin_v = corners[0, 0], corners[0, 1]
     area = mu = mv = muv = 0.0
-    for i in range(n):
-        j = i + 1 if i + 1 < n else 0
-        a, b = corners[i, 0] - x, corners[i, 1] - y
-        c, d = corners[j, 0] - x, corners[j, 1] - y
+    for i in range(1, n - 1):
+        a, b = corners[i, 0] - origin_u, corners[i, 1] - origin_v
+        c, d = corners[i + 1, 0] - origin_u, corners[i + 1, 1] - origin_v
         cross = a * d - c * b
         area += cross / 2
         mu += cross * (a + c) / 6
         mv += cross * (b + d) / 6
         muv += cross * (2 * a * b + a * d + c * b + 2 * c * d) / 24
+    u, v = origin_u - x, origin_v - y
+    mu, mv, muv = mu + area * u, mv + area * v, muv + mu * v + mv * u + area * u * v
     if x == OUTSIDE:  # only the area counts
         mu = muv = 0.0
     if y == OUTSIDE:

@@ -106,16 +106,25 @@ def _cut(source, n, axis, at, below, above):
 
 @jit
 def _add_polygon_moments(corners, n, x, y, moments):
-    """Add the integrals of 1, u, v and uv over a polygon, with u and v counted from (x, y)."""
-    for i in range(n):
-        j = i + 1 if i + 1 < n else 0
-        a, b = corners[i, 0] - x, corners[i, 1] - y
-        c, d = corners[j, 0] - x, corners[j, 1] - y
+    """Add the integrals of 1, u, v and uv over a polygon, with u and v counted from (x, y).
+
+    They are computed from its first corner and then moved, so that small polygons keep their digits.
+    """
+    origin_u, origin_v = corners[0, 0], corners[0, 1]
+    area = mu = mv = muv = 0.0
+    for i in range(1, n - 1):
+        a, b = corners[i, 0] - origin_u, corners[i, 1] - origin_v
+        c, d = corners[i + 1, 0] - origin_u, corners[i + 1, 1] - origin_v
         cross = a * d - c * b
-        moments[0] += cross / 2
-        moments[1] += cross * (a + c) / 6
-        moments[2] += cross * (b + d) / 6
-        moments[3] += cross * (2 * a * b + a * d + c * b + 2 * c * d) / 24
+        area += cross / 2
+        mu += cross * (a + c) / 6
+        mv += cross * (b + d) / 6
+        muv += cross * (2 * a * b + a * d + c * b + 2 * c * d) / 24
+    u, v = origin_u - x, origin_v - y
+    moments[0] += area
+    moments[1] += mu + area * u
+    moments[2] += mv + area * v
+    moments[3] += muv + mu * v + mv * u + area * u * v
 
 
 @jit
