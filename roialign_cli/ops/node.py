@@ -32,9 +32,11 @@ def register(name: str, extra: str, run: Callable[..., Any], fake: Callable[...,
     fake: makes results of the right shape from a request whose tensors have no values.
     """
 
+    named = _name_errors(name, run)
+
     def compute(*arguments: Any) -> Any:
         request, rest = _split(arguments)
-        return run(request.prepared(), *rest, None)
+        return named(request.prepared(), *rest, None)
 
     schema = f"({SCHEMA}, {extra}) -> {returns}"
     registered = torch.library.custom_op(f"roialign::{name}", compute, mutates_args=(), schema=schema)
@@ -74,13 +76,16 @@ def call(node: Node, request: Request, *extra: Any, out: Tensor | None) -> Any:
 
 def names_errors(operator: Callable[P, R]) -> Callable[P, R]:
     """Let errors of arguments, which are those of `roi_align`, name the operator that was called."""
+    return _name_errors(operator.__name__, operator)
 
+
+def _name_errors(name: str, operator: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(operator)
     def named(*arguments: P.args, **keywords: P.kwargs) -> R:
         try:
             return operator(*arguments, **keywords)
         except OperatorInputError as error:
-            message = error.message.removeprefix("roi_align: ").removeprefix(f"{operator.__name__}: ")
-            raise OperatorInputError(error.reference, f"{operator.__name__}: {message}", error.hint) from None
+            message = error.message.removeprefix("roi_align: ").removeprefix(f"{name}: ")
+            raise OperatorInputError(error.reference, f"{name}: {message}", error.hint) from None
 
     return named

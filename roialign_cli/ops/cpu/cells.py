@@ -34,7 +34,7 @@ def run(cells: Cells, out: Tensor | None) -> Tensor:
     maps = np.array([describe(m) for m in request.maps], np.int64)
     sizes = maps[:, 1] * maps[:, 2]
     bins, channels = math.prod(request.output_size), request.shape[1]
-    where = (images, levels, int(maps[0, 3]) if cells.maps_per_image > 1 else 0)
+    where = (images, levels, cells.maps_per_image > 1)
     dtype = request.maps[0].dtype
     unit = np.float64 if dtype == torch.float64 else np.float32
     elements = np.empty(0, STORED[dtype]), np.empty(0, STORED[out.dtype]), np.empty(0, unit)

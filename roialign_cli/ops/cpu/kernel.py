@@ -601,11 +601,11 @@ def pool_lists(out, channels, rows, lists, where, maps, bins, maximum, stream, t
     """Pool the RoIs `rows` by the lists of their bins into out [K, channels, bins] (its address).
 
     lists: (ptr, offset, weight) of these RoIs as rotated_weights.py fills them; with `maximum` each four entries are one
-    sample, and outside [rows * bins] says which bins have samples outside of the map, which are zeros. where: (images [K],
-    levels [K], bytes from the map of a bin to that of the next).
+    sample, and outside [rows * bins] says which bins have samples outside of the map, which are zeros. where: (maps [K], the
+    first that a RoI reads on its level, levels [K], whether each bin reads the map after that of the bin before).
     """
     ptr, offset, weight64, outside = lists
-    images, levels, bin_stride = where
+    first_map, levels, one_each = where
     elements = ElementTypes(types_of[0], types_of[1], types_of[2])
     stored, written, unit = elements.stored, elements.written, elements.unit
     size, block = unit.itemsize, min(BLOCK, channels)
@@ -620,7 +620,7 @@ def pool_lists(out, channels, rows, lists, where, maps, bins, maximum, stream, t
     for i in range(len(rows)):
         k = rows[i]
         level = maps[levels[k]]
-        source = level[0] + images[k] * level[3]
+        source, bin_stride = level[0] + first_map[k] * level[3], level[3] if one_each else 0
         for c in range(0, channels, BLOCK):
             n = min(BLOCK, channels - c)
             for b in range(bins):

@@ -30,7 +30,7 @@ CALL = np.dtype([
     ("stride_n", np.int64, MAX_LEVELS),
     *((name, np.int64) for name in (
         "rows", "images", "levels", "ptr", "offset", "weight", "outside", "out",
-        "channels", "bins", "bin_stride", "lanes", "bins_per_block",
+        "channels", "bins", "one_each", "lanes", "bins_per_block",
     )),
 ])  # fmt: skip
 
@@ -92,7 +92,7 @@ def plan_list_launch(cells: Cells, lists: ListTensors, out: Tensor, max_threads:
         call[name] = getattr(lists, name).data_ptr()
     fields = {
         "out": out.data_ptr(), "channels": channels, "bins": bins, "lanes": lanes, "bins_per_block": per_block,
-        "bin_stride": call["stride_n"][0] if cells.maps_per_image > 1 else 0,
+        "one_each": cells.maps_per_image > 1,
     }  # fmt: skip
     for name, value in fields.items():
         call[name] = value

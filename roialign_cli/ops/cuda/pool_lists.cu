@@ -9,13 +9,13 @@
 struct Call {
     const char *address[MAX_LEVELS];
     i64 stride_n[MAX_LEVELS];
-    const i64 *rows, *images, *levels;  // [R] of each block: the row of the output, the map of its level, the level
+    const i64 *rows, *images, *levels;  // [R] of each block: the row of the output, the first map that it reads on its level, the level
     const i64 *ptr;                     // [R * bins + 1] where the entries of each bin begin
     const i64 *offset;                  // [entries]
     const Sum *weight;                  // [entries]
     const unsigned char *outside;       // [R * bins] whether samples lie outside of the map, which are zeros
     void *out;                          // [K, channels, bins]
-    i64 channels, bins, bin_stride;     // bin_stride: from the map of a bin to that of the next one
+    i64 channels, bins, one_each;       // one_each: whether each bin reads the map after that of the bin before
     i64 lanes, bins_per_block;          // the shape of a block's work, chosen by the host
 };
 
@@ -57,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) ENTRY(const __grid_constant
                                    (i64)(first_channel + channel) * (i64)sizeof(Element);
         for (int b = thread / lanes; b < my_bins; b += threads / lanes) {
             const i64 bin = row * call.bins + first_bin + b, first = call.ptr[bin], stop = call.ptr[bin + 1];
-            const char *const map = origin + (first_bin + b) * call.bin_stride;
+            const char *const map = origin + (call.one_each ? (first_bin + b) * call.stride_n[level] : 0);
             Sum result[VECTOR] = {};
             if constexpr (MODE == MAX) {
                 if (first < stop && !call.outside[bin])

@@ -6,7 +6,8 @@ import pytest
 import torch
 from helpers.tensors import make_rois
 
-from roialign_cli import roi_align
+from roialign_cli import deform_roi_align, ps_roi_align, roi_align, roi_align_masked, roi_align_rotated
+from roialign_cli.ops.masks import parse_masks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of torch's own tracing
@@ -75,3 +76,43 @@ def test_compiled_with_out_and_with_lazily_negated_views() -> None:
         for out in (torch.empty_like(expected), torch._neg_view(torch.empty_like(expected))):
             assert torch.equal(compiled(torch._neg_view(-MAPS[0]), torch._neg_view(-ROIS), out), expected)
             assert torch.equal(out, expected)
+
+
+def test_the_registrations_of_the_other_regions_are_sound() -> None:
+    maps, rois = [m.double() for m in MAPS], ROIS.double()
+    turned = torch.cat([rois.abs(), torch.full((len(rois), 1), 30.0, dtype=torch.float64)], dim=1)
+    fields = ([3, 2], [0.5, 0.25], 2, True, "avg", "none", None)
+    pieces = parse_masks([[[1, 1, 30, 3, 20, 20]]] * len(rois), len(rois))
+    offsets = torch.ones(len(rois), 2, 3, 2)
+    nodes = torch.ops.roialign
+    torch.library.opcheck(nodes.roi_align_rotated.default, (maps, turned, LEVELS, *fields, False, "auto"))
+    torch.library.opcheck(nodes.deform_roi_align.default, (maps, rois, LEVELS, *fields, offsets, None, 0.1, "auto"))
+    torch.library.opcheck(nodes.ps_roi_align.default, (maps, rois, LEVELS, *fields, "auto"))
+    masked = (maps, rois, LEVELS, *fields, pieces.first, pieces.sides, "mask", "auto")
+    torch.library.opcheck(nodes.roi_align_masked.default, masked)
+
+
+def test_compiled_regions_give_the_same_values() -> None:
+    pieces = parse_masks([[[1, 1, 30, 3, 20, 20]]] * len(ROIS), len(ROIS))
+
+    def pool(maps: torch.Tensor, rois: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        turned = torch.cat([rois.abs(), rois[:, :1] + 30], dim=1)
+        moved = deform_roi_align(maps, rois, rois.new_ones(rois.shape[0], 2, 3, 2), (3, 2))
+        return (
+            roi_align_rotated(maps, turned, (3, 2)),
+            moved,
+            ps_roi_align(maps, rois, (3, 2)),
+            *roi_align_masked(maps, rois, pieces, (3, 2)),
+        )
+
+    seen: list[str] = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> object:
+        seen.extend(nodes(graph))
+        return graph.forward
+
+    compiled = torch.compile(pool, backend=backend, fullgraph=True)
+    with torch.inference_mode():
+        for found, expected in zip(compiled(MAPS[0], ROIS), pool(MAPS[0], ROIS), strict=True):
+            assert torch.equal(found, expected)
+    assert len(seen) == 4

@@ -9,12 +9,13 @@ import torch
 from numba import njit
 
 from roialign_cli.ops.cpu import kernel
+from roialign_cli.ops.cpu.jit import OPTIONS
 
 STORED = [np.float32, np.float64, np.uint16, np.int16]  # uint16 holds bfloat16 bits, int16 float16 bits
 BITS = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 FLOAT16, BFLOAT16 = np.dtype(np.int16), np.dtype(np.uint16)
 
-jit = njit(**kernel._OPTIONS)
+jit = njit(**OPTIONS)
 
 
 def bits(values: npt.NDArray[np.generic]) -> npt.NDArray[np.unsignedinteger]:

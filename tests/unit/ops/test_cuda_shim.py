@@ -236,4 +236,4 @@ def test_threads_of_a_block_do_not_race(tmp_path: Path) -> None:
 def conformance_count(request: pytest.FixtureRequest, shim: Shim) -> object:
     """Report how many launches were compared in the summary of the session."""
     yield
-    request.config.stash[LAUNCHES] = shim.launches
+    request.config.stash[LAUNCHES] = request.config.stash.get(LAUNCHES, 0) + shim.launches

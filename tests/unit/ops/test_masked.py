@@ -118,7 +118,9 @@ def test_a_constant_map_gives_one_and_a_linear_map_the_centroid(polygons: list[l
     moment_y = (height * (wide0 * (2 * y0 + y1) + wide1 * (y0 + 2 * y1)) / 6).sum()
     squares = [(a * a + a * b + b * b) for a, b in ((right0, right1), (left0, left1))]
     moment_x = (height * (squares[0] - squares[1]) / 6).sum()
-    inside = (y0.min() >= 0.5) & (torch.minimum(left0, left1).min() >= 0.5)  # the surface is flat before the first centre
+    inside = (y0.min() >= 0.5) & (
+        torch.minimum(left0, left1).min() >= 0.5
+    )  # the surface is flat before the first centre
     if inside:
         assert found[0, 1].item() == pytest.approx(float(moment_x) / area - 0.5, abs=1e-6)
         assert found[0, 2].item() == pytest.approx(float(moment_y) / area - 0.5, abs=1e-6)
@@ -265,7 +267,10 @@ def test_nothing_to_pool() -> None:
         ([[[1, 1, 5, math.nan, 2, 2]]], r"masks\[0\]: polygon 0: expected finite numbers"),
         ([[]], r"masks\[0\]: expected run lengths, polygons or a bool array"),
         ([np.zeros((3, 3))], r"masks\[0\]: expected run lengths, polygons or a bool array \[H, W\], found float64"),
-        ([{"size": [4, 5], "counts": [3, 4]}], r"masks\[0\]: expected run lengths that add up to 4 x 5, found a sum of 7"),
+        (
+            [{"size": [4, 5], "counts": [3, 4]}],
+            r"masks\[0\]: expected run lengths that add up to 4 x 5, found a sum of 7",
+        ),
         ([{"size": [4, 5], "counts": [-3, 23]}], "found a negative one"),
         ([{"size": [4, 5], "counts": "o"}], "run lengths are cut off"),
         ([{"counts": [20]}], r"masks\[0\]: expected size \(height, width\) and counts"),

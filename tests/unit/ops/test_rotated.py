@@ -56,7 +56,9 @@ def test_equals_openvino(ratio: int, clockwise: bool) -> None:
     from openvino import opset15
 
     rng = np.random.default_rng(0)
-    boxes = np.concatenate([rng.uniform(2, 24, (40, 2)), rng.uniform(0.5, 30, (40, 2)), rng.uniform(-3.1, 3.1, (40, 1))], 1)
+    boxes = np.concatenate(
+        [rng.uniform(2, 24, (40, 2)), rng.uniform(0.5, 30, (40, 2)), rng.uniform(-3.1, 3.1, (40, 1))], 1
+    )
     boxes, images = boxes.astype(np.float32), rng.integers(0, 2, 40)
     maps = MAPS.float().numpy()
     inputs = [opset15.parameter(array.shape, array.dtype) for array in (maps, boxes, images)]
