@@ -124,11 +124,13 @@ def shard_plan(whole: PlanSplit, number: int) -> tuple[Plan, dict[str, Any]]:
     plan, table = whole.plan, whole.plan.table
     first, stop = whole.ends[number - 1 : number + 1].tolist()
     low, high = int(table.offset[first]), int(table.offset[stop])
-    columns = {
+    columns: dict[str, Any] = {
         name: values[low:high]
-        for name in ("boxes", "labels", "scores", "ids", "crowd", "relative_boxes")
+        for name in ("boxes", "labels", "scores", "ids", "crowd", "relative_boxes", "rotated", "points")
         if (values := getattr(table, name)) is not None
     }
+    if table.shapes is not None:
+        columns["shapes"] = table.shapes.take(slice(low, high))
     part = replace(table, names=table.names[first:stop], offset=table.offset[first : stop + 1] - low, **columns)
     problems = {image - first: problem for image, problem in plan.problems.items() if first <= image < stop}
     attributes: dict[str, Any] = {

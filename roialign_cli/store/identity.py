@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +14,7 @@ from roialign_cli.types import BoxTable, Plan
 
 
 def table_sha256(table: BoxTable) -> str:
-    """Return the SHA-256 of a table: names, offsets, boxes, labels, scores and ids, in this order.
+    """Return the SHA-256 of a table: names, offsets, boxes, labels, scores, ids and shapes, in this order.
 
     Relative boxes count as they were read, so the hash does not depend on the sizes of the images.
     """
@@ -20,13 +22,22 @@ def table_sha256(table: BoxTable) -> str:
     columns = (table.labels, table.scores, table.ids)
     present = "".join("-" if column is None else column.dtype.kind for column in columns)
     arrays = [table.names.text, table.names.ends, table.offset, boxes, *(c for c in columns if c is not None)]
+    if table.shapes is not None:
+        arrays += [getattr(table.shapes, field.name) for field in fields(table.shapes)]
     return _sha256(present.encode(), arrays)
 
 
 def plan_sha256(plan: Plan) -> str:
-    """Return the SHA-256 of a plan: names, offsets, boxes and sizes, which decide how it is divided into shards."""
+    """Return the SHA-256 of a plan: names, offsets, boxes and sizes, which decide how it is divided into shards.
+
+    Regions that are not boxes count, too: shards of one run have the same.
+    """
     table = plan.table
-    return _sha256(b"", (table.names.text, table.names.ends, table.offset, table.boxes, plan.sizes))
+    arrays: list[npt.NDArray[Any]] = [table.names.text, table.names.ends, table.offset, table.boxes, plan.sizes]
+    if table.shapes is not None:
+        arrays += [getattr(table.shapes, field.name) for field in fields(table.shapes)]
+    arrays += [values for values in (table.rotated, table.points) if values is not None]
+    return _sha256(b"", arrays)
 
 
 def _sha256(begin: bytes, arrays: Iterable[npt.NDArray[np.generic]]) -> str:
