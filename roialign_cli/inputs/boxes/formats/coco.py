@@ -6,8 +6,10 @@ writes it, is a rotated box. Shapes are read if the settings ask for regions, se
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,9 +81,10 @@ def read(source: Source) -> BoxTable:
     names, sizes, image_index = _read_images(path, keys)
     categories: list[Category] = _decode(path, keys, "categories", list[Category]) if "categories" in keys else []
     parts, count = [_to_columns(source, 0, [], names, image_index)], 0
-    for decoded in _iter_annotations(path, keys["annotations"], TYPES[source.region]):
-        parts.append(_to_columns(source, count, decoded, names, image_index))
-        count += len(decoded)
+    with _without_collector():
+        for decoded in _iter_annotations(path, keys["annotations"], TYPES[source.region]):
+            parts.append(_to_columns(source, count, decoded, names, image_index))
+            count += len(decoded)
     keys.clear()
     del image_index  # large objects are freed early, so that millions of boxes fit in little memory
     owner = np.concatenate([part.owner for part in parts])
@@ -106,6 +109,18 @@ def read(source: Source) -> BoxTable:
         if source.region == "box"
         else Shapes.join([part.shapes for part in parts if part.shapes is not None], row),
     )
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep the garbage collector from searching millions of lists of coordinates for cycles, which takes as long as decoding."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _read_images(
