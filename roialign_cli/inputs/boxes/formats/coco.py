@@ -45,11 +45,7 @@ Indices = npt.NDArray[np.int32]
 PART_BYTES = 1 << 20  # annotations that are decoded at a time
 OBJECT_END = re.compile(rb"\}\s*,")
 # Errors of annotations that have another box than four numbers, and are decoded again with their segmentation.
-OTHER_BOXES = (
-    "missing required field `bbox`",
-    "got `null` - at `$[...].bbox`",
-    "of length 4, got 5 - at `$[...].bbox`",
-)
+OTHER_BOX = re.compile(r"missing required field `bbox`|(got `null`|of length 4.*) - at `\$\[.*\]\.bbox`")
 
 
 class Image(msgspec.Struct, gc=False):
@@ -113,7 +109,7 @@ def read(source: Source) -> BoxTable:
 
 @contextmanager
 def _without_collector() -> Iterator[None]:
-    """Keep the garbage collector from searching millions of lists of coordinates for cycles, which takes as long as decoding."""
+    """Keep the garbage collector from searching millions of lists for cycles, which takes as long as decoding them."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -226,7 +222,7 @@ def _iter_annotations(path: str, raw: msgspec.Raw, kind: Any) -> Iterator[Sequen
                 found = decoder.decode(part)
                 break
             except msgspec.ValidationError as error:
-                if kind is Annotation and any(reason in str(error) for reason in OTHER_BOXES):
+                if kind is Annotation and OTHER_BOX.search(str(error)):
                     found = _decode_any(path, first, part)
                     break
                 raise _entry_error(path, "annotations", error, first) from None
