@@ -80,7 +80,7 @@ def _box(where: str, annotation: AnyAnnotation, units: Units) -> list[float]:
         found: list[float] = units.numbers(np.array([corners]))[0].tolist()
         return found
     if len(box) != 4:
-        raise format_error(f"{where}.bbox", f"Expected `array` of length 4, got {len(box)}")
+        raise format_error(where, f"bbox: expected four numbers, or five with an angle, found {len(box)}")
     wrong = next((value for value in box if isinstance(value, str) and not value.startswith("\0")), None)
     if wrong is not None:
         raise format_error(where, f"bbox: expected four numbers, found {wrong!r}")
