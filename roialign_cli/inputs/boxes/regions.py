@@ -101,7 +101,7 @@ def _points(where: str, table: BoxTable, shapes: Shapes) -> BoxTable:
         expected = f"expected {counts[0]} points as in the first annotation"
         raise shape_error(row_location(where, table, row), f"{expected}, found {counts[row]}")
     number = int(counts[0]) if len(counts) else 0
-    return replace(table, shapes=None, points=shapes.coordinates.reshape(-1, number, 3))
+    return replace(table, shapes=None, points=shapes.coordinates.reshape(len(shapes), number, 3))
 
 
 def smallest_rectangles(corners: Numbers) -> Numbers:

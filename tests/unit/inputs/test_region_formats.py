@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from roialign_cli.config import Region, Settings, load
-from roialign_cli.errors import ConfigError, InputError
+from roialign_cli.errors import ConfigError, InputError, RoialignError
 from roialign_cli.extraction.plan import make_plan
 from roialign_cli.inputs.boxes import read_boxes
 from roialign_cli.inputs.images import open_images
@@ -434,3 +436,43 @@ def test_a_table_without_regions_is_read_as_before(folder: Path, tmp_path: Path)
     table = read_boxes(path, folder)
     assert table.boxes.tolist() == [[1, 2, 4, 6]]
     assert table.shapes is None
+
+
+WORSE = [b"NaN", b"1e999", b"-", b"\x00", b"\xff", b"<", b'"', b"[", b"]", b"null", b",", b"9" * 30]
+FUZZED = {
+    **{f"mask, polygons of {name}": ("mask", make) for name, make in POLYGON_FILES.items()},
+    **{f"mask, masks of {name}": ("mask", make) for name, make in MASK_FILES.items()},
+    **{f"rotated, {name}": ("rotated", make) for name, make in ROTATED_FILES.items()},
+    **{f"points, {name}": ("points", make) for name, make in POINT_FILES.items()},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUZZED)
+def test_damaged_files_are_regions_or_the_error(name: str, folder: Path, tmp_path: Path) -> None:
+    """`make fuzz` tries hundreds of thousands."""
+    region, make = FUZZED[name]
+    options = {"columns": "label cx cy w h angle"} if name == "rotated, text" else {}
+    path = make(tmp_path)
+    file = next(path.iterdir()) if path.is_dir() else path
+    seed = file.read_bytes()
+
+    @settings(
+        max_examples=int(os.environ.get("ROIALIGN_FUZZ", "40")),
+        suppress_health_check=list(HealthCheck), database=None, deadline=None,
+    )  # fmt: skip
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        content = bytearray(seed)
+        for _ in range(data.draw(st.integers(0, 3))):
+            at = data.draw(st.integers(0, max(len(content) - 1, 0)))
+            if data.draw(st.booleans()):
+                del content[at : at + data.draw(st.integers(1, 9))]
+            else:
+                content[at:at] = data.draw(st.sampled_from(WORSE))
+        file.write_bytes(content)
+        with contextlib.suppress(RoialignError):
+            plan = planned(path, folder, region, allow_outside=True, **options)  # type: ignore[arg-type]
+            found = plan.table.shapes if region == "mask" else getattr(plan.table, region)
+            assert len(found) == len(plan.table.boxes)
+
+    check()

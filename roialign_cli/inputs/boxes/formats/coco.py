@@ -42,6 +42,7 @@ from roialign_cli.shapes import Shapes
 from roialign_cli.types import BoxTable
 
 Indices = npt.NDArray[np.int32]
+MAX_SIDE = 1 << 31  # pixels; an image that is said to be larger has no stated size
 PART_BYTES = 1 << 20  # annotations that are decoded at a time
 OBJECT_END = re.compile(rb"\}\s*,")
 # Errors of annotations that have another box than four numbers, and are decoded again with their segmentation.
@@ -128,8 +129,9 @@ def _read_images(
     image_index = {image.id: i for i, image in enumerate(images)}
     if len(image_index) < len(images) or len(set(names)) < len(images):
         raise format_error(f"{path}: images", "expected every id and file_name once, found one twice")
-    sizes = np.array([(image.height or 0, image.width or 0) for image in images], np.int64).reshape(-1, 2)
-    return PackedNames.from_strings(names), sizes if (sizes > 0).all() else None, image_index
+    sides = [(image.height or 0, image.width or 0) for image in images]
+    known = all(0 < side < MAX_SIDE for size in sides for side in size)
+    return PackedNames.from_strings(names), np.array(sides, np.int64).reshape(-1, 2) if known else None, image_index
 
 
 @dataclass(frozen=True)

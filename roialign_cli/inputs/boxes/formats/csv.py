@@ -10,19 +10,18 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.arrays import PackedNames
+from roialign_cli.inputs.boxes.column_shapes import enclosing_corners, table_shapes
 from roialign_cli.inputs.boxes.columns import (
     IGNORED,
     SIZE_ROLES,
     ColumnMapping,
     RelativeEvidence,
     collect_sizes,
-    enclosing_corners,
     known_scores,
     map_columns,
     number_column,
     positional_columns,
     resolve_images,
-    table_shapes,
     text_column,
 )
 from roialign_cli.inputs.boxes.common import Grouping, Source, as_boxes, box_columns, format_error, index_unique

@@ -65,7 +65,7 @@ def _bounding_box(where: str, shape: Element) -> list[float]:
     if shape.tag == "mask":
         left, top, width, height = (_number(where, shape, name) for name in ("left", "top", "width", "height"))
         return [left, top, left + width, top + height]
-    angle = math.radians(float(shape.get("rotation") or 0))
+    angle = math.radians(parse_number(where, "rotation", shape.get("rotation") or "0"))
     if shape.tag == "ellipse":
         x, y, rx, ry = (_number(where, shape, name) for name in ("cx", "cy", "rx", "ry"))
         half_w, half_h = (

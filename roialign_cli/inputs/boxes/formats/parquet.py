@@ -9,17 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.arrays import PackedNames
+from roialign_cli.inputs.boxes.column_shapes import enclosing_corners, table_shapes
 from roialign_cli.inputs.boxes.columns import (
     SIZE_ROLES,
     ColumnMapping,
     RelativeEvidence,
     collect_sizes,
-    enclosing_corners,
     known_scores,
     map_columns,
     number_column,
     resolve_images,
-    table_shapes,
     text_column,
 )
 from roialign_cli.inputs.boxes.common import (
