@@ -69,7 +69,20 @@ READERS: dict[str, Callable[[Source], BoxTable]] = {
     "butd": butd.read,
 }
 REGION_FORMATS = {  # formats that have regions of a kind
-    "rotated": ("dota", "yolo", "labelme", "coco", "cvat", "label-studio", "csv", "parquet", "text", "native", "jsonl"),
+    "rotated": (
+        "dota",
+        "yolo",
+        "labelme",
+        "coco",
+        "coco-results",
+        "cvat",
+        "label-studio",
+        "csv",
+        "parquet",
+        "text",
+        "native",
+        "jsonl",
+    ),
     "mask": ("coco", "coco-results", "labelme", "cvat", "yolo", "label-map", "label-studio", "native", "jsonl"),
     "points": ("coco", "coco-results", "labelme", "cvat", "label-studio", "csv", "parquet", "text", "native", "jsonl"),
 }

@@ -129,6 +129,9 @@ MASK_FILES: dict[str, Callable[[Path], Path]] = {
     "coco without bbox": lambda path: coco(path, {"segmentation": runs()}),
     "coco compressed": lambda path: coco(path, {"segmentation": runs(compressed=True)}),
     "native": lambda path: written(path / "n.json", {"a.jpg": {"rle": [runs(compressed=True)]}}),
+    "coco-results": lambda path: written(
+        path / "r.json", [{"image_id": "a", "bbox": [3, 6, 8, 3], "score": 0.5, "segmentation": runs(compressed=True)}]
+    ),
     "labelme": lambda path: labelme(
         path,
         {"points": [[3, 6], [11, 9]], "shape_type": "mask",

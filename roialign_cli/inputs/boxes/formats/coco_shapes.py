@@ -112,7 +112,7 @@ def pack_shapes(annotations: Sequence[AnyAnnotation], region: str, where: Callab
     Coordinates are taken in bulk. A wrong number of them is found when the table is checked.
     """
     kind = [NONE] * len(annotations)
-    sizes = [(0, 0)] * len(annotations)
+    sizes = np.zeros((len(annotations), 2), np.int32)
     part_counts, run_counts = [0] * len(annotations), [0] * len(annotations)
     parts: list[list[Number]] = []
     masks: list[Any] = []
@@ -147,7 +147,7 @@ def pack_shapes(annotations: Sequence[AnyAnnotation], region: str, where: Callab
         coordinates=coordinates,
         run=offsets(run_counts),
         counts=np.concatenate([*masks, np.empty(0, np.int64)]).astype(np.uint32),
-        sizes=np.array(sizes, np.int32).reshape(-1, 2),
+        sizes=sizes,
     )
 
 

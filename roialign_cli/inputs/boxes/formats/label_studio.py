@@ -47,7 +47,7 @@ def read(source: Source) -> BoxTable:
                 if source.region != "box":
                     shapes += _region(where, value, size, source.region)
             name = _image_name(task)
-        except (TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError, IndexError, ZeroDivisionError) as error:
             raise format_error(where, f"expected shapes in percent of the image, found: {error!r}") from None
         if not name:
             raise format_error(where, "expected the address of an image in data, found none")
