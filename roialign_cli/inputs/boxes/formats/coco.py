@@ -43,7 +43,9 @@ from roialign_cli.types import BoxTable
 
 Indices = npt.NDArray[np.int32]
 MAX_SIDE = 1 << 31  # pixels; an image that is said to be larger has no stated size
-PART_BYTES = 1 << 20  # annotations that are decoded at a time
+PART_BYTES = (
+    1 << 18
+)  # annotations that are decoded at a time: few enough that their numbers stay in the processor's cache
 OBJECT_END = re.compile(rb"\}\s*,")
 # Errors of annotations that have another box than four numbers, and are decoded again with their segmentation.
 OTHER_BOX = re.compile(r"missing required field `bbox`|(got `null`|of length 4.*) - at `\$\[.*\]\.bbox`")
