@@ -162,7 +162,9 @@ def _note_missing(
     if otherwise == "box":
         return (*table.notes, f"{count} of {len(missing)} annotations have no {word}: pooled by their box")
     row, article = int(missing.argmax()), "" if region == "points" else "a "
-    message = f"expected {article}{word}, found {_found(shapes, row)}; {count} of {len(missing)} annotations have no {word}"
+    message = (
+        f"expected {article}{word}, found {_found(shapes, row)}; {count} of {len(missing)} annotations have no {word}"
+    )
     hint = "" if region == "points" else "--region-missing box pools such annotations by their box"
     raise InputError("region-missing", f"{row_location(where, table, row)}: {message}", hint)
 

@@ -135,7 +135,9 @@ def test_lacking_regions_are_errors_that_name_them(folder: Path) -> None:
     with pytest.raises(InputError) as found:
         planned(folder, content, "mask")
     assert found.value.reference == "region-missing"
-    assert '"b.png", box 1 (id s): expected a mask, found only a box; 1 of 3 annotations have no mask' in str(found.value)
+    assert '"b.png", box 1 (id s): expected a mask, found only a box; 1 of 3 annotations have no mask' in str(
+        found.value
+    )
     assert str(folder.parent / "n.json") in str(found.value)
     assert "--region-missing box" in found.value.hint
     with pytest.raises(InputError, match=r'"a.png", box 0 .*found a polygon of 3 points; 3 of 3 annotations'):
