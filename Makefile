@@ -42,7 +42,7 @@ docs: $(VENV)/dev.stamp # the site; the page of the command line comes from the 
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir site
 
 fuzz: $(VENV)/dev.stamp # every parser of box files, 200,000 damaged files each: hours
-	ROIALIGN_FUZZ=200000 $(BIN)/pytest tests/unit/inputs/test_box_formats.py -k anything --timeout 0
+	ROIALIGN_FUZZ=200000 $(BIN)/pytest tests/unit/inputs -k 'anything or damaged_files' --timeout 0
 
 faults: $(VENV)/dev.stamp # every fault of tests/faults, thousands of them: about an hour
 	ROIALIGN_FAULTS=full ROIALIGN_FAULTS_TABLE=faults.md $(BIN)/pytest tests/faults -s

@@ -22,7 +22,7 @@ from roialign_cli.system.safe_read import YamlError, read_yaml
 
 BoxesFormat = Literal[
     "auto", "native", "jsonl", "coco", "coco-results", "voc", "yolo", "detections", "dota", "text", "labelme",
-    "label-studio", "cvat", "csv", "parquet", "npz", "butd",
+    "label-studio", "label-map", "cvat", "csv", "parquet", "npz", "butd",
 ]  # fmt: skip
 BoxUnits = Literal[
     "", "xyxy", "xywh", "cxcywh", "yxyx", "xyxy-relative", "xywh-relative", "cxcywh-relative", "yxyx-relative"
@@ -303,6 +303,10 @@ def _validate(values: dict[str, object]) -> Settings:
             message = "decoder: expected the package torchcodec, found none"
             raise ConfigError("config-value", message, "pip install 'roialign[codec]'")
         settings = dataclasses.replace(settings, decoder="torchcodec" if installed else "pillow")
+    if settings.region == "points" and settings.region_missing == "box":
+        raise ConfigError(
+            "config-value", "region_missing: expected error with region points, as a box has no points, found 'box'"
+        )
     if settings.head != "none":
         require_one_size(settings, f"head {settings.head}")
     if settings.head != "none" and settings.reduce != "none":

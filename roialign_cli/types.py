@@ -35,6 +35,7 @@ class BoxTable:
     rotated: Floats | None = None  # [N, 5] centre x, centre y, width, height, angle; of the region kind `rotated`
     points: Floats | None = None  # [N, P, 3] x, y, visibility; of the region kind `points`
     relative_boxes: npt.NDArray[np.float64] | None = None  # [N, 4] as shares of the image's width and height
+    source: str = ""  # the file that the table was read from, for error messages
     sha256: str = ""  # of the files and options that the table was read from
     units: str = "xyxy"  # which four numbers the file has, as --box-units names them
     notes: tuple[str, ...] = ()  # for the user: what was left out or found under another name

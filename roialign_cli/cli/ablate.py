@@ -39,6 +39,7 @@ HIDDEN_FIRST = (  # columns that a narrow terminal has no room for, in this orde
 
 @takes_settings(
     "config", "backbone", "weights", "layers", "resize", "decoder", "precision", "compile",
+    "region", "region_missing",
     "output_size", "sampling_ratio", "aligned", "mode", "clip", "kernel", "dtype", "device", "workers",
     "boxes_format", "box_units", "columns", "allow_outside", "classes", "images_json", "voc_origin",
     "labels", "min_score", "min_size", "max_boxes", "crowd", "whole_image", "grid",

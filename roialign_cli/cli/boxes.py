@@ -22,12 +22,14 @@ BAR_WIDTH = 40  # characters of the longest bar of the histogram
 
 @takes_settings(
     "boxes_format", "box_units", "columns", "allow_outside", "classes", "images_json", "voc_origin",
-    "labels", "min_score", "min_size", "max_boxes", "crowd", "whole_image", "grid", "clip",
+    "labels", "min_score", "min_size", "max_boxes", "crowd", "whole_image", "grid", "clip", "region", "region_missing",
 )  # fmt: skip
 def boxes(
     images: options.Images,
     boxes: options.Boxes = None,
-    write: Annotated[Path | None, option("Write the boxes as native JSON, in pixels.", "--write", panel=RUN)] = None,
+    write: Annotated[
+        Path | None, option("Write boxes and regions as native JSON, in pixels.", "--write", panel=RUN)
+    ] = None,
     *,
     settings: Settings,
     overwrite: options.Overwrite = False,
@@ -84,6 +86,8 @@ def _print_survey(found: Survey, written: Path | None) -> None:
         ("tiny", f"{found.tiny_boxes} have a side under 4 pixels, {found.empty_boxes} have no area"),
         ("duplicates", f"{found.duplicate_boxes} repeat a box of the same image"),
     ]
+    if found.regions:
+        rows.append(("regions", ", ".join(f"{number} {name}" for name, number in found.regions.items())))
     if found.labels:
         most = sorted(found.labels.items(), key=lambda item: -item[1])
         shown = ", ".join(f"{name} {number}" for name, number in most[:8])

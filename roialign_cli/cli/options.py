@@ -82,6 +82,13 @@ SETTINGS: dict[str, Any] = {
     "compile": Annotated[
         bool | None, option("Compile the backbone with torch.compile, for long runs.", "--compile", panel=BACKBONE)
     ],
+    "region": Annotated[
+        str | None, option("What is pooled: box, rotated, mask or points.", default=DEFAULTS.region, panel=POOLING)
+    ],
+    "region_missing": Annotated[
+        str | None,
+        option("Annotations without such a region: error, or box.", default=DEFAULTS.region_missing, panel=POOLING),
+    ],
     "output_size": Annotated[
         str | None, option("Bins: 7 or 7x5 (height x width); several: 7,14.", default=BINS, panel=POOLING)
     ],

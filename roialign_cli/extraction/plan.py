@@ -15,6 +15,7 @@ from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes import read_boxes
 from roialign_cli.inputs.boxes.common import as_boxes
 from roialign_cli.inputs.boxes.outside import REFUSED_SHARE, far_outside, outside_error
+from roialign_cli.inputs.boxes.regions import in_pixels, resolve
 from roialign_cli.inputs.images import IMAGE_MISSING, ImageError, ImageSet, read_size, timeout_error
 from roialign_cli.store.identity import table_sha256
 from roialign_cli.store.layout import check_space
@@ -39,7 +40,7 @@ def make_plan(images: ImageSet, table: BoxTable, settings: Settings) -> Plan:
     """Look up every image, read its size from the box file or its header, and check its boxes against it.
 
     A size that the box file states is believed until the image is decoded. Where boxes are clipped or relative they depend
-    on the size, so headers are read.
+    on the size, so headers are read. Rotated boxes are never clipped.
 
     Images that are missing or unreadable become `problems`; with on_error `stop` the first one is raised. If no image of
     the box file exists, or if most boxes lie outside their images, InputError is raised in any case.
@@ -63,7 +64,10 @@ def make_plan(images: ImageSet, table: BoxTable, settings: Settings) -> Plan:
             sizes[missing] = 0
     else:
         sizes, problems = _read_sizes(images, table.names, on_error, settings.image_timeout)
-    boxes, outside, far, empty = _fit_boxes(table, sizes, clip=clip)
+    read = table
+    if settings.region != "box":
+        table = resolve(table.source, in_pixels(table, sizes), sizes, settings)
+    boxes, outside, far, empty = _fit_boxes(table, sizes, clip=clip and table.rotated is None)
     if far > REFUSED_SHARE * len(boxes) and not settings.allow_outside:
         raise outside_error(replace(table, boxes=_in_pixels(table, sizes)), sizes, far)
     return Plan(
@@ -74,7 +78,7 @@ def make_plan(images: ImageSet, table: BoxTable, settings: Settings) -> Plan:
         outside_boxes=outside,
         empty_boxes=empty,
         boxes_depend_on_size=boxes_depend_on_size,
-        table_sha256=table_sha256(table),
+        table_sha256=table_sha256(read),
     )
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from roialign_cli.shapes import KIND_NAMES, POLYGONS
 from roialign_cli.system.atomic import replace_atomically
-from roialign_cli.types import Plan
+from roialign_cli.types import BoxTable, Plan
 
 TINY_SIDE_PIXELS = 4.0  # shorter sides below this are less than a cell of the finest usual map
 MIN_BOXES_TO_JUDGE = 10  # fewer boxes say too little about their convention
@@ -34,6 +37,7 @@ class Survey:
     labels: dict[str, int]  # number of boxes by label
     sizes: dict[str, int]  # number of boxes by the root of their area, from each edge in pixels to the next
     suspicions: list[str]
+    regions: dict[str, int] = field(default_factory=dict)  # number of regions by kind, if they are not boxes
 
 
 def survey(plan: Plan) -> Survey:
@@ -58,7 +62,21 @@ def survey(plan: Plan) -> Survey:
         labels={str(name): int(number) for name, number in zip(names, numbers, strict=True)},
         sizes={f"{low}": int(number) for low, number in zip(SIZE_EDGES_PIXELS, histogram, strict=True)},
         suspicions=list(suspicions(plan)),
+        regions=_count_regions(plan),
     )
+
+
+def _count_regions(plan: Plan) -> dict[str, int]:
+    """Return the number of regions by kind; empty for boxes."""
+    table = plan.table
+    if table.rotated is not None:
+        return {"rotated boxes": len(table.rotated)}
+    if table.points is not None:
+        return {f"sets of {table.points.shape[1]} points": len(table.points)}
+    if table.shapes is None:
+        return {}
+    kinds, numbers = np.unique(table.shapes.kind, return_counts=True)
+    return {f"masks of {KIND_NAMES[kind]}": int(number) for kind, number in zip(kinds, numbers, strict=True)}
 
 
 def suspicions(plan: Plan) -> Iterator[str]:
@@ -80,7 +98,7 @@ def suspicions(plan: Plan) -> Iterator[str]:
 
 
 def write_native(plan: Plan, path: Path) -> None:
-    """Write boxes as native JSON, in pixels, exactly. Raises OutputError if the file cannot be written."""
+    """Write boxes and regions as native JSON, in pixels, exactly. Raises OutputError if the file cannot be written."""
     table = plan.table
     with replace_atomically(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.write("{")
@@ -90,5 +108,30 @@ def write_native(plan: Plan, path: Path) -> None:
             for key, column in (("labels", table.labels), ("ids", table.ids), ("scores", table.scores)):
                 if column is not None:
                     entry[key] = [float(str(v)) for v in column[rows]] if key == "scores" else column[rows].tolist()
+            entry |= _native_regions(table, rows)
             file.write(f"{',' if i else ''}\n {json.dumps(name)}: {json.dumps(entry)}")
         file.write("\n}\n")
+
+
+def _native_regions(table: BoxTable, rows: slice) -> dict[str, object]:
+    """Return the regions of an image under the keys of native JSON; none for boxes."""
+    if table.rotated is not None:
+        return {"rotated": _exact(table.rotated[rows])}
+    if table.points is not None:
+        return {"points": _exact(table.points[rows])}
+    if table.shapes is None:
+        return {}
+    shapes = [table.shapes[row] for row in range(rows.start, rows.stop)]
+    polygons = [
+        [_exact(np.ravel(part)) for part in shape.parts] if shape.kind == POLYGONS else None for shape in shapes
+    ]
+    masks = [
+        None if shape.kind == POLYGONS else {"size": list(shape.size), "counts": np.asarray(shape.counts).tolist()}
+        for shape in shapes
+    ]
+    return {"polygons": polygons, "rle": masks} if any(masks) else {"polygons": polygons}
+
+
+def _exact(values: npt.NDArray[np.float32]) -> Any:
+    """Return numbers as lists, with the fewest digits that are exact."""
+    return [_exact(value) if value.ndim else float(str(value)) for value in values]

@@ -33,6 +33,7 @@ CASES = {
         "boxes im unknown.csv", "--columns image=File,x1=Left,y1=Top,x2=Right,y2=Bottom", "{command} --columns image=Bild",
     ),
     "two columns": ("boxes im twice.csv", "--columns x1=NAME", "{command} --columns x1=X1"),
+    "no mask": ("boxes im boxes.json --region mask", "--region-missing box", "{command} --region-missing box"),
     "no boxes": ("boxes im", "--whole-image", "{command} {hint}"),
     "no boxes, grid": ("boxes im", "--grid 3x3", "{command} --grid 3x3"),
     "format": ("boxes im broken.json", "--boxes-format", "{command} --boxes-format csv"),

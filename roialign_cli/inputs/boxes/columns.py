@@ -5,7 +5,8 @@ for tables without a header.
 
 Boxes are corners, a corner with width and height, or a centre with width and height. They are in pixels, or relative to
 the image if all numbers lie in 0..1 (as in OpenImages); `units=pixels` or `units=relative` overrides this. Decimal commas
-are accepted. If columns state the size of the images, the image headers are not read.
+are accepted. If columns state the size of the images, the image headers are not read. Columns px1, py1,
+pv1, px2, ... hold points.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ BOX_LAYOUTS = (("x1", "y1", "x2", "y2"), ("cx", "cy", "w", "h"), ("x1", "y1", "w
 IGNORED = "_"  # stands for a column that is not read
 # Columns of usual tables that say nothing about a box, and are not worth a note.
 UNUSED_COLUMNS = frozenset({"source", "isoccluded", "istruncated", "isgroupof", "isdepiction", "isinside", "", "index"})
+POINT_ROLE = re.compile(r"p([xyv])(\d{1,4})")  # x, y or visibility of a point
 SIZE_ROLES = ("image_width", "image_height")
 UNITS = ("pixels", "relative")
 DECIMAL_COMMA = re.compile(r"\s*[-+]?\d+,\d+([eE][-+]?\d+)?\s*")
@@ -61,6 +63,13 @@ class ColumnMapping:
     units: str  # one of UNITS, or empty if --columns does not say
     box_units: str  # what --box-units says, or empty
     notes: tuple[str, ...] = ()  # columns that are not read
+    points: tuple[tuple[str, ...], ...] = ()  # roles of the columns of each point: x, y and perhaps visibility
+
+    @property
+    def region_roles(self) -> tuple[str, ...]:
+        """Return the roles of the columns of angles and points."""
+        angle = ("angle",) if "angle" in self.names else ()
+        return (*angle, *(role for point in self.points for role in point))
 
     @property
     def states_sizes(self) -> bool:
@@ -85,7 +94,21 @@ def map_columns(source: Source, names: list[str]) -> ColumnMapping:
         raise format_error(
             source.path, expected, "name the columns: --columns image=File,x1=Left,y1=Top,x2=Right,y2=Bottom"
         )
-    used = [role for role in (*layout, "image", "label", "score", "id", "angle", *SIZE_ROLES) if role in found]
+    points = _point_roles(source, set(found)) if source.region == "points" else ()
+    used = [
+        role
+        for role in (
+            *(role for point in points for role in point),
+            *layout,
+            "image",
+            "label",
+            "score",
+            "id",
+            "angle",
+            *SIZE_ROLES,
+        )
+        if role in found
+    ]
     for role in used:
         _check_unambiguous(source, role, found[role], names, role in explicit)
     if "angle" in used and (layout[2] != "w" or units == "relative" or source.settings.box_units):
@@ -97,7 +120,18 @@ def map_columns(source: Source, names: list[str]) -> ColumnMapping:
     if unknown:
         example = "" if "label" in used else f"; --columns label={unknown[0]} would make one the label"
         notes.append(f"columns that are not read: {', '.join(unknown)}{example}")
-    return ColumnMapping(found, layout, units, source.settings.box_units, tuple(notes))
+    return ColumnMapping(found, layout, units, source.settings.box_units, tuple(notes), points)
+
+
+def _point_roles(source: Source, found: set[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the roles of each point, in the order of their numbers. Raises InputError if one lacks a column."""
+    numbers = sorted({int(match[2]) for role in found if (match := POINT_ROLE.fullmatch(role))})
+    with_visibility = any(f"pv{number}" in found for number in numbers)
+    points = tuple(tuple(f"p{what}{number}" for what in ("xyv" if with_visibility else "xy")) for number in numbers)
+    missing = next((role for point in points for role in point if role not in found), None)
+    if missing is not None:
+        raise format_error(source.path, f"expected a column {missing} beside those of other points, found none")
+    return points
 
 
 def positional_columns(source: Source) -> list[str] | None:
@@ -110,7 +144,7 @@ def positional_columns(source: Source) -> list[str] | None:
         return None
     roles = [word for word in re.split(r"[\s,]+", text.strip()) if word]
     for role in roles:
-        if role not in COLUMN_ALIASES and role != IGNORED:
+        if role not in COLUMN_ALIASES and role != IGNORED and not POINT_ROLE.fullmatch(role):
             known = f"{', '.join(COLUMN_ALIASES)}, or {IGNORED} for a column that is not read"
             expected = f"expected WHAT=NAME,..., or all columns in order, each one of {known}"
             raise ConfigError("config-value", f"columns: {expected}; found {role!r}")
@@ -201,7 +235,7 @@ def _match_columns(source: Source, names: list[str]) -> tuple[dict[str, str], se
     for part in text.split(",") if text else ():
         role, equals, name = part.partition("=")
         role, name = role.strip(), name.strip()
-        if not equals or role not in (*COLUMN_ALIASES, "units"):
+        if not equals or (role not in (*COLUMN_ALIASES, "units") and not POINT_ROLE.fullmatch(role)):
             expected = f"expected WHAT=NAME with one of {', '.join(COLUMN_ALIASES)}, units"
             raise ConfigError("config-value", f"columns: {expected}, found {part!r}")
         if name not in (UNITS if role == "units" else names):
@@ -217,6 +251,7 @@ def _match_columns(source: Source, names: list[str]) -> tuple[dict[str, str], se
         for alias in reversed(aliases)
         if alias in normalised
     }
+    guessed |= {name: original for name, original in normalised.items() if POINT_ROLE.fullmatch(name)}
     units = given.pop("units", "")
     return {**guessed, **given}, set(given), units
 

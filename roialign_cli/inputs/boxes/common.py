@@ -17,6 +17,7 @@ from roialign_cli.config import Settings
 from roialign_cli.errors import InputError, quoted
 from roialign_cli.inputs.boxes.names import ImageNames
 from roialign_cli.inputs.boxes.units import Units
+from roialign_cli.shapes import NO_SHAPE, Shape, Shapes
 from roialign_cli.types import BoxTable
 
 Column = npt.NDArray[np.generic]
@@ -51,6 +52,11 @@ class Source:
         """Return the content of the file. Raises OSError."""
         return self.path.read_bytes() if self.content is None else self.content
 
+    @property
+    def region(self) -> str:
+        """Return what is pooled of each annotation; shapes are read for all kinds but `box`."""
+        return self.settings.region
+
     def units(self, default: str) -> Units:
         """Return the units of boxes: those that the user states, or else those of the format."""
         return Units.parse(self.settings.box_units or default)
@@ -65,13 +71,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Entry:
-    """The n boxes of one image, with their labels and scores where the file has them."""
+    """The n boxes of one image, with their labels, scores and shapes where the file has them."""
 
     image: str
     boxes: npt.NDArray[np.float64]  # [n, 4] in the units of the table
     labels: Sequence[int | str] | None = None  # [n]
     scores: Sequence[float] | None = None  # [n]
     size: tuple[int, int] | None = None  # (height, width) of the image, where the file states it
+    shapes: Sequence[Shape] | None = None  # [n], in pixels or relative as the boxes are
 
 
 def format_error(where: str | Path, found: str, hint: str = "") -> InputError:
@@ -133,7 +140,7 @@ def box_columns(numbers: npt.NDArray[np.float64], units: Units) -> dict[str, Any
 
 
 def table_from_entries(source: Source, entries: Sequence[Entry], units: Units) -> BoxTable:
-    """Return the table of entries in their order, without columns that some entries lack.
+    """Return the table of entries in their order, without columns that some entries lack; shapes if they are asked for.
 
     Raises InputError if an image occurs twice.
     """
@@ -154,6 +161,11 @@ def table_from_entries(source: Source, entries: Sequence[Entry], units: Units) -
         labels=as_column(labels) if len(labels) == len(boxes) and labels else None,
         scores=as_scores(scores) if len(scores) == len(boxes) and scores else None,
         sizes=np.array(sizes, np.int64) if sizes and len(sizes) == len(entries) else None,
+        shapes=None
+        if source.region == "box"
+        else Shapes.pack(
+            shape for entry in entries for shape in (entry.shapes or [NO_SHAPE] * len(entry.boxes.reshape(-1, 4)))
+        ),
     )
 
 
@@ -199,6 +211,7 @@ class Grouping:
         ids: Column | None = None,
         sizes: Integers | None = None,
         relative_boxes: npt.NDArray[np.float64] | None = None,
+        shapes: Shapes | None = None,
         units: str = "xyxy",
         notes: tuple[str, ...] = (),
     ) -> BoxTable:
@@ -216,6 +229,7 @@ class Grouping:
             ids=ordered(ids),
             sizes=sizes,
             relative_boxes=ordered(relative_boxes),
+            shapes=shapes if shapes is None or self.order is None else shapes.take(self.order),
             units=units,
             notes=notes,
         )

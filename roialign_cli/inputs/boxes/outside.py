@@ -34,7 +34,7 @@ def outside_error(table: BoxTable, sizes: Integers, number: int) -> InputError:
     shown = ", ".join(f"{value:.6g}" for value in table.boxes[row].tolist())
     first = f'the first is [{shown}] in the {_shape(sizes[image])} of "{table.names[image]}"'
     found = f"found {number} of {len(table.boxes)} outside, {first}"
-    cause, hint = _likely_cause(table, of_row)
+    cause, hint = ("", "") if table.rotated is not None else _likely_cause(table, of_row)  # whose units are fixed
     message = f"expected boxes inside of their images, {found}{cause and f': {cause}'}"
     return InputError("boxes-outside", message, hint or "--allow-outside accepts them as they are")
 

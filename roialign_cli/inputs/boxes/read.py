@@ -30,6 +30,7 @@ from roialign_cli.inputs.boxes.formats import (
     detections,
     dota,
     jsonl,
+    label_map,
     label_studio,
     labelme,
     native,
@@ -41,8 +42,9 @@ from roialign_cli.inputs.boxes.formats import (
 )
 from roialign_cli.inputs.boxes.names import ImageNames
 from roialign_cli.inputs.boxes.recognise import FOLDER_SUFFIXES, recognise
+from roialign_cli.inputs.boxes.regions import REGION_WORDS
 from roialign_cli.inputs.boxes.select import keep_images, select
-from roialign_cli.inputs.boxes.validate import check_text, check_values
+from roialign_cli.inputs.boxes.validate import check_shapes, check_text, check_values
 from roialign_cli.inputs.images import ImageSet, open_images
 from roialign_cli.system.safe_read import require_regular_file
 from roialign_cli.types import BoxTable
@@ -59,11 +61,30 @@ READERS: dict[str, Callable[[Source], BoxTable]] = {
     "text": lambda source: text.read(source, positional_columns(source) or []),
     "labelme": labelme.read,
     "label-studio": label_studio.read,
+    "label-map": label_map.read,
     "cvat": cvat.read,
     "csv": csv.read,
     "parquet": parquet.read,
     "npz": npz.read,
     "butd": butd.read,
+}
+REGION_FORMATS = {  # formats that have regions of a kind
+    "rotated": (
+        "dota",
+        "yolo",
+        "labelme",
+        "coco",
+        "coco-results",
+        "cvat",
+        "label-studio",
+        "csv",
+        "parquet",
+        "text",
+        "native",
+        "jsonl",
+    ),
+    "mask": ("coco", "coco-results", "labelme", "cvat", "yolo", "label-map", "label-studio", "native", "jsonl"),
+    "points": ("coco", "coco-results", "labelme", "cvat", "label-studio", "csv", "parquet", "text", "native", "jsonl"),
 }
 DIGEST_BLOCK_BYTES = 1 << 22
 MAX_EXPANSION = 100  # of a compressed file; JSON with boxes expands about 10 times
@@ -84,6 +105,8 @@ def read_boxes(path: Path | None, images: ImageSet | Path | None = None, setting
             option = "--whole-image" if settings.grid == WHOLE_IMAGE else f"--grid {settings.grid}"
             hint = f"leave out {path}, or {option}"
             raise ConfigError("config-value", f"{option}: expected no box file beside it, found {path}", hint)
+        if settings.region != "box":
+            raise ConfigError("config-value", f"region: expected box without a box file, found {settings.region!r}")
         return select("grid", grid.make(settings.grid, names), settings)
     if path is None:
         raise ConfigError(
@@ -95,17 +118,31 @@ def read_boxes(path: Path | None, images: ImageSet | Path | None = None, setting
     with _input_errors(path):
         source = _open_source(path, names, settings)
         boxes_format = settings.boxes_format if settings.boxes_format != "auto" else recognise(source)
+        _check_region(source, boxes_format)
         table = READERS[boxes_format](source)
-        digest = _digest_sources(source)
+        digest = _digest_sources(source, boxes_format)
     where = str(source.path)
     if (name := unsafe_name(table.names)) is not None:
         expected = "expected the name of an image inside the image folder, relative to it"
         raise InputError("image-name", f"{where}: {quoted(name)}: {expected}")
     check_text(where, table)
     check_values(where, table)
+    check_shapes(where, table)
     matched, note = names.match(table.names)
-    table = replace(table, names=matched, sha256=digest, notes=(*table.notes, note) if note else table.notes)
+    table = replace(
+        table, names=matched, source=where, sha256=digest, notes=(*table.notes, note) if note else table.notes
+    )
     return select(where, _leave_out_others(table, names), settings)
+
+
+def _check_region(source: Source, boxes_format: str) -> None:
+    """Raise InputError if a format has no regions of the kind that is asked for."""
+    region = source.region
+    if region != "box" and boxes_format not in REGION_FORMATS[region]:
+        expected = f"expected a format with {REGION_WORDS[region]}, found {boxes_format}"
+        raise InputError(
+            "region-format", f"{source.path}: {expected}", f"these have: {', '.join(REGION_FORMATS[region])}"
+        )
 
 
 def _open_source(path: Path, names: ImageNames, settings: Settings) -> Source:
@@ -170,7 +207,7 @@ def _input_errors(path: Path) -> Iterator[None]:
         raise InputError("boxes-missing", f"{where}: {expected}, found: {error.strerror or error}") from None
 
 
-def _digest_sources(source: Source) -> str:
+def _digest_sources(source: Source, boxes_format: str) -> str:
     """Return the SHA-256 of all files that were read and of the options that change their meaning.
 
     A run is resumed only with the same boxes.
@@ -179,7 +216,8 @@ def _digest_sources(source: Source) -> str:
     if source.content is not None:
         digest.update(source.content)
     elif source.is_folder:
-        for file in sorted(file for file in path.rglob("*") if file.suffix.lower() in FOLDER_SUFFIXES):
+        suffixes = {".png"} if boxes_format == "label-map" else set(FOLDER_SUFFIXES)
+        for file in sorted(file for file in path.rglob("*") if file.suffix.lower() in suffixes):
             if file.is_file():
                 digest.update(file.relative_to(path).as_posix().encode("utf-8", "surrogateescape") + b"\0")
                 _add_file(digest, file)

@@ -8,7 +8,7 @@ from collections import Counter
 
 from roialign_cli.inputs.boxes.columns import positional_columns
 from roialign_cli.inputs.boxes.common import Source, format_error
-from roialign_cli.inputs.boxes.formats import butd, detections, dota
+from roialign_cli.inputs.boxes.formats import butd, detections, dota, label_map
 from roialign_cli.inputs.boxes.formats.text_files import label_files, read_lines
 from roialign_cli.inputs.boxes.json_objects import decode_top_level
 from roialign_cli.inputs.images import open_images
@@ -36,8 +36,11 @@ def _kind_of_folder(source: Source) -> str:
     suffixes = (file.suffix.lower() for file in source.path.rglob("*"))
     counts = Counter(suffix for suffix in suffixes if suffix in FOLDER_SUFFIXES)
     if not counts:
+        files = sorted(path for path in source.path.rglob("*") if path.is_file())
+        if all(path.suffix.lower() == ".png" for path in files) and label_map.looks_like(source, files):
+            return "label-map"
         has_images = next(open_images(source.path).names(), None) is not None
-        expected = "expected a folder of VOC .xml, text .txt, LabelMe .json or .npz files"
+        expected = "expected a folder of VOC .xml, text .txt, LabelMe .json or .npz files, or label maps"
         found = "images" if has_images else "none of them"
         raise format_error(source.path, f"{expected}, found {found}", "images come first, then boxes" * has_images)
     found = FOLDER_SUFFIXES[counts.most_common(1)[0][0]]

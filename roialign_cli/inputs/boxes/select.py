@@ -49,6 +49,8 @@ def keep_rows(table: BoxTable, keep: npt.NDArray[np.bool_]) -> BoxTable:
     return replace(
         table, boxes=table.boxes[keep], labels=kept(table.labels), scores=kept(table.scores), ids=kept(table.ids),
         crowd=kept(table.crowd), relative_boxes=kept(table.relative_boxes),
+        rotated=kept(table.rotated), points=kept(table.points),
+        shapes=None if table.shapes is None else table.shapes.take(keep),
         offset=offsets(np.bincount(owner, minlength=len(table.names))),
     )  # fmt: skip
 

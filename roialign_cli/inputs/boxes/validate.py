@@ -1,4 +1,4 @@
-"""Check the values of a box table: finite boxes and scores, corners in order, text that can be stored."""
+"""Check the values of a box table: finite boxes, scores and shapes, corners in order, text that can be stored."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import numpy as np
 from roialign_cli.arrays import Floats
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes.common import format_error
+from roialign_cli.inputs.boxes.shape_parsing import shape_error
+from roialign_cli.shapes import POINTS, POLYGONS, ROTATED
 from roialign_cli.types import BoxTable
 
 ROWS_PER_BLOCK = 1 << 20  # boxes that are checked at a time
@@ -24,7 +26,7 @@ def check_text(path: str, table: BoxTable) -> None:
             if wrong.any():
                 row = begin + int(wrong.argmax())
                 raise format_error(
-                    _row_location(path, table, row), f"{what}: expected Unicode text, found {str(column[row])!r}"
+                    row_location(path, table, row), f"{what}: expected Unicode text, found {str(column[row])!r}"
                 )
 
 
@@ -33,16 +35,14 @@ def check_values(path: str, table: BoxTable) -> None:
     if table.scores is not None and not np.isfinite(table.scores).all():
         row = int((~np.isfinite(table.scores)).argmax())
         raise InputError(
-            "score-not-finite", f"{_row_location(path, table, row)}: expected a finite score, found {table.scores[row]}"
+            "score-not-finite", f"{row_location(path, table, row)}: expected a finite score, found {table.scores[row]}"
         )
     boxes = table.boxes
     for begin in range(0, len(boxes), ROWS_PER_BLOCK):
         block = boxes[begin : begin + ROWS_PER_BLOCK]
         wrong = ~np.isfinite(block).all(axis=1) | (block[:, 2] < block[:, 0]) | (block[:, 3] < block[:, 1])
         if wrong.any():
-            raise _box_error(
-                _row_location(path, table, begin + int(wrong.argmax())), block[wrong.argmax()], table.units
-            )
+            raise _box_error(row_location(path, table, begin + int(wrong.argmax())), block[wrong.argmax()], table.units)
 
 
 def _box_error(where: str, box: Floats, units: str) -> InputError:
@@ -60,7 +60,39 @@ def _box_error(where: str, box: Floats, units: str) -> InputError:
     return InputError("box-outside-format", message, hint)
 
 
-def _row_location(path: str, table: BoxTable, row: int) -> str:
-    """Return the location of a row in the file, for an error message."""
+def check_shapes(path: str, table: BoxTable) -> None:
+    """Raise InputError naming the first shape that has a wrong number of coordinates, or one that is not finite.
+
+    Readers check what they make one by one; this holds for shapes that are read in bulk, too.
+    """
+    shapes = table.shapes
+    if shapes is None:
+        return
+    lengths, kind = np.diff(shapes.part), np.repeat(shapes.kind, np.diff(shapes.first))
+    for wrong, expected in (
+        ((kind == POLYGONS) & (lengths % 2 == 1), "a polygon with an x and a y per point"),
+        ((kind == POLYGONS) & (lengths < 6), "a polygon of at least 3 points"),
+        ((kind == POINTS) & ((lengths % 3 > 0) | (lengths == 0)), "points of x, y, visibility"),
+    ):
+        if wrong.any():
+            part = int(wrong.argmax())
+            where = row_location(path, table, shapes.row_of_part(part))
+            raise shape_error(where, f"expected {expected}, found {lengths[part]} numbers")
+    finite = np.isfinite(shapes.coordinates)
+    if not finite.all():
+        index = int(finite.argmin())
+        where = row_location(path, table, shapes.row_of_part(shapes.part_of_coordinate(index)))
+        raise shape_error(where, f"expected finite numbers, found {shapes.coordinates[index]}")
+    sides = shapes.coordinates[shapes.part[:-1][kind == ROTATED][:, None] + np.array([2, 3])]
+    if (sides < 0).any():
+        row = int(np.flatnonzero(shapes.kind == ROTATED)[(sides < 0).any(axis=1).argmax()])
+        found = shapes[row].parts[0]
+        shown = ", ".join(f"{value:g}" for value in np.asarray(found).reshape(-1)[2:4])
+        raise shape_error(row_location(path, table, row), f"width and height must not be negative, found {shown}")
+
+
+def row_location(path: str, table: BoxTable, row: int) -> str:
+    """Return the location of a row in the file, for an error message: by its place in its image, and by its id."""
     image = int(np.searchsorted(table.offset, row, side="right")) - 1
-    return f'{path}: "{table.names[image]}", box {row - int(table.offset[image])}'
+    identity = "" if table.ids is None else f" (id {table.ids[row]})"
+    return f'{path}: "{table.names[image]}", box {row - int(table.offset[image])}{identity}'

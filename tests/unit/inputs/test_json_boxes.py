@@ -95,7 +95,7 @@ def test_the_sample_data_says_the_same_in_both_formats() -> None:
         ('{"a": [[1, 2, 3, "4"]]}', "\"a\", box 0: expected four numbers, found '4'"),
         ('{"a": [[1, 2, 3, null]]}', '"a": box 0: expected'),
         ('{"a": 5}', '"a": expected'),
-        ('{"a": {"labels": [1]}}', '"a": object missing required field boxes'),
+        ('{"a": {"labels": [1]}}', '"a": expected boxes, polygons, rle, rotated or points, found none'),
         ('{"a": {"boxes": [[1, 2, 3, 4]], "labels": []}}', '"a": expected 1 labels, one per box, found 0'),
         ('{"a": {"boxes": [[1, 2, 3, 4]], "labels": [1]}, "b": [[1, 2, 3, 4]]}', '"b": expected labels as other'),
         ('{"../a.jpg": []}', "inside the image folder"),
@@ -103,7 +103,10 @@ def test_the_sample_data_says_the_same_in_both_formats() -> None:
         ('{"": []}', "inside the image folder"),
         (coco(images=[{"id": 1}]), "images[0]"),
         (coco(annotations=[{"image_id": 4, "bbox": [1, 2, 3, 4]}]), "annotations[0]: expected the id of an image"),
-        (coco(annotations=[{"image_id": 3, "bbox": [1, 2, 3]}]), "annotations[0].bbox"),
+        (
+            coco(annotations=[{"image_id": 3, "bbox": [1, 2, 3]}]),
+            'annotations[0] of "a/ü.jpg": bbox: expected four numbers, or five with an angle, found 3',
+        ),
         (coco(annotations=[{"image_id": 3, "bbox": [1, 2, -3, 4]}]), "width must not be negative, got width=-3"),
         (
             coco(annotations=[{"image_id": 3, "bbox": [1, 2, 3, 4], "category_id": 99}]),

@@ -1,12 +1,15 @@
 """Read COCO instances: images, annotations with bbox [x, y, width, height], and categories (cocodataset.org/#format-data).
 
-Annotations that have polygons and no bbox get the bounding box of their polygons.
+Annotations without bbox get the bounding box of their segmentation or keypoints; a bbox of five numbers, as detectron2
+writes it, is a rotated box. Shapes are read if the settings ask for regions, see `coco_shapes`.
 """
 
 from __future__ import annotations
 
+import gc
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +29,26 @@ from roialign_cli.inputs.boxes.common import (
     offsets,
     unify_types,
 )
+from roialign_cli.inputs.boxes.formats.coco_shapes import (
+    TYPES,
+    Annotation,
+    AnyAnnotation,
+    Outlined,
+    box_numbers,
+    pack_shapes,
+)
 from roialign_cli.inputs.boxes.json_objects import decode_top_level
-from roialign_cli.inputs.boxes.units import Units
+from roialign_cli.shapes import Shapes
 from roialign_cli.types import BoxTable
 
 Indices = npt.NDArray[np.int32]
-PART_BYTES = 1 << 20  # annotations that are decoded at a time
+MAX_SIDE = 1 << 31  # pixels; an image that is said to be larger has no stated size
+PART_BYTES = (
+    1 << 18
+)  # annotations that are decoded at a time: few enough that their numbers stay in the processor's cache
 OBJECT_END = re.compile(rb"\}\s*,")
-Number = float | str  # NaN and Infinity are strings that start with NUL, see `json_objects`
+# Errors of annotations that have another box than four numbers, and are decoded again with their segmentation.
+OTHER_BOX = re.compile(r"missing required field `bbox`|(got `null`|of length 4.*) - at `\$\[.*\]\.bbox`")
 
 
 class Image(msgspec.Struct, gc=False):
@@ -43,29 +58,6 @@ class Image(msgspec.Struct, gc=False):
     file_name: str
     width: int | None = None
     height: int | None = None
-
-
-class Annotation(msgspec.Struct, gc=False):
-    """One entry of `annotations`; other keys, such as segmentations, are skipped and not decoded."""
-
-    image_id: int | str
-    bbox: tuple[Number, Number, Number, Number]
-    category_id: int | None = None
-    id: int | str | None = None
-    score: float | None = None
-    iscrowd: int = 0
-
-
-class Polygons(msgspec.Struct, gc=False):
-    """What is read of an annotation whose file has some without a bbox."""
-
-    image_id: int | str
-    bbox: tuple[Number, Number, Number, Number] | None = None
-    segmentation: list[list[float]] | dict[str, msgspec.Raw] = []
-    category_id: int | None = None
-    id: int | str | None = None
-    score: float | None = None
-    iscrowd: int = 0
 
 
 class Category(msgspec.Struct):
@@ -87,10 +79,12 @@ def read(source: Source) -> BoxTable:
             raise format_error(path, f"expected COCO instances with {key!r}, found only {', '.join(list(keys)[:5])}")
     names, sizes, image_index = _read_images(path, keys)
     categories: list[Category] = _decode(path, keys, "categories", list[Category]) if "categories" in keys else []
-    parts, count = [_to_columns(path, 0, [], image_index, units)], 0
-    for decoded in _iter_annotations(path, keys["annotations"]):
-        parts.append(_to_columns(path, count, decoded, image_index, units))
-        count += len(decoded)
+    parts, count = [_to_columns(source, 0, [], names, image_index)], 0
+    with _without_collector():
+        for decoded in _iter_annotations(path, keys["annotations"], TYPES[source.region]):
+            parts.append(_to_columns(source, count, decoded, names, image_index))
+            count += len(decoded)
+    keys.clear()
     del image_index  # large objects are freed early, so that millions of boxes fit in little memory
     owner = np.concatenate([part.owner for part in parts])
     offset = offsets(np.bincount(owner, minlength=len(names)))
@@ -110,7 +104,22 @@ def read(source: Source) -> BoxTable:
         units=str(units),
         sizes=sizes,
         crowd=_scatter([part.crowd for part in parts], row),
+        shapes=None
+        if source.region == "box"
+        else Shapes.join([part.shapes for part in parts if part.shapes is not None], row),
     )
+
+
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep the garbage collector from searching millions of lists for cycles, which takes as long as decoding them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _read_images(
@@ -122,8 +131,9 @@ def _read_images(
     image_index = {image.id: i for i, image in enumerate(images)}
     if len(image_index) < len(images) or len(set(names)) < len(images):
         raise format_error(f"{path}: images", "expected every id and file_name once, found one twice")
-    sizes = np.array([(image.height or 0, image.width or 0) for image in images], np.int64).reshape(-1, 2)
-    return PackedNames.from_strings(names), sizes if (sizes > 0).all() else None, image_index
+    sides = [(image.height or 0, image.width or 0) for image in images]
+    known = all(0 < side < MAX_SIDE for size in sides for side in size)
+    return PackedNames.from_strings(names), np.array(sides, np.int64).reshape(-1, 2) if known else None, image_index
 
 
 @dataclass(frozen=True)
@@ -137,22 +147,28 @@ class Columns:
     score: Column | None
     id: Column | None
     crowd: npt.NDArray[np.bool_]
+    shapes: Shapes | None
 
 
 def _to_columns(
-    path: str, first: int, annotations: list[Annotation], image_index: Mapping[int | str, int], units: Units
+    source: Source,
+    first: int,
+    annotations: Sequence[AnyAnnotation],
+    names: PackedNames,
+    image_index: Mapping[int | str, int],
 ) -> Columns:
     """Convert annotations to columns; `first` is the index of the first one in the file, for error messages."""
+    units = source.units("xywh")
+
+    def where(i: int) -> str:
+        return f'{source.path}: annotations[{first + i}] of "{names[owner[i]]}"'
+
     owner = [image_index.get(annotation.image_id, -1) for annotation in annotations]
     if -1 in owner:
         i = owner.index(-1)
         found = f"expected the id of an image, found image_id {annotations[i].image_id!r}"
-        raise format_error(f"{path}: annotations[{first + i}]", found)
-    try:
-        numbers = np.array([annotation.bbox for annotation in annotations], np.float64).reshape(-1, 4)
-    except ValueError:
-        numbers = np.array([_numbers(path, first + i, annotation) for i, annotation in enumerate(annotations)])
-    boxes = units.corners(numbers)
+        raise format_error(f"{source.path}: annotations[{first + i}]", found)
+    boxes = units.corners(box_numbers(annotations, units, where))
     return Columns(
         owner=np.array(owner, np.int32),
         boxes=as_boxes(boxes),
@@ -161,6 +177,7 @@ def _to_columns(
         score=_column_or_none([annotation.score for annotation in annotations]),
         id=_column_or_none([annotation.id for annotation in annotations]),
         crowd=np.array([annotation.iscrowd != 0 for annotation in annotations], np.bool_),
+        shapes=None if source.region == "box" else pack_shapes(annotations, source.region, where),
     )
 
 
@@ -190,13 +207,13 @@ def _scatter(parts: list[Any], row: Indices) -> Any:
     return result
 
 
-def _iter_annotations(path: str, raw: msgspec.Raw) -> Iterator[list[Annotation]]:
+def _iter_annotations(path: str, raw: msgspec.Raw, kind: Any) -> Iterator[Sequence[AnyAnnotation]]:
     """Yield the annotations some thousands at a time: all at once they would take ten times the memory of the file.
 
     The text is cut where an object seems to end. If that is inside a string or another object, the part is not valid
     JSON, and the next candidate is tried.
     """
-    text, decoder = memoryview(raw), msgspec.json.Decoder(list[Annotation])
+    text, decoder = memoryview(raw), msgspec.json.Decoder(list[kind])
     first = 0  # index of the first annotation of the part
     begin = 0
     while begin < len(text):
@@ -205,11 +222,12 @@ def _iter_annotations(path: str, raw: msgspec.Raw) -> Iterator[list[Annotation]]
             cut = OBJECT_END.search(text, search)
             part = text[begin:] if cut is None else b"".join((text[begin : cut.start() + 1], b"]"))
             try:
-                found = decoder.decode(part if begin == 0 else b"".join((b"[", part)))
+                part = part if begin == 0 else b"".join((b"[", part))
+                found = decoder.decode(part)
                 break
             except msgspec.ValidationError as error:
-                if "missing required field `bbox`" in str(error) or "got `null` - at `$[...].bbox`" in str(error):
-                    found = _bound_polygons(path, first, part if begin == 0 else b"".join((b"[", part)))
+                if kind is Annotation and OTHER_BOX.search(str(error)):
+                    found = _decode_any(path, first, part)
                     break
                 raise _entry_error(path, "annotations", error, first) from None
             except msgspec.DecodeError:
@@ -221,29 +239,12 @@ def _iter_annotations(path: str, raw: msgspec.Raw) -> Iterator[list[Annotation]]
         begin = len(text) if cut is None else cut.end()
 
 
-def _bound_polygons(path: str, first: int, text: bytes | memoryview) -> list[Annotation]:
-    """Return annotations of which some have no bbox, each of these with the bounding box of its polygons."""
+def _decode_any(path: str, first: int, text: bytes | memoryview) -> list[Outlined]:
+    """Return annotations of which some have no bbox, or one with an angle."""
     try:
-        decoded = msgspec.json.decode(text, type=list[Polygons])
+        return msgspec.json.decode(text, type=list[Outlined])
     except msgspec.ValidationError as error:
         raise _entry_error(path, "annotations", error, first) from None
-    found = []
-    for i, entry in enumerate(decoded):
-        box = entry.bbox
-        if box is None:
-            rings = entry.segmentation if isinstance(entry.segmentation, list) else []
-            xs, ys = ([value for ring in rings for value in ring[axis::2]] for axis in (0, 1))
-            if not xs or len(xs) != len(ys):
-                what = "run lengths" if isinstance(entry.segmentation, dict) else "neither"
-                hint = "add them with pycocotools: annotation['bbox'] = mask.toBbox(rle).tolist()"
-                raise format_error(
-                    f"{path}: annotations[{first + i}]",
-                    f"expected bbox or polygons, found {what}",
-                    hint * (what != "neither"),
-                )
-            box = (min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys))
-        found.append(Annotation(entry.image_id, box, entry.category_id, entry.id, entry.score, entry.iscrowd))
-    return found
 
 
 def _decode(path: str, keys: Mapping[str, msgspec.Raw], key: str, kind: Any) -> Any:
@@ -258,13 +259,6 @@ def _entry_error(path: str, key: str, error: msgspec.ValidationError, first: int
     reason, _, place = str(error).partition(" - at `$")
     place = re.sub(r"^\[(\d+)\]", lambda match: f"[{int(match[1]) + first}]", place.rstrip("`"))
     return format_error(f"{path}: {key}{place}", reason.replace(" | str", ""))
-
-
-def _numbers(path: str, index: int, annotation: Annotation) -> list[float]:
-    for value in annotation.bbox:
-        if isinstance(value, str) and not value.startswith("\0"):
-            raise format_error(f"{path}: annotations[{index}]", f"bbox: expected four numbers, found {value!r}")
-    return [float(value[1:]) if isinstance(value, str) else value for value in annotation.bbox]
 
 
 def _labels(path: str, category: Column, names: dict[int, str]) -> Column:

@@ -1,12 +1,14 @@
 """Read COCO results, the output of detectors: [{"image_id", "category_id", "bbox": [x, y, width, height], "score"}, ...].
 
 Image ids become names by means of --images-json (a COCO file with `images`, and `categories` for the labels), or of file
-names: 785 is 000000000785.jpg, 785.jpg, or any name whose stem ends with _000000000785.
+names: 785 is 000000000785.jpg, 785.jpg, or any name whose stem ends with _000000000785. Segmentations and keypoints are read as
+those of annotations, if the settings ask for regions.
 """
 
 from __future__ import annotations
 
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -21,6 +23,7 @@ from roialign_cli.inputs.boxes.common import (
     index_unique,
 )
 from roialign_cli.inputs.boxes.formats.coco import Category, Image
+from roialign_cli.inputs.boxes.formats.coco_shapes import TYPES, box_numbers, pack_shapes
 from roialign_cli.inputs.boxes.json_objects import check_keys
 from roialign_cli.inputs.boxes.names import ImageNames
 from roialign_cli.system.safe_read import require_regular_file
@@ -49,7 +52,8 @@ def read(source: Source) -> BoxTable:
     """Return the detections grouped by image, each image's in the order of the file. Raises InputError."""
     path = source.path
     try:
-        results = msgspec.json.decode(source.read(), type=list[Result])
+        kind: Any = Result if source.region == "box" else TYPES[source.region]
+        results = msgspec.json.decode(source.read(), type=list[kind])
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise format_error(path, f"expected a list of COCO results, found: {error}") from None
     if not results:
@@ -64,7 +68,11 @@ def read(source: Source) -> BoxTable:
             raise format_error(f"{path}: [{missing[0]}]", f"expected the id of an image in {images_json}, {found}")
         for i in missing:
             names[results[i].image_id] = coco_name(results[i].image_id)
-    numbers = np.array([result.bbox for result in results], np.float64).reshape(-1, 4)
+
+    def where(i: int) -> str:
+        return f'{path}: [{i}] of "{names[results[i].image_id]}"'
+
+    units = source.units("xywh")
     labels = [result.category_id for result in results if result.category_id is not None]
     if info and info.categories:
         known = {category.id: category.name for category in info.categories}
@@ -73,7 +81,8 @@ def read(source: Source) -> BoxTable:
     images, owner = index_unique(PackedNames.from_strings(names[result.image_id] for result in results))
     return Grouping.by_image(owner, len(images)).table(
         images,
-        **box_columns(numbers, source.units("xywh")),
+        **box_columns(box_numbers(results, units, where), units),
+        shapes=None if source.region == "box" else pack_shapes(results, source.region, where),
         labels=as_column(labels) if len(labels) == len(results) else None,
         scores=np.array(scores) if len(scores) == len(results) else None,
     )

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.arrays import PackedNames
+from roialign_cli.inputs.boxes.column_shapes import enclosing_corners, table_shapes
 from roialign_cli.inputs.boxes.columns import (
     IGNORED,
     SIZE_ROLES,
@@ -24,7 +25,6 @@ from roialign_cli.inputs.boxes.columns import (
     text_column,
 )
 from roialign_cli.inputs.boxes.common import Grouping, Source, as_boxes, box_columns, format_error, index_unique
-from roialign_cli.inputs.boxes.units import enclose_rotated
 from roialign_cli.types import BoxTable
 
 MAX_FIELD_CHARACTERS = 1 << 20
@@ -68,7 +68,7 @@ def make_table(
     values = {role: columns[name] for role, name in mapping.names.items() if name in columns}
     numbers = {
         role: number_column(source, mapping.names[role], values[role])
-        for role in (*mapping.layout, "angle", *SIZE_ROLES)
+        for role in (*mapping.layout, *mapping.region_roles, *SIZE_ROLES)
         if role in values
     }
     boxes = np.stack([numbers[role] for role in mapping.layout], axis=1)
@@ -76,11 +76,7 @@ def make_table(
     evidence.add(boxes)
     fields = box_columns(boxes, mapping.units_of(evidence.looks_relative))
     if "angle" in numbers:
-        corners = mapping.units_of(False).corners(boxes)
-        sides = corners[:, 2:] - corners[:, :2]
-        fields["boxes"] = as_boxes(
-            enclose_rotated(np.concatenate([corners[:, :2] + sides / 2, sides], axis=1), numbers["angle"])
-        )
+        fields["boxes"] = as_boxes(enclosing_corners(mapping, boxes, numbers["angle"]))
     scores, notes = None, mapping.notes
     if "score" in values:
         scores, notes = known_scores(
@@ -92,6 +88,7 @@ def make_table(
         scores=scores,
         ids=text_column(values["id"]) if "id" in values else None,
         sizes=collect_sizes(source, images, [(owner, numbers)]) if mapping.states_sizes else None,
+        shapes=table_shapes(mapping, source.region, boxes, numbers),
         notes=notes,
         **fields,
     )

@@ -1,6 +1,7 @@
 """Read DOTA, a text file per image with a line per object: four corners in pixels, category, difficulty.
 
-The box is the smallest upright one around the corners (captain-whu.github.io/DOTA, "Annotation format").
+The box is the smallest upright one around the corners (captain-whu.github.io/DOTA, "Annotation format"); their order says
+where the top of a rotated box is.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import numpy as np
 
 from roialign_cli.inputs.boxes.common import Entry, Source, format_error, table_from_entries
 from roialign_cli.inputs.boxes.formats.text_files import find_image, label_files, read_lines
+from roialign_cli.inputs.boxes.shape_parsing import polygon
 from roialign_cli.inputs.boxes.units import Units
 from roialign_cli.types import BoxTable
 
@@ -20,7 +22,7 @@ def read(source: Source) -> BoxTable:
     """Read files sorted by path. Raises InputError."""
     entries = []
     for path in label_files(source):
-        boxes, labels = [], []
+        boxes, labels, shapes = [], [], []
         for number, fields in read_lines(source, path):
             if is_header(fields):
                 continue
@@ -32,7 +34,10 @@ def read(source: Source) -> BoxTable:
                 )
             boxes.append([min(corners[::2]), min(corners[1::2]), max(corners[::2]), max(corners[1::2])])
             labels.append(fields[CORNER_NUMBERS])
-        entries.append(Entry(find_image(source, path)[0], np.array(boxes, np.float64).reshape(-1, 4), labels))
+            if source.region != "box":
+                shapes.append(polygon(f"{path}: line {number}", [corners]))
+        image = find_image(source, path)[0]
+        entries.append(Entry(image, np.array(boxes, np.float64).reshape(-1, 4), labels, shapes=shapes))
     return table_from_entries(source, entries, Units("xyxy"))
 
 

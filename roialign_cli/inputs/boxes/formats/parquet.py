@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.arrays import PackedNames
+from roialign_cli.inputs.boxes.column_shapes import enclosing_corners, table_shapes
 from roialign_cli.inputs.boxes.columns import (
     SIZE_ROLES,
     ColumnMapping,
@@ -25,11 +26,13 @@ from roialign_cli.inputs.boxes.common import (
     Column,
     Grouping,
     Source,
+    as_boxes,
     format_error,
     index_unique,
     unify_types,
 )
 from roialign_cli.inputs.boxes.units import Numbers
+from roialign_cli.shapes import Shapes
 from roialign_cli.types import BoxTable
 
 ROWS_PER_BATCH = 1 << 18
@@ -72,13 +75,12 @@ def _table(source: Source, file: Any) -> BoxTable:
         for rows, batch in _iter_boxes(source, file, mapping):
             evidence.add(batch)
             boxes[rows] = layout.corners(batch)
+    shapes = _read_shapes(source, file, mapping, boxes) if mapping.region_roles or source.region != "box" else None
     units, relative_boxes = mapping.units_of(evidence.looks_relative), None
     if units.relative:
         relative_boxes = np.empty((count, 4))
         for rows, batch in _iter_boxes(source, file, mapping):
             relative_boxes[rows] = units.corners(batch)
-    if "angle" in column_names:
-        raise format_error(source.path, "expected upright boxes, found a column angle", "write the table as CSV")
     scores, notes = None, mapping.notes
     if "score" in column_names:
         scores, notes = known_scores(_read_numbers(source, file, column_names["score"]), mapping)
@@ -89,6 +91,7 @@ def _table(source: Source, file: Any) -> BoxTable:
         ids=_read_text(file, column_names["id"]) if "id" in column_names else None,
         sizes=sizes,
         relative_boxes=relative_boxes,
+        shapes=shapes,
         units=str(units),
         notes=notes,
     )  # fmt: skip
@@ -161,6 +164,18 @@ def _number_batches(source: Source, file: Any, names: list[str]) -> Iterator[tup
 def _iter_boxes(source: Source, file: Any, mapping: ColumnMapping) -> Iterator[tuple[slice, Numbers]]:
     for rows, numbers in _number_batches(source, file, [mapping.names[role] for role in mapping.layout]):
         yield rows, np.stack(numbers, axis=1)
+
+
+def _read_shapes(source: Source, file: Any, mapping: ColumnMapping, boxes: npt.NDArray[np.float32]) -> Shapes | None:
+    """Return the shapes of rows; boxes [N, 4] that have an angle become the boxes around them, in place."""
+    roles = (*mapping.layout, *mapping.region_roles)
+    parts = []
+    for rows, columns in _number_batches(source, file, [mapping.names[role] for role in roles]):
+        numbers, batch = dict(zip(roles, columns, strict=True)), np.stack(columns[:4], axis=1)
+        if "angle" in numbers:
+            boxes[rows] = as_boxes(enclosing_corners(mapping, batch, numbers["angle"]))
+        parts.append(table_shapes(mapping, source.region, batch, numbers))
+    return None if source.region == "box" else Shapes.join([part for part in parts if part is not None])
 
 
 def _iter_sizes(

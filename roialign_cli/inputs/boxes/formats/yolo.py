@@ -1,8 +1,8 @@
 """Read YOLO, a text file per image with a line per box: class, centre x, centre y, width, height, relative to the image.
 
-A sixth number is a score; a polygon of three corners or more (segmentation, oriented boxes) is replaced by its bounding
-box. Class names come from --classes, or from classes.txt, obj.names, *.names, data.yaml or dataset.yaml beside the labels or
-up to two folders above; a name may also stand in place of a class's number.
+A sixth number is a score; a polygon of three corners or more (segmentation, oriented boxes) has the box around it. Class names
+come from --classes, or from classes.txt, obj.names, *.names, data.yaml or dataset.yaml beside the labels or up to two folders
+above; a name may also stand in place of a class's number.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import numpy as np
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes.common import Entry, Source, format_error, table_from_entries
 from roialign_cli.inputs.boxes.formats.text_files import class_names, find_image, label_files, read_lines
+from roialign_cli.inputs.boxes.shape_parsing import polygon
 from roialign_cli.inputs.boxes.units import Units
+from roialign_cli.shapes import NO_SHAPE, Shape
 from roialign_cli.types import BoxTable
 
 MAX_RELATIVE = 1.5  # a larger number is a pixel, not a share of the image
@@ -44,6 +46,7 @@ def _read_file(source: Source, path: Path, image: str, names: list[str], units: 
     boxes: list[list[float]] = []
     labels: list[int | str] = []
     scores: list[float] = []
+    shapes: list[Shape] = []
     for number, fields in read_lines(source, path):
         where = f"{path}: line {number}"
         try:
@@ -56,15 +59,17 @@ def _read_file(source: Source, path: Path, image: str, names: list[str], units: 
         if len(values) in (4, 5):
             boxes.append(values[:4])
             scores += values[4:]
+            shapes.append(NO_SHAPE)
         elif len(values) >= 6 and len(values) % 2 == 0:
             xs, ys = values[::2], values[1::2]
             corners = np.array([[min(xs), min(ys), max(xs), max(ys)]])
             boxes.append(units.numbers(corners)[0].tolist())
+            shapes.append(polygon(where, [values]) if source.region != "box" else NO_SHAPE)
         else:
             raise format_error(where, f"{EXPECTED}, found {len(fields)} numbers")
     if scores and len(scores) < len(boxes):
         raise format_error(path, "expected a score on every line or on none, found both")
-    return Entry(image, np.array(boxes, np.float64).reshape(-1, 4), labels, scores or None)
+    return Entry(image, np.array(boxes, np.float64).reshape(-1, 4), labels, scores or None, shapes=shapes)
 
 
 def _label(where: str, text: str, names: list[str]) -> int | str:
