@@ -29,9 +29,7 @@ def table_sha256(table: BoxTable) -> str:
 def plan_sha256(plan: Plan) -> str:
     """Return the SHA-256 of a plan: names, offsets, boxes, sizes and regions, which all shards of a run share."""
     table = plan.table
-    return _sha256(
-        b"", (table.names.text, table.names.ends, table.offset, table.boxes, plan.sizes, *_regions(table))
-    )
+    return _sha256(b"", (table.names.text, table.names.ends, table.offset, table.boxes, plan.sizes, *_regions(table)))
 
 
 def _regions(table: BoxTable) -> list[npt.NDArray[Any]]:
