@@ -33,7 +33,7 @@ from cpu import CASES, Case, make
 from roialign_cli import roi_align
 from roialign_cli.ops.cuda import launch, nvrtc
 from roialign_cli.ops.cuda import run as cuda
-from roialign_cli.regions.rois import assign_levels
+from roialign_cli.regions.levels import assign_levels
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}

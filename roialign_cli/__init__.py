@@ -19,7 +19,7 @@ if TYPE_CHECKING:
         roi_align_masked,
         roi_align_rotated,
     )
-    from roialign_cli.regions.rois import assign_levels
+    from roialign_cli.regions.levels import assign_levels
     from roialign_cli.store import FeatureFile
     from roialign_cli.store.datasets import collate
 
@@ -39,7 +39,7 @@ __all__ = [
 
 _HOMES = {
     "FeatureFile": "roialign_cli.store",
-    "assign_levels": "roialign_cli.regions.rois",
+    "assign_levels": "roialign_cli.regions.levels",
     "collate": "roialign_cli.store.datasets",
     "deform_roi_align": "roialign_cli.ops",
     "extract": "roialign_cli.extraction.run",

@@ -118,6 +118,15 @@ HEADS: Mapping[str, Mapping[str, object]] = {  # default settings of each head; 
     "box": {"sampling_ratio": 2, "aligned": False},  # the values that torchvision's box heads were trained with
     "c5": {"output_size": (14, 14)},  # POOLER_RESOLUTION of detectron2's C4 models
 }
+REGIONS: Mapping[str, Mapping[str, object]] = {"mask": {"mode": "exact"}}  # likewise, of each kind of region
+REGION_LIMITS: Mapping[str, Mapping[str, tuple[object, ...]]] = {  # the values that settings may have with a kind of region
+    "rotated": {"kernel": ("auto", "cpu", "cuda")},
+    "mask": {"mode": ("exact", "avg"), "context": ((),), "output_sizes": ((),), "kernel": ("auto", "cpu", "cuda")},
+    "points": {  # a box has no points, and points no bins
+        "region_missing": ("error",), "reduce": ("none",), "head": ("none",), "context": ((),), "output_sizes": ((),),
+        "kernel": ("auto", "cpu", "cuda"),
+    },
+}  # fmt: skip
 INPUT_KEYS = frozenset({"images", "boxes", "output"})  # of a configuration, which `extract` reads beside the settings
 SETTING_NAMES = [field.name for field in dataclasses.fields(Settings)]
 
@@ -134,7 +143,7 @@ def load(config: str | None, given: Mapping[str, object], *, others: frozenset[s
         merged.update(_split_sizes(_check_keys(values, str(find_config(config)))))
     values = {name: value for name, value in _check_keys(given, "settings").items() if value is not None}
     merged.update(_split_sizes(values))
-    merged = {**HEADS.get(str(merged.get("head")), {}), **merged}
+    merged = {**HEADS.get(str(merged.get("head")), {}), **REGIONS.get(str(merged.get("region")), {}), **merged}
     return _validate({name: _normalise(name, value) for name, value in merged.items()})
 
 
@@ -303,10 +312,7 @@ def _validate(values: dict[str, object]) -> Settings:
             message = "decoder: expected the package torchcodec, found none"
             raise ConfigError("config-value", message, "pip install 'roialign[codec]'")
         settings = dataclasses.replace(settings, decoder="torchcodec" if installed else "pillow")
-    if settings.region == "points" and settings.region_missing == "box":
-        raise ConfigError(
-            "config-value", "region_missing: expected error with region points, as a box has no points, found 'box'"
-        )
+    _check_region(settings)
     if settings.head != "none":
         require_one_size(settings, f"head {settings.head}")
     if settings.head != "none" and settings.reduce != "none":
@@ -326,6 +332,16 @@ def _validate(values: dict[str, object]) -> Settings:
     ):
         raise ConfigError("config-value", f"resize: expected none or SHORT[,MAX], found {settings.resize!r}")
     return settings
+
+
+def _check_region(settings: Settings) -> None:
+    """Raise ConfigError if a setting makes no sense with the kind of region that is pooled."""
+    for name, allowed in REGION_LIMITS.get(settings.region, {}).items():
+        value = getattr(settings, name)
+        if value not in allowed:
+            expected = " or ".join(str(choice) or "none" for choice in allowed if choice != ())
+            found = f"expected {expected or 'none'} with region {settings.region}, found {value!r}"
+            raise ConfigError("config-value", f"{name}: {found}")
 
 
 def _value_error(message: str, values: Mapping[str, object]) -> ConfigError:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from roialign_cli.ablation.grid import Variant
 from roialign_cli.backbones.base import Layer
+from roialign_cli.regions.regions import Regions
 
 SHIFT_PIXELS = 0.5  # of the original image, right and down, by which boxes are moved for the alignment error
 # Of the features; a smaller change under the shift is only rounding.
@@ -68,16 +69,16 @@ def _projection(change: Tensor, exact: Exact) -> Tensor:
     return along / exact.square
 
 
-def samples_per_bin(variant: Variant, layer: Layer, rois: Tensor, levels: Tensor | None) -> Tensor:
-    """Return the number of samples in each bin of RoIs [K, 5], [K]; NaN where bins are not sampled."""
+def samples_per_bin(variant: Variant, layer: Layer, regions: Regions, levels: Tensor | None) -> Tensor:
+    """Return the number of samples in each bin of regions, [K]; NaN where bins are not sampled."""
     settings = variant.settings
     if variant.op == "roi_pool" or settings.mode == "exact":
-        return torch.full((len(rois),), torch.nan)
+        return torch.full((len(regions),), torch.nan)
     if settings.sampling_ratio:
-        return torch.full((len(rois),), float(settings.sampling_ratio**2))
-    strides = torch.tensor(layer.strides, dtype=rois.dtype)
-    sides = (rois[:, 3:] - rois[:, 1:3]) / (strides[levels] if levels is not None else strides)[:, None]
+        return torch.full((len(regions),), float(settings.sampling_ratio**2))
+    strides = torch.tensor(layer.strides, dtype=torch.float64)
+    sides = regions.sides() / (strides[levels] if levels is not None else strides)[:, None]
     if not settings.aligned:
         sides = sides.clamp_min(1)
-    bins = torch.tensor(settings.output_size[::-1], dtype=rois.dtype)
+    bins = torch.tensor(settings.output_size[::-1], dtype=torch.float64)
     return torch.ceil(sides / bins).prod(1).float()

@@ -31,6 +31,7 @@ from roialign_cli.inputs.boxes import read_boxes
 from roialign_cli.inputs.images import ImageError, ImageSet, open_images
 from roialign_cli.ops.dispatch import choose_kernel
 from roialign_cli.regions.pooling import pool, pool_rounded
+from roialign_cli.regions.regions import Regions
 from roialign_cli.regions.values import ValueReport
 from roialign_cli.regions.views import LayerView, make_layer_views
 from roialign_cli.system import allocator
@@ -171,11 +172,10 @@ def _views(
             features.failed(image, decoded.message)
             continue
         plan.sizes[image] = decoded.pixels.shape[:2]
-        first, stop = plan.table.offset[image : image + 2].tolist()
         yield (
             image,
             decoded.version,
-            make_layer_views(decoded.pixels, plan.table.boxes[first:stop], backbone, settings, device),
+            make_layer_views(decoded.pixels, plan.table, image, backbone, settings, device),
         )
 
 
@@ -187,30 +187,24 @@ def _measure(
         found.levels[index, rows] = view.levels.numpy()
     step = max(1, CHUNK_BYTES // max(_row_bytes(view.layer, variant) for variant in variants))
     for begin in range(0, len(rows), step):
-        some, numbers = _some(view, torch.arange(begin, min(begin + step, len(rows)))), rows[begin : begin + step]
+        some, numbers = view[begin : begin + step], rows[begin : begin + step]
         shifted = some.shifted(SHIFT_PIXELS)
         exact: dict[Geometry, Exact] = {}
         best: Centers = "measured" if some.layer.offsets else "assumed"
         for v, variant in enumerate(variants):
             geometries = (variant.settings.aligned, variant.settings.centers), (True, best)
             own, centred = (_exact(some, shifted, variant, *geometry, exact) for geometry in geometries)
-            pooled = _pool(some, variant, some.rois)
+            pooled = _pool(some, variant, some.regions)
             metrics = compare(pooled, _pool(some, variant, shifted), own, centred)
             found.values[v, index][:4, numbers] = metrics.float().cpu().numpy()
-            found.values[v, index][4, numbers] = samples_per_bin(variant, some.layer, some.rois, some.levels).numpy()
+            found.values[v, index][4, numbers] = samples_per_bin(variant, some.layer, some.regions, some.levels).numpy()
             if found.probe:
                 found.probe.add(v, index, numbers, pooled)
             take(v, some.layer.name, int(numbers[0]), pooled, some.levels)
 
 
-def _some(view: LayerView, boxes: Tensor) -> LayerView:
-    """Return a view of boxes by index, in that order; an index may repeat."""
-    levels = None if view.levels is None else view.levels[boxes]
-    return dataclasses.replace(view, rois=view.rois[boxes], levels=levels)
-
-
 def _exact(
-    view: LayerView, shifted: Tensor, variant: Variant, aligned: bool, centers: Centers, known: dict[Geometry, Exact]
+    view: LayerView, shifted: Regions, variant: Variant, aligned: bool, centers: Centers, known: dict[Geometry, Exact]
 ) -> Exact:
     """Return the exact features of a geometry, which is computed once for all variants that share it."""
     key = (variant.settings.output_size, aligned, centers)
@@ -219,16 +213,16 @@ def _exact(
             variant.settings, mode="exact", sampling_ratio=0, aligned=aligned, centers=centers
         )
         exact = Variant("roi_align", settings)
-        known[key] = Exact.from_features(_pool(view, exact, view.rois), _pool(view, exact, shifted))
+        known[key] = Exact.from_features(_pool(view, exact, view.regions), _pool(view, exact, shifted))
     return known[key]
 
 
-def _pool(view: LayerView, variant: Variant, rois: Tensor) -> Tensor:
+def _pool(view: LayerView, variant: Variant, regions: Regions) -> Tensor:
     """Return float32 features [K, C, PH, PW] pooled by a variant."""
     if variant.op == "roi_pool":
-        return pool_rounded(view.maps, view.layer, rois, view.levels, variant.settings.output_size)
+        return pool_rounded(view.maps, view.layer, regions.rois, view.levels, variant.settings.output_size)
     layer = view.layer if variant.settings.centers == "measured" else dataclasses.replace(view.layer, offsets=())
-    return pool(view.maps, layer, rois, view.levels, variant.settings)
+    return pool(view.maps, layer, regions, view.levels, variant.settings).features
 
 
 def _time(
@@ -240,11 +234,11 @@ def _time(
         for i in range(len(variants)):
             v = (i + repeat) % len(variants)
             count = max(1, min(TIMED_BOXES, TIMED_BYTES // _row_bytes(view.layer, variants[v])))
-            many = _some(view, torch.arange(count) % len(view.rois))
+            many = view[torch.arange(count) % len(view.regions)]
             if repeat == 0:
-                _pool(view, variants[v], view.rois)  # the first call compiles or loads the kernel
+                _pool(view, variants[v], view.regions)  # the first call compiles or loads the kernel
             begin = time.perf_counter()
-            _pool(many, variants[v], many.rois)
+            _pool(many, variants[v], many.regions)
             if view.map_of(0)[0].is_cuda:
                 torch.cuda.synchronize()
             milliseconds[v][index].append((time.perf_counter() - begin) * 1e6 / count)

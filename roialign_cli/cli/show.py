@@ -99,6 +99,7 @@ def _sheet(path: Path, layer: str | None, name: str | None, *, allow_links: bool
 def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str) -> tuple[Figure, dict[str, object]]:
     """Return the picture of a box of an image, and facts to print."""
     from roialign_cli.inputs.boxes import read_boxes
+    from roialign_cli.inputs.boxes.regions import in_pixels, resolve
     from roialign_cli.inputs.images import ImageError, decode, limit_pixels
 
     table = read_boxes(boxes, image.parent, settings)
@@ -123,11 +124,11 @@ def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str
     device = find_device(settings.device)
     loaded = load_backbone(settings)
     loaded.to(device)
+    sizes = np.zeros((len(table.names), 2), np.int64)
+    sizes[index] = pixels.shape[:2]
+    table = resolve(table.source, in_pixels(table, sizes), sizes, settings)
     of_image = table.boxes[first:stop]
-    if table.relative_boxes is not None:
-        height, width = pixels.shape[:2]
-        of_image = (table.relative_boxes[first:stop] * np.array([width, height, width, height])).astype(np.float32)
-    view = make_layer_views(pixels, of_image, loaded, settings, device)[-1]
+    view = make_layer_views(pixels, table, index, loaded, settings, device)[-1]
     labels = None if table.labels is None else [str(label) for label in table.labels[first:stop]]
     figure = draw_overlay(pixels, of_image, labels, view, box, settings, colour)
     grid = make_grid(view, box, settings)

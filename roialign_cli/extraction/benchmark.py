@@ -29,10 +29,11 @@ from roialign_cli.extraction.plan import plan_run
 from roialign_cli.extraction.run import run_job
 from roialign_cli.inputs.images import decode_image, open_images
 from roialign_cli.ops import roi_align
+from roialign_cli.regions.levels import region_levels
 from roialign_cli.regions.pooling import pool, pooled_layers
 from roialign_cli.regions.preprocessing import prepare
+from roialign_cli.regions.regions import batch_regions
 from roialign_cli.regions.resize import resized
-from roialign_cli.regions.rois import batch_rois, roi_levels
 from roialign_cli.system import allocator
 
 Action = Callable[[], object]
@@ -146,17 +147,16 @@ def stage_actions(job: Job, folder: Path) -> dict[str, Action]:
 
     inputs = resize()
     size = (pixels[0].shape[0], pixels[0].shape[1])
-    boxes = plan.table.boxes[: plan.table.offset[1]]
-    rois = batch_rois([boxes], size, resized(size, backbone.preprocessing.resize))
+    regions = batch_regions(plan.table, [0], size, resized(size, backbone.preprocessing.resize))
     with torch.inference_mode():
         maps = backbone(inputs[:1], settings.precision)
-    levels = [roi_levels(rois, layer, settings) for layer in backbone.layers]
+    levels = [region_levels(regions, layer, settings) for layer in backbone.layers]
 
     def pool_all() -> list[Tensor]:
         with torch.inference_mode():
             for _ in pixels:
                 pooled = [
-                    pool(maps[one.index], backbone.layers[one.index], rois, levels[one.index], one.settings)
+                    pool(maps[one.index], backbone.layers[one.index], regions, levels[one.index], one.settings).features
                     for one in pooled_layers(backbone.layers, settings)
                 ]
         return pooled

@@ -21,10 +21,18 @@ from torch import Tensor
 from roialign_cli.arrays import Integers
 from roialign_cli.backbones.base import Levels, Maps, Reads
 from roialign_cli.extraction.job import Job
-from roialign_cli.regions.pooling import PooledLayer, pool_passes, pooled_channels, pooled_layers, reads_of_passes
+from roialign_cli.regions.levels import LevelPass, level_passes, region_levels
+from roialign_cli.regions.pooling import (
+    Pooled,
+    PooledLayer,
+    pool_passes,
+    pooled_channels,
+    pooled_layers,
+    reads_of_passes,
+)
 from roialign_cli.regions.preprocessing import input_size, prepare
+from roialign_cli.regions.regions import Regions, batch_regions
 from roialign_cli.regions.resize import resized
-from roialign_cli.regions.rois import LevelPass, batch_rois, level_passes, roi_levels, scale_about_centre
 from roialign_cli.regions.values import ValueReport, clip_to_float16, finite_flag
 from roialign_cli.store.schema import features_path
 from roialign_cli.store.writer import FeatureWriter
@@ -43,15 +51,19 @@ Reports = dict[int, ValueReport]  # by image; images whose values are all good a
 
 @dataclass(frozen=True)
 class Rows:
-    """Boxes to pool: rois [K, 5] in pixels of the network input, their row in the file [K], and their image [K]."""
+    """Regions to pool in pixels of the network input, their row in the file [K], and their image [K].
 
-    rois: Tensor
+    pixel_area: square pixels of the network input per square pixel of the original images.
+    """
+
+    regions: Regions
     number: Integers
     image: Integers
+    pixel_area: float
 
     def __getitem__(self, rows: Any) -> Rows:
         """Return some of the rows."""
-        return Rows(self.rois[rows], self.number[rows], self.image[rows])
+        return Rows(self.regions[rows], self.number[rows], self.image[rows], self.pixel_area)
 
 
 @dataclass(frozen=True)
@@ -125,10 +137,10 @@ class RowComputer:
     ) -> None:
         """Give a batch to the device; its rows that are `todo` are written when its steps are finished."""
         backbone, settings = self._job.backbone, self._job.settings
-        # A box keeps its levels whatever its context, and the file has one level per box.
-        passes = [level_passes(rows.rois, layer, settings) for layer in backbone.layers]
+        # A region keeps its levels whatever its context, and the file has one level per region.
+        passes = [level_passes(rows.regions, layer, settings) for layer in backbone.layers]
         shape = input_size(size, backbone.preprocessing)
-        scaled = [scale_about_centre(rows.rois, scale) for scale in settings.context or (1.0,)]
+        scaled = [rows.regions.scaled_about_centre(scale) for scale in settings.context or (1.0,)]
         reads = [
             reads_of_passes(scaled, of_layer, layer, shape, settings)
             for layer, of_layer in zip(backbone.layers, passes, strict=True)
@@ -141,22 +153,22 @@ class RowComputer:
             todo_passes = [one[todo] for one in passes[pooled.index]]
             # Some kernels reduce afterwards, so a block is small before the reduction, too.
             channels = pooled_channels(backbone.layers[pooled.index], settings)
-            step = max(1, (self._block_bytes - 1) // (4 * channels * math.prod(pooled.settings.output_size)))
-            for begin in range(0, len(todo_rows.rois), step):
+            points = rows.regions.points
+            bins = math.prod(pooled.settings.output_size) if points is None else points.shape[1]
+            step = max(1, (self._block_bytes - 1) // (4 * channels * bins))
+            for begin in range(0, len(todo_rows.regions), step):
                 part = slice(begin, begin + step)
                 self._submit_block(maps, pooled, todo_rows[part], [one[part] for one in todo_passes], writer, reports)
 
     def _rows(self, images: list[int], size: tuple[int, int]) -> Rows:
-        """Return the boxes of the images of a batch."""
+        """Return the regions of the images of a batch."""
         table = self._job.plan.table
         extents = [table.offset[image : image + 2].tolist() for image in images]
-        rois = batch_rois(
-            [table.boxes[first:stop] for first, stop in extents],
-            size,
-            resized(size, self._job.backbone.preprocessing.resize),
-        )
+        target = resized(size, self._job.backbone.preprocessing.resize)
         number = np.concatenate([np.arange(first, stop) for first, stop in extents])
-        return Rows(rois, number, np.repeat(np.array(images, np.int64), [stop - first for first, stop in extents]))
+        owner = np.repeat(np.array(images, np.int64), [stop - first for first, stop in extents])
+        area = target[0] * target[1] / (size[0] * size[1])
+        return Rows(batch_regions(table, images, size, target), number, owner, area)
 
     @torch.inference_mode()
     def _maps(self, pixels: list[Pixels], reads: Reads) -> Maps:
@@ -175,17 +187,22 @@ class RowComputer:
     ) -> None:
         """Give rows of one layer to the device; they are checked and written when the step is finished."""
         dtype = getattr(torch, pooled.settings.dtype)
-        shape = (len(rows.rois), *self._job.layout.layers[pooled.name])
+        shape = (len(rows.regions), *self._job.layout.layers[pooled.name])
         size = math.prod(shape) * dtype.itemsize
         block = self._take_block() if size < self._block_bytes else None  # the last byte says whether all is finite
         memory = block if block is not None else self._device.new_host_memory(size + 1)
         values, finite = memory[:size].view(dtype).view(shape), memory[-1:].view(torch.bool)
+        coverage = torch.empty(
+            (len(rows.regions), *pooled.settings.output_size) if rows.regions.masks is not None else 0
+        )
 
         def pool_rows() -> None:
             out = values if pooling_device(self._device.device).type == "cpu" else None
-            computed = self._pool(maps.value()[pooled.index], pooled, rows.rois, passes, dtype, out)
-            self._device.download(computed, values)
-            self._device.download(finite_flag(computed).view(1), finite)
+            computed = self._pool(maps.value()[pooled.index], pooled, rows.regions, passes, dtype, out)
+            if computed.coverage is not None:
+                self._device.download(computed.coverage, coverage)
+            self._device.download(computed.features, values)
+            self._device.download(finite_flag(computed.features).view(1), finite)
 
         try:
             pooling = self._device.submit(pool_rows)
@@ -200,18 +217,31 @@ class RowComputer:
                 layer_maps = maps.value()[pooled.index]
                 self._report(values, pooled, layer_maps, rows, passes, reports)
             bounds = [0, *(np.flatnonzero(np.diff(rows.image)) + 1).tolist(), len(values)]
-            levels = roi_levels(rows.rois, self._job.backbone.layers[pooled.index], pooled.settings)
+            tables = self._tables(rows, pooled, coverage)
             dataset = features_path(pooled.name, len(self._job.layout.layers))
             for low, high in pairwise(bounds):
                 first = int(rows.number[low])
-                if levels is not None:
-                    writer.rows("levels", first, levels[low:high].to(torch.uint8).numpy())
+                for name, column in tables.items():
+                    writer.rows(name, first, column[low:high])
                 release = (
                     (lambda: self._free.put(block)) if block is not None and high == len(values) else (lambda: None)
                 )
                 writer.features(dataset, int(rows.image[low]), first, values[low:high].numpy(), release)
 
         self._add_step(_Step(finish))
+
+    def _tables(self, rows: Rows, pooled: PooledLayer, coverage: Tensor) -> dict[str, npt.NDArray[Any]]:
+        """Return what the file holds of rows beside their features; coverage [K, PH, PW] is empty if there are no masks."""
+        tables: dict[str, npt.NDArray[Any]] = {}
+        levels = region_levels(rows.regions, self._job.backbone.layers[pooled.index], pooled.settings)
+        if levels is not None:
+            tables["levels"] = levels.to(torch.uint8).numpy()
+        shapes = self._job.layout.tables
+        if "area" in shapes:
+            tables["area"] = (rows.regions.areas() / rows.pixel_area).float().numpy()
+        if "coverage" in shapes:
+            tables["coverage"] = coverage.view(len(coverage), *shapes["coverage"]).numpy()
+        return tables
 
     def _take_block(self) -> Tensor:
         """Return a block of memory that is free, or wait for one."""
@@ -221,23 +251,24 @@ class RowComputer:
 
     @torch.inference_mode()
     def _pool(
-        self, maps: Levels, pooled: PooledLayer, rois: Tensor, passes: list[LevelPass], dtype: torch.dtype,
+        self, maps: Levels, pooled: PooledLayer, regions: Regions, passes: list[LevelPass], dtype: torch.dtype,
         out: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Pooled:  # fmt: skip
         """Return rows of a type, computed on the device; without a head they are written into `out`, if given."""
         layer, head = self._job.backbone.layers[pooled.index], self._job.backbone.head
-        scaled = scale_about_centre(rois, pooled.context)
+        scaled = regions.scaled_about_centre(pooled.context)
         if head is None:
             return pool_passes(maps, layer, scaled, passes, pooled.settings, dtype, out)
-        vectors: Tensor = head(pool_passes(maps, layer, scaled, passes, pooled.settings))
-        return vectors.to(dtype)
+        bins = pool_passes(maps, layer, scaled, passes, pooled.settings)
+        vectors: Tensor = head(bins.features)
+        return Pooled(vectors.to(dtype), bins.coverage)
 
     def _report(
         self, values: Tensor, pooled: PooledLayer, maps: Levels, rows: Rows, passes: list[LevelPass], reports: Reports
     ) -> None:
         """Clip values that float16 cannot hold, and report them, and those that are not finite, by image."""
         not_finite, saturated = clip_to_float16(
-            values, lambda: self._pool(maps, pooled, rows.rois, passes, torch.float32)
+            values, lambda: self._pool(maps, pooled, rows.regions, passes, torch.float32).features
         )
         for image in np.unique(rows.image).tolist():
             of_image = torch.from_numpy(rows.image == image)

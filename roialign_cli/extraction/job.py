@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 
 from roialign_cli.backbones import Backbone, load_backbone
-from roialign_cli.config import Settings, require_one_size
+from roialign_cli.config import Settings
+from roialign_cli.errors import KernelError
 from roialign_cli.extraction.batches import Batch, BatchLimit, make_batches
 from roialign_cli.extraction.provenance import provenance
 from roialign_cli.extraction.shards import Shard, shard_plan, split_plan
@@ -52,7 +53,7 @@ def prepare_job(plan: Plan, images: ImageSet, output: Path, settings: Settings, 
     """
     # Before the backbone is loaded, which takes long: a kernel or device that is not available.
     device = find_devices(settings.device, settings.processes)[0]
-    choose_kernel(settings.kernel, pooling_device(device), settings.mode)
+    _choose_kernel(settings, pooling_device(device))
     backbone = load_backbone(settings)
     if shard is None:
         return make_job(plan, images, output, settings, backbone)
@@ -71,18 +72,24 @@ def make_job(
     """Return the job of a plan with a loaded backbone; `attributes` are added to those of the file."""
     devices = find_devices(settings.device, settings.processes)
     device = pooling_device(devices[0])
-    kernel = choose_kernel(settings.kernel, device, settings.mode)
+    kernel = _choose_kernel(settings, device)
     made_by = {**provenance(settings, plan, backbone), "kernel": f"{kernel} on {device.type}", **attributes}
     layout = make_layout(backbone, settings, plan, made_by)
     free = check_space(output, 0 if output.exists() else layout.feature_bytes(plan.rows))
     return Job(images, output, settings, plan, backbone, layout, devices, free)
 
 
-def make_layout(backbone: Backbone, settings: Settings, plan: Plan, attributes: Mapping[str, Any]) -> Layout:
-    """Return the layout of a feature file: the shape of a row on each layer, its type, and which tables it has.
+def _choose_kernel(settings: Settings, device: torch.device) -> str:
+    """Return the name of the kernel that pools on a device. Raises KernelError if none can pool the regions there."""
+    kernel = choose_kernel(settings.kernel, device, "exact" if settings.region == "points" else settings.mode)
+    if kernel == "torchvision" and settings.region in ("rotated", "mask"):
+        message = f"kernel: expected one for region {settings.region} on {device}, found only torchvision's for boxes"
+        raise KernelError("kernel-region", message, "--device cpu")
+    return kernel
 
-    Raises ConfigError for several output sizes of masks, whose coverage is one table.
-    """
+
+def make_layout(backbone: Backbone, settings: Settings, plan: Plan, attributes: Mapping[str, Any]) -> Layout:
+    """Return the layout of a feature file: the shape of a row on each layer, its type, and which tables it has."""
 
     def row_shape(pooled: PooledLayer) -> tuple[int, ...]:
         if settings.region == "points":
@@ -106,7 +113,6 @@ def region_tables(settings: Settings) -> dict[str, tuple[int, ...]]:
     """Return the row shapes of the tables that a run fills beside features; a single bin has no axes of its own."""
     tables: dict[str, tuple[int, ...]] = {}
     if settings.region == "mask":
-        require_one_size(settings, "region mask")
         tables["coverage"] = () if settings.output_size == (1, 1) else settings.output_size
     if settings.region in ("rotated", "mask"):
         tables["area"] = ()

@@ -56,7 +56,7 @@ class Grid:
 def make_grid(view: LayerView, box: int, settings: Settings) -> Grid:
     """Return where RoI Align of a box samples its map."""
     features, stride = view.map_of(box)
-    _, x1, y1, x2, y2 = view.rois[box].tolist()
+    _, x1, y1, x2, y2 = view.regions.rois[box].tolist()
     ratio, aligned = settings.sampling_ratio, settings.aligned
     height, width = settings.output_size
     y, x = axis(y1, y2, 1 / stride, height, ratio, aligned), axis(x1, x2, 1 / stride, width, ratio, aligned)
@@ -84,7 +84,7 @@ def draw_overlay(
     grid, (features, stride) = make_grid(view, box, settings), view.map_of(box)
     with torch.inference_mode():
         levels = None if view.levels is None else view.levels[box : box + 1]
-        pooled = pool(view.maps, view.layer, view.rois[box : box + 1], levels, settings)[0].cpu()
+        pooled = pool(view.maps, view.layer, view.regions[box : box + 1], levels, settings).features[0].cpu()
     cells = features[0].detach().float().cpu().movedim(0, -1)
     vectors = cells.flatten(0, 1)
     colouring = channel_mean(vectors) if colour == "mean" else principal(vectors, 1)

@@ -38,6 +38,7 @@ from roialign_cli.config import Settings, load
 from roialign_cli.errors import ConfigError, InputError, RoialignError
 from roialign_cli.ops import roi_align
 from roialign_cli.ops.reference import axis
+from roialign_cli.regions.regions import Regions
 from roialign_cli.store.check import check
 
 GABOR = load("quickstart", {})
@@ -131,12 +132,12 @@ def test_samples_per_bin_are_those_of_the_reference(aligned: bool) -> None:
     rois = make_rois(40, 1, 200, 150).double()
     levels = torch.arange(len(rois)) % 2
     (variant,) = make_grid(load(None, {"output_size": "3x5", "aligned": aligned}), {"sampling_ratio": [0]})
-    found = samples_per_bin(variant, layer, rois, levels)
+    found = samples_per_bin(variant, layer, Regions(rois), levels)
     for (_, x1, y1, x2, y2), level, count in zip(rois.tolist(), levels.tolist(), found.tolist(), strict=True):
         scale = 1 / layer.strides[level]
         grids = [axis(low, high, scale, bins, 0, aligned).grid for low, high, bins in ((y1, y2, 3), (x1, x2, 5))]
         assert count == max(0, grids[0]) * max(0, grids[1])
-    assert samples_per_bin(replace(variant, op="roi_pool"), layer, rois, levels).isnan().all()
+    assert samples_per_bin(replace(variant, op="roi_pool"), layer, Regions(rois), levels).isnan().all()
 
 
 def test_nearest_centroid_is_what_brute_force_finds() -> None:

@@ -17,6 +17,7 @@ from roialign_cli.backbones.base import Backbone, Layer, Preprocessing
 from roialign_cli.config import Settings, load
 from roialign_cli.errors import BackboneError, ConfigError, OutputError
 from roialign_cli.regions.pooling import pool
+from roialign_cli.regions.regions import Regions
 from roialign_cli.store.check import check
 
 
@@ -69,7 +70,7 @@ def test_on_a_ramp_a_box_has_the_coordinates_of_its_centre(padding: int) -> None
         maps = backbone(ramp[None, None].expand(1, 3, -1, -1).contiguous())
         with torch.no_grad():
             found, assumed = (
-                pool(maps[0], layer, rois, None, Settings(output_size=(1, 1), mode="exact")).flatten()
+                pool(maps[0], layer, Regions(rois), None, Settings(output_size=(1, 1), mode="exact")).features.flatten()
                 for layer in (backbone.layers[0], Layer("map", 1, (8,)))
             )
         centre = (rois[:, 1 + axis] + rois[:, 3 + axis]) / 2

@@ -22,8 +22,9 @@ from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.backbones import pyramid as pyramid_source
 from roialign_cli.backbones import torchvision as source
 from roialign_cli.backbones.optimize import OnDemand, fold
+from roialign_cli.regions.levels import assign_levels
 from roialign_cli.regions.pooling import cells_read, pool
-from roialign_cli.regions.rois import assign_levels
+from roialign_cli.regions.regions import Regions
 
 FAMILIES = {  # batch norms of the tapped part
     "resnet18": 20, "vgg11_bn": 8, "mobilenet_v3_large": 46, "efficientnet_b0": 49, "densenet121": 121, "googlenet": 57,
@@ -123,13 +124,13 @@ def test_maps_computed_on_demand_pool_to_the_same(
         rois[:, 3:] = torch.minimum(rois[:, 3:], rois[:, 1:3] + largest)
     (layer,) = pyramid.layers
     levels = assign_levels(rois[:, 1:].float(), layer.strides, 4, 224)
-    reads = cells_read(rois, levels, layer, (224, 320), settings)
+    reads = cells_read(Regions(rois), levels, layer, (224, 320), settings)
     assert set(reads) == set(levels.tolist())
     with torch.inference_mode():
         part = pyramid(images, reads=[reads])
         assert [maps is not None for maps in part[0]] == [level in reads for level in range(4)]
-        expected = pool(whole[0], layer, rois, levels, settings, torch.float32, None)
-        found = pool(part[0], layer, rois, levels, settings, torch.float32, None)
+        expected = pool(whole[0], layer, Regions(rois), levels, settings).features
+        found = pool(part[0], layer, Regions(rois), levels, settings).features
     assert relative_error(found, expected) < 1e-5
 
 

@@ -22,7 +22,7 @@ from roialign_cli.backbones import available, describe, load_backbone
 from roialign_cli.backbones.base import Layer
 from roialign_cli.config import Settings
 from roialign_cli.errors import BackboneError
-from roialign_cli.regions.rois import assign_levels
+from roialign_cli.regions.levels import assign_levels
 
 
 def load(name: str, **settings: object):

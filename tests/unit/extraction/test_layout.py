@@ -11,7 +11,6 @@ from helpers.region_files import region_content
 
 from roialign_cli.backbones import load_backbone
 from roialign_cli.config import Settings
-from roialign_cli.errors import ConfigError
 from roialign_cli.extraction.job import make_layout
 from roialign_cli.extraction.shards import shard_plan, split_plan
 from roialign_cli.shapes import POLYGONS, Shape, Shapes
@@ -39,13 +38,6 @@ def test_what_a_file_holds_of_each_region(
 ) -> None:
     layout = layout_of(region, **more)
     assert (layout.layers, layout.tables) == (layers, tables)
-
-
-def test_masks_have_one_output_size() -> None:
-    sizes = ((2, 2), (3, 3))
-    assert layout_of("rotated", output_sizes=sizes).tables == {"area": ()}
-    with pytest.raises(ConfigError, match="expected one size for region mask, found 2x2,3x3"):
-        layout_of("mask", output_sizes=sizes)
 
 
 def test_a_shard_has_the_regions_of_its_images() -> None:

@@ -19,6 +19,7 @@ from matplotlib import colors
 from PIL import Image
 
 from roialign_cli import extract
+from roialign_cli.arrays import PackedNames
 from roialign_cli.backbones import load_backbone
 from roialign_cli.config import load
 from roialign_cli.errors import ConfigError
@@ -28,7 +29,9 @@ from roialign_cli.figures.panels import draw_panels
 from roialign_cli.figures.style import BOX, SAMPLE
 from roialign_cli.ops.explain import bilinear_lookup, explain, parse_roi
 from roialign_cli.ops.reference import interpolate
+from roialign_cli.regions.regions import Regions
 from roialign_cli.regions.views import LayerView, make_layer_views
+from roialign_cli.types import BoxTable
 
 QUICK = ("-c", "quickstart")
 
@@ -39,7 +42,8 @@ def view() -> LayerView:
     settings = load("quickstart", {"resize": "200"})
     backbone = load_backbone(settings)
     boxes = np.array([[40, 20, 120, 60]], np.float32)
-    return make_layer_views(np.zeros((100, 200, 3), np.uint8), boxes, backbone, settings, torch.device("cpu"))[0]
+    table = BoxTable(PackedNames.from_strings(["a.png"]), np.array([0, 1]), boxes)
+    return make_layer_views(np.zeros((100, 200, 3), np.uint8), table, 0, backbone, settings, torch.device("cpu"))[0]
 
 
 def test_bins_and_samples_lie_in_the_box(view: LayerView) -> None:
@@ -58,7 +62,7 @@ def test_bins_and_samples_lie_in_the_box(view: LayerView) -> None:
 
 
 def test_samples_of_a_huge_box_are_those_on_the_map(view: LayerView) -> None:
-    huge = dataclasses.replace(view, rois=torch.tensor([[0, -1e9, -1e9, 1e9, 1e9]]))
+    huge = dataclasses.replace(view, regions=Regions(torch.tensor([[0, -1e9, -1e9, 1e9, 1e9]])))
     for along, cells in zip(make_grid(huge, 0, load("quickstart", {})).samples, (50, 100), strict=True):
         assert cells / 2 <= len(along) < 3 * cells
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from roialign_cli import roi_align
 from roialign_cli.backbones.base import Layer
 from roialign_cli.config import Settings
+from roialign_cli.regions.levels import level_passes, region_levels
 from roialign_cli.regions.pooling import pool_passes, pooled_channels, pooled_layers, reads_of_passes
-from roialign_cli.regions.rois import level_passes, roi_levels, scale_about_centre
+from roialign_cli.regions.regions import Regions
 
 FPN = Layer("fpn", 6, (4, 8, 16, 32))
 ONE = Layer("last", 6, (16,))
@@ -32,7 +33,8 @@ def squares(*sides: float) -> Tensor:
 
 def pooled(rois: Tensor, layer: Layer = FPN, **settings: Any) -> Tensor:
     chosen = Settings(output_size=(3, 2), **settings)
-    return pool_passes(make_maps(layer), layer, rois, level_passes(rois, layer, chosen), chosen)
+    regions = Regions(rois)
+    return pool_passes(make_maps(layer), layer, regions, level_passes(regions, layer, chosen), chosen).features
 
 
 def of_level(rois: Tensor, level: int) -> Tensor:
@@ -89,11 +91,11 @@ def test_a_single_map_has_no_levels_to_choose(levels: str) -> None:
 
 def test_reads_cover_what_is_pooled() -> None:
     """Cells that are not read may hold anything."""
-    rois = squares(30, 100, 300)
+    regions = Regions(squares(30, 100, 300))
     for levels, context in (("soft", (1.0, 2.0)), ("all", (0.5,)), ("assign", (3.0,))):
         chosen = Settings(output_size=(3, 2), levels=levels, context=context)
-        passes = level_passes(rois, FPN, chosen)
-        scaled = [scale_about_centre(rois, scale) for scale in context]
+        passes = level_passes(regions, FPN, chosen)
+        scaled = [regions.scaled_about_centre(scale) for scale in context]
         reads = reads_of_passes(scaled, passes, FPN, (512, 768), chosen)
         maps = make_maps(FPN)
         masked = [torch.full_like(m, torch.nan) for m in maps]
@@ -101,15 +103,15 @@ def test_reads_cover_what_is_pooled() -> None:
             for n, top, left, bottom, right in rectangles.tolist():
                 part = (n, slice(None), slice(top, bottom + 1), slice(left, right + 1))
                 masked[level][part] = maps[level][part]
-        for table in scaled:
-            found = pool_passes(tuple(masked), FPN, table, passes, chosen)
-            assert torch.equal(found, pool_passes(maps, FPN, table, passes, chosen))
+        for some in scaled:
+            found = pool_passes(tuple(masked), FPN, some, passes, chosen).features
+            assert torch.equal(found, pool_passes(maps, FPN, some, passes, chosen).features)
 
 
 def test_boxes_are_scaled_about_their_centre() -> None:
-    rois = torch.tensor([[1.0, 10, 20, 30, 60]])
-    assert scale_about_centre(rois, 1.5).tolist() == [[1.0, 5, 10, 35, 70]]
-    assert scale_about_centre(rois, 1) is rois
+    regions = Regions(torch.tensor([[1.0, 10, 20, 30, 60]]))
+    assert regions.scaled_about_centre(1.5).rois.tolist() == [[1.0, 5, 10, 35, 70]]
+    assert regions.scaled_about_centre(1) is regions
 
 
 def test_names_of_several_sizes_and_scales() -> None:
@@ -119,4 +121,4 @@ def test_names_of_several_sizes_and_scales() -> None:
         "a_7x7_context1", "a_7x7_context1.5", "a_3x5_context1", "a_3x5_context1.5",
     ]  # fmt: skip
     assert [one.name for one in pooled_layers(layers, replace(several, output_sizes=(), context=(2.0,)))] == ["a", "b"]
-    assert roi_levels(squares(30), layers[0], several) is None
+    assert region_levels(Regions(squares(30)), layers[0], several) is None
