@@ -17,7 +17,7 @@ import torch
 from helpers.commands import Run
 from helpers.feature_files import assert_same
 from helpers.sample_data import SAMPLE_BOXES, SAMPLE_IMAGES
-from PIL import Image
+from PIL import Image, ImageOps
 
 from roialign_cli import FeatureFile, extract, point_sample, roi_align_masked, roi_align_rotated
 from roialign_cli.backbones import load_backbone
@@ -74,7 +74,7 @@ def whole(annotations: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 def maps_of(name: str) -> torch.Tensor:
     """Return the maps of a sample image, computed by hand."""
     backbone = load_backbone(load("quickstart", {}))
-    pixels = np.array(Image.open(SAMPLE_IMAGES / name).convert("RGB"))
+    pixels = np.array(ImageOps.exif_transpose(Image.open(SAMPLE_IMAGES / name)).convert("RGB"))
     inputs = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
     mean, std = (torch.tensor(getattr(backbone.preprocessing, part))[:, None, None] for part in ("mean", "std"))
     with torch.inference_mode():
