@@ -117,7 +117,8 @@ def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str
     import numpy as np
 
     from roialign_cli.backbones import load_backbone
-    from roialign_cli.figures.overlay import draw_overlay, make_grid
+    from roialign_cli.figures.overlay import draw_overlay
+    from roialign_cli.figures.places import find_places
     from roialign_cli.regions.views import make_layer_views
     from roialign_cli.system.devices import find_device
 
@@ -131,10 +132,8 @@ def _overlay(image: Path, boxes: Path, box: int, settings: Settings, colour: str
     view = make_layer_views(pixels, table, index, loaded, settings, device)[-1]
     labels = None if table.labels is None else [str(label) for label in table.labels[first:stop]]
     figure = draw_overlay(pixels, of_image, labels, view, box, settings, colour)
-    grid = make_grid(view, box, settings)
-    return figure, {
-        "box": box, "layer": view.layer.name, "stride": view.map_of(box)[1], "samples": f"{grid.y.grid} x {grid.x.grid}",
-    }  # fmt: skip
+    places = find_places(view, box, settings).grid
+    return figure, {"box": box, "layer": view.layer.name, "stride": view.map_of(box)[1], "samples": places}
 
 
 def _find(image: Path, boxes: Path, table: BoxTable) -> int:

@@ -24,10 +24,12 @@ from roialign_cli.backbones import load_backbone
 from roialign_cli.config import load
 from roialign_cli.errors import ConfigError
 from roialign_cli.figures.colours import channel_mean, principal
-from roialign_cli.figures.overlay import draw_overlay, in_image, make_grid
+from roialign_cli.figures.overlay import draw_overlay
 from roialign_cli.figures.panels import draw_panels
+from roialign_cli.figures.places import find_places
 from roialign_cli.figures.style import BOX, SAMPLE
 from roialign_cli.ops.explain import bilinear_lookup, explain, parse_roi
+from roialign_cli.ops.masks import parse_masks
 from roialign_cli.ops.reference import interpolate
 from roialign_cli.regions.regions import Regions
 from roialign_cli.regions.views import LayerView, make_layer_views
@@ -48,23 +50,43 @@ def view() -> LayerView:
 
 def test_bins_and_samples_lie_in_the_box(view: LayerView) -> None:
     settings = load("quickstart", {"output_size": "2x4", "sampling_ratio": 2})
-    grid = make_grid(view, 0, settings)
-    y, x = in_image(view, 4, grid.edges)
-    np.testing.assert_allclose(x, [40, 60, 80, 100, 120])
-    np.testing.assert_allclose(y, [20, 40, 60])
-    down, across = in_image(view, 4, grid.samples)
-    np.testing.assert_allclose(across, [45, 55, 65, 75, 85, 95, 105, 115])
-    np.testing.assert_allclose(down, [25, 35, 45, 55])
+    places = find_places(view, 0, settings)
+    drawn = places.in_image(view, 4)
+    assert drawn.text == "2 x 2 samples in each of 2 x 4 bins"
+    corners = [[[x, y], [x + 20, y], [x + 20, y + 20], [x, y + 20]] for y in (20, 40) for x in (40, 60, 80, 100)]
+    np.testing.assert_allclose(drawn.bins, corners)
+    samples = [[x, y] for y in (25, 35, 45, 55) for x in (45, 55, 65, 75, 85, 95, 105, 115)]
+    np.testing.assert_allclose(drawn.samples, samples)
     # In map cells, whose centres are integers: 2 pixels of input to one of the image, 4 to a cell, less half a cell.
-    np.testing.assert_allclose(grid.edges[1], [19.5, 29.5, 39.5, 49.5, 59.5])
-    unaligned = make_grid(view, 0, load("quickstart", {"output_size": "2x4", "sampling_ratio": 2, "aligned": False}))
-    np.testing.assert_allclose(in_image(view, 4, unaligned.samples)[1] - across, 1)  # half a cell, two pixels of input
+    np.testing.assert_allclose(places.bins[:4, 0, 0], [19.5, 29.5, 39.5, 49.5])
+    unaligned = load("quickstart", {"output_size": "2x4", "sampling_ratio": 2, "aligned": False})
+    moved = find_places(view, 0, unaligned).in_image(view, 4).samples
+    np.testing.assert_allclose(moved, np.array(samples) + 1)  # half a cell, two pixels of input
+
+
+def test_regions_of_every_shape_are_placed(view: LayerView) -> None:
+    """A view has two pixels of input to one of the image, four of which are a cell."""
+    box = torch.tensor([[0, 80.0, 40, 240, 120]], dtype=torch.float64)
+    turned = torch.tensor([[0, 160.0, 80, 80, 40, 90]], dtype=torch.float64)
+    settings = load("quickstart", {"output_size": "1x2", "sampling_ratio": 1, "region": "rotated"})
+    places = find_places(dataclasses.replace(view, regions=Regions(box, turned)), 0, settings).in_image(view, 4)
+    np.testing.assert_allclose(places.samples, [[80, 50], [80, 30]])  # the width of the box points up
+    np.testing.assert_allclose(places.bins[0], [[70, 60], [70, 40], [90, 40], [90, 60]], atol=1e-9)
+    points = Regions(box, points=torch.tensor([[[10.0, 20], [30, 40]]], dtype=torch.float64))
+    places = find_places(dataclasses.replace(view, regions=points), 0, load("quickstart", {"region": "points"}))
+    np.testing.assert_allclose(places.in_image(view, 4).samples, [[5, 10], [15, 20]])
+    assert places.text == "2 points"
+    masks = Regions(box, masks=parse_masks([[[80, 40, 240, 40, 240, 120, 80, 120]]], 1))
+    places = find_places(dataclasses.replace(view, regions=masks), 0, load("quickstart", {"region": "mask"}))
+    np.testing.assert_allclose(places.in_image(view, 4).shape, [[[40, 20], [120, 20], [120, 60], [40, 60]]])
+    assert places.text == "the integral over 7 x 7 bins"
 
 
 def test_samples_of_a_huge_box_are_those_on_the_map(view: LayerView) -> None:
     huge = dataclasses.replace(view, regions=Regions(torch.tensor([[0, -1e9, -1e9, 1e9, 1e9]])))
-    for along, cells in zip(make_grid(huge, 0, load("quickstart", {})).samples, (50, 100), strict=True):
-        assert cells / 2 <= len(along) < 3 * cells
+    samples = find_places(huge, 0, load("quickstart", {})).samples
+    for along, cells in zip(samples.T, (100, 50), strict=True):
+        assert cells / 2 <= len(np.unique(along)) < 3 * cells
 
 
 def test_what_is_drawn_is_on_the_right_pixels(view: LayerView) -> None:
