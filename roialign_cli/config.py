@@ -68,6 +68,7 @@ class Settings:
     output_sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = ()  # several sizes, a layer each; empty: output_size
     region: Region = "box"  # what is pooled of each annotation
     region_missing: Literal["error", "box"] = "error"  # annotations that lack it: refused, or pooled by their box
+    deform: str = ""  # file of a trained head that moves the bins of each box
     sampling_ratio: SamplingRatio = 0  # samples per bin and axis; 0: adaptive
     aligned: bool = True
     centers: Centers = "assumed"  # of the cells of a map: as `aligned` says, or where the backbone's cells look
@@ -126,6 +127,10 @@ REGION_LIMITS: Mapping[str, Mapping[str, tuple[object, ...]]] = {  # the values 
         "region_missing": ("error",), "reduce": ("none",), "head": ("none",), "context": ((),), "output_sizes": ((),),
         "kernel": ("auto", "cpu", "cuda"),
     },
+}  # fmt: skip
+DEFORM_LIMITS: Mapping[str, tuple[object, ...]] = {  # likewise, with a head that moves bins
+    "region": ("box",), "mode": ("avg", "exact"), "levels": ("assign",), "output_sizes": ((),),
+    "kernel": ("auto", "cpu", "cuda"),
 }  # fmt: skip
 INPUT_KEYS = frozenset({"images", "boxes", "output"})  # of a configuration, which `extract` reads beside the settings
 SETTING_NAMES = [field.name for field in dataclasses.fields(Settings)]
@@ -335,13 +340,15 @@ def _validate(values: dict[str, object]) -> Settings:
 
 
 def _check_region(settings: Settings) -> None:
-    """Raise ConfigError if a setting makes no sense with the kind of region that is pooled."""
-    for name, allowed in REGION_LIMITS.get(settings.region, {}).items():
-        value = getattr(settings, name)
-        if value not in allowed:
-            expected = " or ".join(str(choice) or "none" for choice in allowed if choice != ())
-            found = f"expected {expected or 'none'} with region {settings.region}, found {value!r}"
-            raise ConfigError("config-value", f"{name}: {found}")
+    """Raise ConfigError if a setting makes no sense with the kind of region that is pooled, or with bins that are moved."""
+    limits = [(REGION_LIMITS.get(settings.region, {}), f"region {settings.region}")]
+    limits += [(DEFORM_LIMITS, "deform")] if settings.deform else []
+    for allowed_by_name, what in limits:
+        for name, allowed in allowed_by_name.items():
+            value = getattr(settings, name)
+            if value not in allowed:
+                expected = " or ".join(str(choice) for choice in allowed if choice != ()) or "none"
+                raise ConfigError("config-value", f"{name}: expected {expected} with {what}, found {value!r}")
 
 
 def _value_error(message: str, values: Mapping[str, object]) -> ConfigError:

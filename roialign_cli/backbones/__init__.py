@@ -77,11 +77,17 @@ def fetch_weights(name: str, weights: str) -> tuple[Path, str]:
 
 
 def load_backbone(settings: Settings) -> Backbone:
-    """Load the backbone of the settings with its weights, in eval mode on the CPU, and measure its centers if asked to.
+    """Load the backbone of the settings with its weights, in eval mode on the CPU.
+
+    If the settings ask for it, a head that moves bins is loaded, too, and centers are measured.
 
     Raises BackboneError if the name or a layer is unknown, or if the weights are unavailable or do not fit the model.
     """
     backbone = _load(settings)
+    if settings.deform:
+        from roialign_cli.backbones.deform import with_bin_mover
+
+        backbone = with_bin_mover(backbone, settings)
     if settings.centers == "assumed":
         return backbone
     from roialign_cli.backbones.centers import measure_centers

@@ -58,12 +58,15 @@ class Backbone:
     weights_sha256: str
     head: nn.Module | None = None  # maps region features [K, C, PH, PW] to vectors [K, head_channels]
     head_channels: int = 0
+    deform: nn.Module | None = None  # maps region features to offsets of their bins, see `backbones.deform`
+    deform_sha256: str = ""
 
     def to(self, device: torch.device) -> None:
-        """Move the model, as channels-last, to a device, and the head, if there is one, to where its maps are pooled."""
+        """Move the model, as channels-last, to a device, and heads, if there are some, to where its maps are pooled."""
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-        if self.head is not None:
-            self.head.to(pooling_device(device))
+        for head in (self.head, self.deform):
+            if head is not None:
+                head.to(pooling_device(device))
 
     def __call__(self, images: Tensor, precision: str = "float32", reads: Reads | None = None) -> Maps:
         """Return the maps of every layer, levels finest first; with `reads`, only what those rectangles need.

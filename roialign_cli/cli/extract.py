@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @takes_settings(
     "config", "backbone", "weights", "layers", "resize", "decoder", "precision", "compile",
-    "region", "region_missing",
+    "region", "region_missing", "deform",
     "output_size", "sampling_ratio", "aligned", "centers", "mode", "reduce", "context", "levels", "fuse", "head", "clip",
     "kernel", "dtype", "device", "processes", "batch_size", "workers",
     "boxes_format", "box_units", "columns", "allow_outside", "classes", "images_json", "voc_origin",

@@ -89,6 +89,10 @@ SETTINGS: dict[str, Any] = {
         str | None,
         option("Annotations without such a region: error, or box.", default=DEFAULTS.region_missing, panel=POOLING),
     ],
+    "deform": Annotated[
+        str | None,
+        option("Move bins by a trained head, a .pth or .safetensors file.", panel=POOLING, default="none"),
+    ],
     "output_size": Annotated[
         str | None, option("Bins: 7 or 7x5 (height x width); several: 7,14.", default=BINS, panel=POOLING)
     ],

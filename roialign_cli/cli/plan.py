@@ -19,7 +19,7 @@ MIN_SHARDS_PER_NODE = 3  # fewer do not even out nodes that lag
 
 
 @takes_settings(
-    "config", "backbone", "precision", "device", "resize", "region", "region_missing",
+    "config", "backbone", "precision", "device", "resize", "region", "region_missing", "deform",
     "boxes_format", "box_units", "columns", "allow_outside", "whole_image", "grid",
 )  # fmt: skip
 def plan(

@@ -25,7 +25,7 @@ MAX_SUGGESTED_NAMES = 10_000
 
 @takes_settings(
     "config", "backbone", "weights", "layers", "resize",
-    "region", "region_missing", "output_size", "sampling_ratio", "aligned", "mode", "device",
+    "region", "region_missing", "deform", "output_size", "sampling_ratio", "aligned", "mode", "device",
     "boxes_format", "box_units", "columns",
     layers=Annotated[
         str | None, option("Layer to show.", "--layer", "--layers", default="the last", panel=options.BACKBONE)

@@ -25,6 +25,7 @@ from roialign_cli.regions.levels import LevelPass, level_passes, region_levels
 from roialign_cli.regions.pooling import (
     Pooled,
     PooledLayer,
+    pool_moved,
     pool_passes,
     pooled_channels,
     pooled_layers,
@@ -140,11 +141,13 @@ class RowComputer:
         # A region keeps its levels whatever its context, and the file has one level per region.
         passes = [level_passes(rows.regions, layer, settings) for layer in backbone.layers]
         shape = input_size(size, backbone.preprocessing)
-        scaled = [rows.regions.scaled_about_centre(scale) for scale in settings.context or (1.0,)]
-        reads = [
-            reads_of_passes(scaled, of_layer, layer, shape, settings)
-            for layer, of_layer in zip(backbone.layers, passes, strict=True)
-        ]
+        reads = None  # all of the maps: it is not known before how far bins move
+        if backbone.deform is None:
+            scaled = [rows.regions.scaled_about_centre(scale) for scale in settings.context or (1.0,)]
+            reads = [
+                reads_of_passes(scaled, of_layer, layer, shape, settings)
+                for layer, of_layer in zip(backbone.layers, passes, strict=True)
+            ]
         maps = self._device.submit(lambda: self._maps(pixels, reads))
         todo_rows = rows[todo]
         for image in images:
@@ -171,7 +174,7 @@ class RowComputer:
         return Rows(batch_regions(table, images, size, target), number, owner, area)
 
     @torch.inference_mode()
-    def _maps(self, pixels: list[Pixels], reads: Reads) -> Maps:
+    def _maps(self, pixels: list[Pixels], reads: Reads | None) -> Maps:
         """Return the maps of a batch, computed on the device."""
         inputs = prepare(pixels, self._job.backbone.preprocessing, self._device.device)
         return self._job.backbone(inputs, self._job.settings.precision, reads)
@@ -255,11 +258,17 @@ class RowComputer:
         out: Tensor | None = None,
     ) -> Pooled:  # fmt: skip
         """Return rows of a type, computed on the device; without a head they are written into `out`, if given."""
-        layer, head = self._job.backbone.layers[pooled.index], self._job.backbone.head
-        scaled = regions.scaled_about_centre(pooled.context)
+        backbone, head = self._job.backbone, self._job.backbone.head
+        layer, scaled = backbone.layers[pooled.index], regions.scaled_about_centre(pooled.context)
+
+        def pool(*target: Any) -> Pooled:
+            if backbone.deform is None:
+                return pool_passes(maps, layer, scaled, passes, pooled.settings, *target)
+            return pool_moved(maps, layer, scaled, passes[0].level, pooled.settings, backbone.deform, *target)
+
         if head is None:
-            return pool_passes(maps, layer, scaled, passes, pooled.settings, dtype, out)
-        bins = pool_passes(maps, layer, scaled, passes, pooled.settings)
+            return pool(dtype, out)
+        bins = pool()
         vectors: Tensor = head(bins.features)
         return Pooled(vectors.to(dtype), bins.coverage)
 

@@ -27,6 +27,7 @@ def provenance(settings: Settings, plan: Plan, backbone: Backbone) -> dict[str, 
         "backbone": backbone.name,
         "weights": backbone.weights,
         "weights_sha256": backbone.weights_sha256,
+        **({"deform_sha256": backbone.deform_sha256} if backbone.deform is not None else {}),
         "boxes_sha256": plan.table.sha256,
         "table_sha256": plan.table_sha256,
         "strides": json.dumps(

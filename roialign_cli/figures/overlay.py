@@ -19,7 +19,7 @@ from roialign_cli.config import Settings
 from roialign_cli.figures.colours import Colouring, channel_mean, principal
 from roialign_cli.figures.places import Places, find_places
 from roialign_cli.figures.style import BIN, BOX, SAMPLE, STYLE
-from roialign_cli.regions.pooling import pool
+from roialign_cli.regions.pooling import Pooled, pool, pool_moved
 from roialign_cli.regions.views import LayerView
 
 MARGIN_CELLS = 2  # of the map shown around the RoI
@@ -36,10 +36,8 @@ def draw_overlay(
     colour: str,
 ) -> Figure:
     """Draw one region among those of an image [H, W, 3] with boxes [K, 4]; `colour` is pca or mean."""
-    places, (features, stride) = find_places(view, box, settings), view.map_of(box)
-    with torch.inference_mode():
-        levels = None if view.levels is None else view.levels[box : box + 1]
-        pooled = pool(view.maps, view.layer, view.regions[box : box + 1], levels, settings)
+    features, stride = view.map_of(box)
+    places, pooled = find_places(view, box, settings), _pool(view[box : box + 1], settings)
     cells = features[0].detach().float().cpu().movedim(0, -1)
     vectors = cells.flatten(0, 1)
     colouring = channel_mean(vectors) if colour == "mean" else principal(vectors, 1)
@@ -65,6 +63,14 @@ def draw_overlay(
         result.set_yticks([])
         figure.colorbar(drawn, ax=result, label=what, shrink=0.7, ticks=[])
         return figure
+
+
+@torch.inference_mode()
+def _pool(view: LayerView, settings: Settings) -> Pooled:
+    """Pool all regions of a view."""
+    if view.deform is None:
+        return pool(view.maps, view.layer, view.regions, view.levels, settings)
+    return pool_moved(view.maps, view.layer, view.regions, view.levels, settings, view.deform)
 
 
 def _draw_image(

@@ -10,7 +10,9 @@ import numpy.typing as npt
 import torch
 
 from roialign_cli.config import Settings
+from roialign_cli.ops.deformable import GAMMA
 from roialign_cli.ops.reference import Axis, axis
+from roialign_cli.regions.pooling import find_moves
 from roialign_cli.regions.views import LayerView
 from roialign_cli.shapes import rotated_corners
 
@@ -63,6 +65,8 @@ def find_places(view: LayerView, index: int, settings: Settings) -> Places:
     y = axis(y1, y2, 1 / stride, height, settings.sampling_ratio, settings.aligned)
     x = axis(x1, x2, 1 / stride, width, settings.sampling_ratio, settings.aligned)
     bins = _product_bins(y, x)
+    if view.deform is not None:
+        return _moved(view[index : index + 1], y, x, bins, size, settings)
     if region.masks is not None:
         y0, y1s, left0, right0, left1, right1 = (region.masks.sides / stride - offset).unbind(1)
         pieces = [torch.stack([left0, y0], 1), torch.stack([right0, y0], 1)]
@@ -76,6 +80,26 @@ def find_places(view: LayerView, index: int, settings: Settings) -> Places:
     samples = np.stack(np.meshgrid(across, down), -1).reshape(-1, 2)
     grid = f"{y.grid} x {x.grid}"
     return Places(bins, samples, shape, grid, f"{grid} samples in each of {height} x {width} bins")
+
+
+def _moved(view: LayerView, y: Axis, x: Axis, bins: Points, size: tuple[int, int], settings: Settings) -> Places:
+    """Return the places of a box whose bins a head moves."""
+    assert view.deform is not None
+    with torch.inference_mode():
+        offsets, _ = find_moves(view.maps, view.layer, view.regions, view.levels, settings, view.deform)
+    extent = np.array([x.bin * x.bins, y.bin * y.bins])
+    moves = GAMMA * offsets[0].double().cpu().numpy().reshape(2, -1).T * extent  # [B, 2]
+    places = [(p, q) for p in range(y.bins) for q in range(x.bins)]
+    samples = np.empty((0, 2))
+    if settings.mode != "exact":
+        grids = [
+            np.stack(np.meshgrid(x.samples(q, size[1]), y.samples(p, size[0])), -1).reshape(-1, 2) for p, q in places
+        ]
+        samples = np.concatenate([grid + move for grid, move in zip(grids, moves, strict=True)])
+    grid = "exact" if settings.mode == "exact" else f"{y.grid} x {x.grid}"
+    return Places(
+        bins + moves[:, None], samples, np.empty((0, 4, 2)), grid, f"{y.bins} x {x.bins} bins moved by a head"
+    )
 
 
 def _product_bins(y: Axis, x: Axis) -> Points:

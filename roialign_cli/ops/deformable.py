@@ -18,6 +18,7 @@ from roialign_cli.ops.products import fill_products
 from roialign_cli.ops.request import REDUCTIONS, Request
 
 MODES = ("avg", "exact")
+GAMMA = 0.1  # of Deformable ConvNets v1
 
 
 @names_errors
@@ -30,7 +31,7 @@ def deform_roi_align(
     modulation: Tensor | None = None,
     spatial_scale: float | Sequence[float] = 1.0,
     sampling_ratio: int = 0,
-    gamma: float = 0.1,
+    gamma: float = GAMMA,
     aligned: bool = True,
     mode: Mode = "avg",
     levels: Tensor | None = None,

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from roialign_cli.backbones.base import Layer, Levels
 from roialign_cli.config import Settings, format_scale, format_size
-from roialign_cli.ops import point_sample, roi_align, roi_align_masked, roi_align_rotated
+from roialign_cli.ops import deform_roi_align, point_sample, roi_align, roi_align_masked, roi_align_rotated
 from roialign_cli.ops.torchvision import roi_pool
 from roialign_cli.regions.levels import LevelPass, move_to_centers
 from roialign_cli.regions.regions import Regions
@@ -60,6 +60,7 @@ def pool(
     settings: Settings,
     dtype: torch.dtype = torch.float32,
     out: Tensor | None = None,
+    moves: tuple[Tensor, Tensor | None] | None = None,
 ) -> Pooled:
     """Return the features of regions on one layer, of type `dtype`.
 
@@ -71,6 +72,7 @@ def pool(
         settings: output size, sampling, reduction and kernel.
         dtype: type of the result.
         out: a contiguous tensor to write into.
+        moves: offsets [K, 2, PH, PW] of the bins of boxes and their factors [K, PH, PW], or None; see `deform_roi_align`.
     """
     regions = move_to_centers(regions, levels, layer)
     features, scales, levels = _present_maps(maps, layer, levels)
@@ -87,6 +89,10 @@ def pool(
         return Pooled(roi_align_rotated(features, regions.rotated, settings.output_size, **given))
     if regions.masks is not None:
         return Pooled(*roi_align_masked(features, regions.rois, regions.masks, settings.output_size, **given))
+    if moves is not None:
+        offsets, modulation = moves
+        given["modulation"] = modulation
+        return Pooled(deform_roi_align(features, regions.rois, offsets, settings.output_size, **given))
     # Boxes are checked when the box file is read.
     return Pooled(roi_align(features, regions.rois, settings.output_size, validate=False, **given))
 
@@ -104,6 +110,31 @@ def _sample_points(
     )
     found = found.view(len(points), count, -1)
     return found.to(dtype) if out is None else out.copy_(found)
+
+
+def pool_moved(
+    maps: Levels,
+    layer: Layer,
+    regions: Regions,
+    levels: Tensor | None,
+    settings: Settings,
+    head: nn.Module,
+    dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
+) -> Pooled:
+    """Return the features of boxes as `pool` does, with bins moved by a head: pool, compute the offsets, pool again."""
+    moves = find_moves(maps, layer, regions, levels, settings, head)
+    return pool(maps, layer, regions, levels, settings, dtype, out, moves)
+
+
+def find_moves(
+    maps: Levels, layer: Layer, regions: Regions, levels: Tensor | None, settings: Settings, head: nn.Module
+) -> tuple[Tensor, Tensor | None]:
+    """Return the offsets of bins [K, 2, PH, PW] and their factors [K, PH, PW], or None, that a head computes for boxes."""
+    found: tuple[Tensor, Tensor | None] = head(
+        pool(maps, layer, regions, levels, replace(settings, reduce="none")).features
+    )
+    return found
 
 
 def reads_of_passes(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from roialign_cli.backbones import Backbone
 from roialign_cli.backbones.base import Layer, Levels
@@ -33,6 +33,7 @@ class LayerView:
     regions: Regions
     levels: Tensor | None
     zoom: tuple[float, float]
+    deform: nn.Module | None = None  # a head that moves bins
 
     def __getitem__(self, rows: Any) -> LayerView:
         """Return a view of some of the regions: of a slice, a mask [K] or indices, which may repeat."""
@@ -70,6 +71,6 @@ def make_layer_views(
         maps = backbone(prepare([pixels], backbone.preprocessing, device), settings.precision)
     zoom = (target[0] / size[0], target[1] / size[1])
     return [
-        LayerView(layer_maps, layer, regions, region_levels(regions, layer, settings), zoom)
+        LayerView(layer_maps, layer, regions, region_levels(regions, layer, settings), zoom, backbone.deform)
         for layer_maps, layer in zip(maps, backbone.layers, strict=True)
     ]

@@ -20,10 +20,20 @@ from roialign_cli.store.schema import PENDING
 from roialign_cli.types import Plan
 
 # Attributes that a run must share with the file that it resumes; the last three are those of shards.
-IDENTITY = ("config", "weights_sha256", "boxes_sha256", "table_sha256", "plan_sha256", "shard", "shards")
+IDENTITY = (
+    "config",
+    "weights_sha256",
+    "deform_sha256",
+    "boxes_sha256",
+    "table_sha256",
+    "plan_sha256",
+    "shard",
+    "shards",
+)
 # How a difference in an attribute that is a hash is reported.
 CHANGED = {
     "weights_sha256": "the weights have changed since",
+    "deform_sha256": "the head that moves bins has changed since",
     "boxes_sha256": "the box file has changed since",
     "plan_sha256": "images, boxes or sizes of the whole run have changed since",
 }
