@@ -7,16 +7,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from roialign_cli.cli.explain_regions import explain_region
+
 if TYPE_CHECKING:
     from roialign_cli.ops.explain import Explanation
 
 
 def explain(
-    roi: Annotated[str, typer.Argument(help="x1,y1,x2,y2 in pixels of the image.")] = "0.8,0,2.4,4.5",
+    roi: Annotated[
+        str,
+        typer.Argument(
+            help="x1,y1,x2,y2 in pixels of the image; of a rotated box: centre x, centre y, width, height, angle.",
+            show_default="0.8,0,2.4,4.5",
+        ),
+    ] = "",
     output_size: Annotated[str, typer.Option(help="Bins: 2 or 2x3 (height x width).")] = "2",
     spatial_scale: Annotated[float, typer.Option(help="Map cells per image pixel: 1 / stride.")] = 1.0,
     sampling_ratio: Annotated[int, typer.Option(help="Samples per bin and axis; 0: adaptive.")] = 0,
     aligned: Annotated[bool, typer.Option("--aligned/--no-aligned", help="Shift by half a cell.")] = False,
+    region: Annotated[str, typer.Option(help="What is pooled: box, rotated or mask.")] = "box",
+    polygon: Annotated[
+        str, typer.Option(help="Mask in the box: x1,y1,x2,y2,x3,y3,...", show_default="1,1,7,1,7,5")
+    ] = "",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Picture to write, such as explain.png.", show_default=False)
     ] = None,
@@ -27,18 +39,29 @@ def explain(
     The map is made up: the cell in column x and row y holds 10 y + x.
 
     Example: roialign explain 0.8,0,2.4,4.5 --output-size 2 --no-aligned -o explain.png
+
+    Example: roialign explain 6,4,8,4,30 --region rotated
     """
     from roialign_cli.config import load, require_one_size
     from roialign_cli.errors import ConfigError
 
-    settings = load(None, {"output_size": output_size, "sampling_ratio": sampling_ratio, "aligned": aligned})
+    settings = load(
+        None, {"output_size": output_size, "sampling_ratio": sampling_ratio, "aligned": aligned, "region": region}
+    )
     require_one_size(settings, "explain")
     if not 0 < spatial_scale <= 1024:
         raise ConfigError("config-value", f"spatial_scale: expected a number above 0, found {spatial_scale}")
+    if region != "box":
+        if region == "points" or output is not None:
+            found = "points" if region == "points" else f"a picture of region {region}"
+            raise ConfigError("config-value", f"region: expected box, rotated or mask to explain, found {found}")
+        explain_region(settings, roi, polygon, spatial_scale, json=json)
+        return
+    from roialign_cli.ops.explain import EXAMPLE, parse_roi
     from roialign_cli.ops.explain import explain as run
-    from roialign_cli.ops.explain import parse_roi
 
-    explanation = run(parse_roi(roi), settings.output_size, spatial_scale, sampling_ratio, aligned)
+    size, ratio = settings.output_size, settings.sampling_ratio
+    explanation = run(parse_roi(roi or EXAMPLE), size, spatial_scale, ratio, aligned)
     if output is not None:
         from roialign_cli.figures.panels import draw_panels
         from roialign_cli.figures.style import save

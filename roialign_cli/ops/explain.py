@@ -75,13 +75,7 @@ def explain(
     aligned: bool,
 ) -> Explanation:
     """Return every step for one RoI on a made-up map just large enough; raise ConfigError if the map would be too large."""
-    sides = [max(2, math.ceil(high * spatial_scale) + 2) for high in (roi[3], roi[2])]
-    if max(sides) > MAX_MAP_CELLS:
-        found = f"one of {sides[0]} x {sides[1]}"
-        raise ConfigError(
-            "roi", f"roi: expected a map of at most {MAX_MAP_CELLS} cells a side, found {found}", "a smaller scale"
-        )
-    features = np.add.outer(10.0 * np.arange(sides[0]), np.arange(float(sides[1]))).astype(np.float64)
+    features = made_up_map(roi[3], roi[2], spatial_scale)
     y = axis(roi[1], roi[3], spatial_scale, output_size[0], sampling_ratio, aligned)
     x = axis(roi[0], roi[2], spatial_scale, output_size[1], sampling_ratio, aligned)
     samples = y.bins * y.grid * x.bins * x.grid
@@ -97,6 +91,21 @@ def explain(
     return Explanation(
         roi, output_size, spatial_scale, sampling_ratio, aligned, y, x, features, lookup, pooled[0, 0].numpy()
     )
+
+
+def made_up_map(bottom: float, right: float, spatial_scale: float) -> Map:
+    """Return a map [H, W] with 10 y + x in its cells, just large enough for a region that ends there, in image pixels.
+
+    Raises ConfigError if it would be too large.
+    """
+    sides = [max(2, math.ceil(high * spatial_scale) + 2) for high in (bottom, right)]
+    if max(sides) > MAX_MAP_CELLS:
+        found = f"one of {sides[0]} x {sides[1]}"
+        raise ConfigError(
+            "roi", f"roi: expected a map of at most {MAX_MAP_CELLS} cells a side, found {found}", "a smaller scale"
+        )
+    made: Map = np.add.outer(10.0 * np.arange(sides[0]), np.arange(float(sides[1]))).astype(np.float64)
+    return made
 
 
 def bilinear_lookup(features: Map, x: float, y: float) -> Lookup:
