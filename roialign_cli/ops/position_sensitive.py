@@ -12,6 +12,7 @@ from torch import Tensor
 from roialign_cli.config import Mode, Reduce
 from roialign_cli.ops import checks, reference_regions
 from roialign_cli.ops.cells import Cells
+from roialign_cli.ops.cpu.run import pack_bins
 from roialign_cli.ops.dispatch import pool_cells
 from roialign_cli.ops.node import call, names_errors, register
 from roialign_cli.ops.products import fill_products
@@ -93,6 +94,8 @@ def cells_of(request: Request) -> Cells:
 
 def _by_bin(features: Tensor, bins: int) -> Tensor:
     """Return maps [N, C * bins, H, W] as [N * bins, C, H, W] in channels-last memory."""
+    if features.device.type == "cpu":
+        return pack_bins(features, bins)
     n, channels, height, width = features.shape
     parts = features.reshape(n, channels // bins, bins, height, width).permute(0, 2, 3, 4, 1).contiguous()
     return parts.view(n * bins, height, width, channels // bins).permute(0, 3, 1, 2)

@@ -140,6 +140,26 @@ def _window(request: Request, group: Indices, level: int) -> tuple[int, int, int
     return int(top), int(left), int(bottom - top), int(right - left)
 
 
+def pack_bins(features: Tensor, bins: int) -> Tensor:
+    """Return maps [N, C * bins, H, W] of any strides as [N * bins, C, H, W] in channels-last memory."""
+    n, channels, height, width = features.shape
+    count, size = channels // bins, features.element_size()
+    stride_n, stride_c, stride_y, stride_x = (stride * size for stride in features.stride())
+    stored = STORED[features.dtype]
+    target = np.empty((n * bins, height, width, count), stored)
+
+    def pack(image: int) -> None:
+        source = features.data_ptr() + image // bins * stride_n + image % bins * stride_c
+        kernel.pack(
+            target[image].ctypes.data, source, bins * stride_c, stride_y, stride_x, 0, height, 0, width, count,
+            np.empty(0, stored),
+        )  # fmt: skip
+
+    if target.size:
+        run_all([partial(pack, image) for image in range(n * bins)])
+    return torch.from_numpy(target).view(features.dtype).permute(0, 3, 1, 2)
+
+
 def _pack(features: Tensor, slab: npt.NDArray[np.generic], top: int, left: int, height: int, width: int) -> None:
     """Copy a window of a map [C, H, W] to a slab [height, width, C]."""
     size = features.element_size()
