@@ -43,11 +43,10 @@ def deform_roi_align(
     """Pool RoIs whose bins are moved, as Deformable ConvNets do (arXiv:1703.06211, section 2.2; arXiv:1811.11168, section 3.2).
 
     Bin (p, q) is moved by gamma * offset * (width, height of the RoI in map cells). Inference only. `torch.compile` and
-    `torch.export` see one node, `roialign::deform_roi_align`.
+    `torch.export` see one node, `roialign::deform_roi_align`. Arguments that are not listed are those of `roi_align`. Maps that
+    are not channels-last are copied whole.
 
     Args:
-        features, rois, output_size, spatial_scale, sampling_ratio, aligned, levels, reduce, dtype, out: as `roi_align` takes
-            them; maps that are not channels-last are copied whole.
         offsets: [K, 2, PH, PW], of each bin along x and along y.
         modulation: [K, PH, PW], factors of the bins (version 2 of the paper); None is 1.
         gamma: factor of all offsets.

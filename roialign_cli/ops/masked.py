@@ -43,11 +43,10 @@ def roi_align_masked(
 ) -> tuple[Tensor, Tensor]:
     """Pool the part of each bin that a mask covers, without resizing the mask to the map.
 
-    Inference only. `torch.compile` and `torch.export` see one node, `roialign::roi_align_masked`.
+    Inference only. `torch.compile` and `torch.export` see one node, `roialign::roi_align_masked`. Arguments that are not listed
+    are those of `roi_align`; rois are usually the boxes of the masks. Maps that are not channels-last are copied whole.
 
     Args:
-        features, rois, output_size, spatial_scale, aligned, levels, reduce, dtype, out: as `roi_align` takes them; maps that
-            are not channels-last are copied whole. rois are usually the boxes of the masks.
         masks: one per RoI, in image pixels; pixel (row r, column c) is [c, c + 1] x [r, r + 1]. Run lengths as COCO has them,
             {"size": [height, width], "counts": numbers or compressed text}; polygons, [[x1, y1, x2, y2, ...], ...], whose union
             is the mask; or a bool array [H, W].
