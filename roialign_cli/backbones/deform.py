@@ -74,7 +74,7 @@ def with_bin_mover(backbone: Backbone, settings: Settings) -> Backbone:
     if inputs != expected:
         message = f"{settings.deform}: expected a head for {count} channels of {size} bins, {expected} inputs"
         raise BackboneError(
-            "weights-mismatch", f"{message}, found {inputs}", "--output-size must be that of its training"
+            "weights-mismatch", f"{message}, found {inputs}", "choose the layer and the output size of its training"
         )
     modulated = any(name.startswith(MODULATION) for name in weights.state)
     mover = BinMover(count, settings.output_size, hidden, modulated=modulated)

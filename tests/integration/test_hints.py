@@ -75,6 +75,7 @@ NOT_FOLLOWED = {
     "--engine local": "needs a worker of Ray that fails",
     "choose another --to": "two images that collide; `tests/unit/export` has them",
     "--centers assumed": "needs a model without gradients; `tests/unit/backbones/test_centers.py` has one",
+    "--device cpu": "needs a device that our kernel does not serve",
     "--on-nonfinite keep": "needs a model with NaN; `tests/integration/test_extract.py` has one",
     "--strict": "needs a file of another version; `tests/integration/test_resume.py` has one",
     "use --dtype float16": "needs a full disk",

@@ -32,19 +32,19 @@ def keep_and_give_back() -> None:
     before = resident()
     with allocator.retain_freed_memory():
         torch.ones(64 << 20)  # 268 MB, freed at once
-        assert resident() > before + 200
+        assert (now := resident()) > before + 200, (now, before)
         allocator.release()
-        assert resident() < before + 100
+        assert (now := resident()) < before + 100, (now, before)
         with allocator.retain_freed_memory():  # a run within what keeps more than one
             torch.ones(64 << 20)
-        assert resident() > before + 200
+        assert (now := resident()) > before + 200, (now, before)
         allocator.trim_for_size((480, 640))
         torch.ones(64 << 20)
         allocator.trim_for_size((480, 640))
-        assert resident() > before + 200
+        assert (now := resident()) > before + 200, (now, before)
         allocator.trim_for_size((640, 480))
-        assert resident() < before + 100
+        assert (now := resident()) < before + 100, (now, before)
         torch.ones(64 << 20)
-    assert resident() < before + 100
+    assert (now := resident()) < before + 100, (now, before)
     torch.ones(64 << 20)
-    assert resident() < before + 100
+    assert (now := resident()) < before + 100, (now, before)
