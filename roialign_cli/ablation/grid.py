@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from roialign_cli import config
-from roialign_cli.config import Settings
+from roialign_cli.config import Region, Settings
 from roialign_cli.errors import ConfigError
 
 OPERATORS = ("roi_align", "roi_pool")
-AXES = ("op", "output_size", "sampling_ratio", "aligned", "centers", "mode")
+AXES = ("op", "region", "output_size", "sampling_ratio", "aligned", "centers", "mode")
+REGIONS = ("box", "rotated", "mask")  # points have no integral to compare with
 DEFAULT = {"sampling_ratio": (0, 1, 2, 4, 8)}
 TRUTH_WORDS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
@@ -46,8 +47,9 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """The variant as a file name: roi_align-7x7-ratio_2-aligned-avg."""
-        parts = [self.op, self.size]
+        """The variant as a file name: roi_align-7x7-ratio_2-aligned-avg, or roi_align-mask-7x7-exact-aligned."""
+        parts = [self.op] if self.settings.region == "box" else [self.op, self.settings.region]
+        parts.append(self.size)
         if self.op == "roi_align":
             parts += [self.sampling.replace(" ", "_"), self.alignment]
             parts += [] if self.settings.mode == "exact" else [self.settings.mode]
@@ -89,7 +91,21 @@ def make_grid(settings: Settings, vary: Mapping[str, Any]) -> tuple[Variant, ...
     fixed = {name: value for name, value in dataclasses.asdict(settings).items() if name not in axes}
     names = list(axes)
     points = (dict(zip(names, values, strict=True)) for values in itertools.product(*axes.values()))
-    return tuple(dict.fromkeys(_variant(fixed, point) for point in points))
+    variants = tuple(dict.fromkeys(_variant(fixed, point) for point in points))
+    region_to_read(variants)
+    return variants
+
+
+def region_to_read(variants: Sequence[Variant]) -> Region:
+    """Return the kind of region that the box file is read for: boxes come with every other kind.
+
+    Raises ConfigError for points, or for two kinds that are not boxes.
+    """
+    kinds = {variant.settings.region for variant in variants} - {"box"}
+    if len(kinds) > 1 or not kinds <= set(REGIONS):
+        expected = f"expected {', '.join(REGIONS)}, or box and one of the others"
+        raise ConfigError("vary", f"vary: region: {expected}, found {', '.join(sorted(kinds))}")
+    return next(iter(kinds), "box")
 
 
 def _variant(fixed: dict[str, Any], point: dict[str, Any]) -> Variant:
@@ -102,6 +118,8 @@ def _variant(fixed: dict[str, Any], point: dict[str, Any]) -> Variant:
     values = {**fixed, **chosen, "reduce": "none", "head": "none"}
     if op == "roi_pool" or values["aligned"] is False:
         values["centers"] = "assumed"  # measured ones need `aligned`
+    if op == "roi_pool":
+        values |= {"region": "box", "region_missing": "error"}
     settings = config.load(None, values)
     if op == "roi_pool":
         settings = dataclasses.replace(settings, sampling_ratio=0, aligned=False, mode="max")

@@ -11,14 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from roialign_cli.ablation.grid import Variant
+from roialign_cli.ablation.grid import Variant, region_to_read
 from roialign_cli.ablation.measure import METRICS, SHIFT_PIXELS, Exact, compare, samples_per_bin
 from roialign_cli.ablation.probe import Probe
 from roialign_cli.ablation.saved_features import SavedFeatures
-from roialign_cli.ablation.summary import Measurements, Recommendation, Row, make_rows, recommend
+from roialign_cli.ablation.summary import (
+    Background,
+    Measurements,
+    Recommendation,
+    Row,
+    make_rows,
+    recommend,
+    summarise_background,
+)
 from roialign_cli.arrays import Integers
 from roialign_cli.backbones import Backbone, load_backbone
 from roialign_cli.backbones.base import Layer
@@ -30,6 +39,7 @@ from roialign_cli.extraction.provenance import provenance
 from roialign_cli.inputs.boxes import read_boxes
 from roialign_cli.inputs.images import ImageError, ImageSet, open_images
 from roialign_cli.ops.dispatch import choose_kernel
+from roialign_cli.regions.levels import region_levels
 from roialign_cli.regions.pooling import pool, pool_rounded
 from roialign_cli.regions.regions import Regions
 from roialign_cli.regions.values import ValueReport
@@ -44,7 +54,7 @@ TIMED_BOXES = 1000  # at most
 REPEATS = 5  # of the timing, over the first images; variants take turns
 CHECKPOINT_SECONDS = 10.0
 
-Geometry = tuple[tuple[int, int], bool, Centers]  # output size, aligned, centers
+Geometry = tuple[str, tuple[int, int], bool, Centers]  # region, output size, aligned, centers
 Take = Callable[[int, str, int, Tensor, Tensor | None], None]  # variant, layer, first row, features, levels
 
 
@@ -60,6 +70,7 @@ class Ablation:
     failures: dict[str, str]
     finished: bool
     probe: dict[str, Any] | None
+    background: Background | None  # where boxes are compared with another kind of region
     value_report: ValueReport  # odd values of the saved features
     provenance: dict[str, Any]
 
@@ -82,6 +93,7 @@ def ablate(
     With `save`, the features of each variant are written to the file that it returns. Raises RoialignError.
     """
     images = open_images(images)
+    settings = dataclasses.replace(settings, region=region_to_read(variants))
     table = read_boxes(boxes, images, settings)
     plan = make_plan(images, table, settings)
     device = find_device(settings.device)
@@ -92,7 +104,8 @@ def ablate(
     measured = any(variant.settings.centers == "measured" for variant in variants)
     backbone = load_backbone(dataclasses.replace(settings, centers="measured" if measured else "assumed"))
     failures = {plan.table.names[image]: problem for image, problem in plan.problems.items()}
-    found = _no_measurements(plan, len(variants), len(backbone.layers), probe=probe)
+    both = len({variant.settings.region for variant in variants}) > 1
+    found = _no_measurements(plan, len(variants), len(backbone.layers), probe=probe, background=both)
     made_by = provenance(settings, plan, backbone)
     with_boxes = int((np.diff(plan.table.offset) > 0).sum())
 
@@ -109,6 +122,7 @@ def ablate(
             failures,
             finished,
             about,
+            summarise_background(found, settings.region, backbone.layers),
             features.report,
             made_by,
         )
@@ -134,7 +148,7 @@ def ablate(
     return result(done, finished=finished)
 
 
-def _no_measurements(plan: Plan, variants: int, layers: int, *, probe: bool) -> Measurements:
+def _no_measurements(plan: Plan, variants: int, layers: int, *, probe: bool, background: bool) -> Measurements:
     """Return measurements without any value yet."""
     labels = plan.table.labels
     if probe and labels is None:
@@ -148,6 +162,7 @@ def _no_measurements(plan: Plan, variants: int, layers: int, *, probe: bool) -> 
         boxes=plan.table.boxes,
         milliseconds=[[[] for _ in range(layers)] for _ in range(variants)],
         probe=Probe(classes, variants, layers) if probe and classes is not None else None,
+        background=np.full((layers, 2, plan.rows), np.nan, np.float32) if background else None,
     )
 
 
@@ -201,13 +216,31 @@ def _measure(
             if found.probe:
                 found.probe.add(v, index, numbers, pooled)
             take(v, some.layer.name, int(numbers[0]), pooled, some.levels)
+        if found.background is not None:
+            found.background[index][:, numbers] = _background(some, shifted, variants, exact)
+
+
+def _background(
+    view: LayerView, shifted: Regions, variants: Sequence[Variant], exact: dict[Geometry, Exact]
+) -> npt.NDArray[np.float32]:
+    """Return how much background boxes mix in, [2, K], in the geometry of the first variant of another kind of region."""
+    one = next(variant for variant in variants if variant.settings.region != "box")
+    geometry = one.settings.aligned, one.settings.centers
+    box = dataclasses.replace(one, settings=dataclasses.replace(one.settings, region="box"))
+    theirs, ours = (_exact(view, shifted, variant, *geometry, exact).features for variant in (box, one))
+    whole = Regions(view.regions.rois).areas()
+    outside = torch.where(whole > 0, 1 - view.regions.areas() / whole, torch.nan).clamp_min(0)
+    norm = ours.norm(dim=1)
+    distance = torch.where(norm > 0, (theirs - ours).norm(dim=1) / norm, torch.nan)
+    found: npt.NDArray[np.float32] = torch.stack([outside.float(), distance.float().cpu()]).numpy()
+    return found
 
 
 def _exact(
     view: LayerView, shifted: Regions, variant: Variant, aligned: bool, centers: Centers, known: dict[Geometry, Exact]
 ) -> Exact:
     """Return the exact features of a geometry, which is computed once for all variants that share it."""
-    key = (variant.settings.output_size, aligned, centers)
+    key = (variant.settings.region, variant.settings.output_size, aligned, centers)
     if key not in known:
         settings = dataclasses.replace(
             variant.settings, mode="exact", sampling_ratio=0, aligned=aligned, centers=centers
@@ -221,8 +254,13 @@ def _pool(view: LayerView, variant: Variant, regions: Regions) -> Tensor:
     """Return float32 features [K, C, PH, PW] pooled by a variant."""
     if variant.op == "roi_pool":
         return pool_rounded(view.maps, view.layer, regions.rois, view.levels, variant.settings.output_size)
-    layer = view.layer if variant.settings.centers == "measured" else dataclasses.replace(view.layer, offsets=())
-    return pool(view.maps, layer, regions, view.levels, variant.settings).features
+    layer, levels = view.layer, view.levels
+    if variant.settings.region == "box" and (regions.rotated is not None or regions.masks is not None):
+        regions = Regions(regions.rois)
+        levels = region_levels(Regions(view.regions.rois), layer, variant.settings)
+    if variant.settings.centers == "assumed":
+        layer = dataclasses.replace(layer, offsets=())
+    return pool(view.maps, layer, regions, levels, variant.settings).features
 
 
 def _time(

@@ -27,6 +27,8 @@ class Measurements:
     """Hold values [V, L, METRICS, N] of V variants on L layers, NaN where unknown; measured [N]; levels [L, N].
 
     milliseconds [V][L] are times per 1000 boxes, one per repeat. boxes [N, 4] are in pixels of the original image.
+    background [L, 2, N], where boxes are compared with another kind of region: the share of each box that lies outside of its
+    region, and the relative distance of the exact features of the box from those of the region.
     """
 
     values: Floats
@@ -35,6 +37,16 @@ class Measurements:
     boxes: Floats
     milliseconds: list[list[list[float]]]
     probe: Probe | None
+    background: Floats | None = None
+
+
+@dataclass(frozen=True)
+class Background:
+    """Say how much background boxes mix in, in the mean over boxes: see `Measurements`; `distance` is by layer."""
+
+    region: str
+    outside: float
+    distance: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -59,7 +71,8 @@ def make_rows(found: Measurements, variants: Sequence[Variant], layers: Sequence
             sampled = variant.op == "roi_align" and settings.mode != "exact"
             for name, chosen in classes:
                 rows.append({
-                    "layer": layer.name, "setting": variant.name, "op": variant.op, "output_size": variant.size,
+                    "layer": layer.name, "setting": variant.name, "op": variant.op, "region": settings.region,
+                    "output_size": variant.size,
                     "sampling_ratio": settings.sampling_ratio if sampled else None,
                     "aligned": settings.aligned, "centers": settings.centers, "mode": settings.mode,
                     "class": name, "boxes": int(chosen.sum()),
@@ -69,6 +82,15 @@ def make_rows(found: Measurements, variants: Sequence[Variant], layers: Sequence
                     "probe_accuracy": score.accuracy if score and name == "all" else None,
                 })  # fmt: skip
     return rows
+
+
+def summarise_background(found: Measurements, region: str, layers: Sequence[Layer]) -> Background | None:
+    """Return how much background boxes mix in, or None if boxes are not compared with another kind of region."""
+    if found.background is None or not found.measured.any():
+        return None
+    means = np.nanmean(found.background[:, :, found.measured], axis=2)
+    distances = {layer.name: float(mean) for layer, mean in zip(layers, means[:, 1], strict=True)}
+    return Background(region, float(means[0, 0]), distances)
 
 
 def _classes(found: Measurements, index: int, layer: Layer) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:
@@ -122,6 +144,7 @@ def recommend(rows: Sequence[Row], tolerance: float) -> list[Recommendation]:
             and row["error_mean"] is not None
         ):
             geometry = f"{row['output_size']}, {alignment(aligned=row['aligned'], centers=row['centers'])}"
+            geometry = geometry if row["region"] == "box" else f"{row['region']}, {geometry}"
             groups.setdefault(geometry, {}).setdefault(row["setting"], []).append(row)
     return [_choose(geometry, settings, tolerance) for geometry, settings in groups.items()]
 

@@ -39,8 +39,7 @@ HIDDEN_FIRST = (  # columns that a narrow terminal has no room for, in this orde
 
 @takes_settings(
     "config", "backbone", "weights", "layers", "resize", "decoder", "precision", "compile",
-    "region", "region_missing",
-    "output_size", "sampling_ratio", "aligned", "mode", "clip", "kernel", "dtype", "device", "workers",
+    "region_missing", "output_size", "sampling_ratio", "aligned", "mode", "clip", "kernel", "dtype", "device", "workers",
     "boxes_format", "box_units", "columns", "allow_outside", "classes", "images_json", "voc_origin",
     "labels", "min_score", "min_size", "max_boxes", "crowd", "whole_image", "grid",
     "max_pixels", "image_timeout", "on_error",
@@ -56,10 +55,14 @@ def ablate(
         list[str] | None,
         option(
             "NAME=VALUE,VALUE,...; give it several times for a grid. Names: sampling-ratio, output-size, aligned, "
-            "centers, mode, op (roi_align, roi_pool).",
+            "centers, mode, region, op (roi_align, roi_pool).",
             default="sampling-ratio=0,1,2,4,8",
             panel=VARIED,
         ),
+    ] = None,
+    region: Annotated[
+        str | None,
+        option("What is pooled: box, rotated or mask; box,mask compares them.", default="box", panel=VARIED),
     ] = None,
     tolerance: Annotated[
         float, option("Mean error that the recommended setting may have.", default=f"{TOLERANCE:.0%}", panel=VARIED)
@@ -87,9 +90,11 @@ def ablate(
 
     Example: roialign ablate images/ boxes.json -o ablation/ --vary sampling-ratio=0,1,2,4 --vary output-size=7,14
     """
-    from roialign_cli.ablation.grid import make_grid, parse_vary
+    from roialign_cli.ablation.grid import DEFAULT, make_grid, parse_vary
 
     varied = parse_vary(vary) if vary else _from_file(config)
+    if region is not None:
+        varied = {**(varied or DEFAULT), **parse_vary([f"region={region}"])}
     variants = make_grid(settings, varied)
     if probe not in (None, "label", "labels"):
         raise ConfigError("config-value", f"probe: expected label, found {probe!r}")
@@ -97,6 +102,8 @@ def ablate(
         raise ConfigError("config-value", f"tolerance: expected a share such as 0.01, found {tolerance}")
     from roialign_cli.ablation.report.write import open_folder
 
+    if save_features and any(variant.settings.region != "box" for variant in variants):
+        raise ConfigError("config-value", "save_features: expected region box with it, found another")
     open_folder(output, overwrite=overwrite)
     from dataclasses import asdict
 
@@ -158,6 +165,13 @@ def _print_result(result: Ablation, folder: Path) -> None:
     for choice in result.recommendations:
         stdout.print(f"\n{choice.geometry}: take {choice.label}", style="bold", highlight=False)
         stdout.print(f"  {choice.reason}", highlight=False)
+    if result.background is not None:
+        mixed = ", ".join(f"{value:.0%} on {layer}" for layer, value in result.background.distance.items())
+        kind = result.background.region
+        stdout.print(
+            f"\nbackground: {result.background.outside:.0%} of a box lie outside of its {kind}", highlight=False
+        )
+        stdout.print(f"  exact features of the box differ from those of the {kind} by {mixed}", highlight=False)
     if result.probe:
         probed = f"{result.probe['boxes']} boxes in {result.probe['classes']} classes"
         stdout.print(f"\nprobe: {probed}; always the commonest: {result.probe['chance']:.1%}", highlight=False)

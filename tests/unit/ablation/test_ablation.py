@@ -60,7 +60,7 @@ def test_the_grid_is_every_combination_once() -> None:
     [
         ("sampling-ratio", "expected NAME=VALUE"),
         ("sampling-ratio=", "expected NAME=VALUE"),
-        ("ratio=1", "expected one of op, output_size"),
+        ("ratio=1", "expected one of op, region, output_size"),
         ("sampling-ratio=x", "sampling_ratio: expected a whole number, found 'x'"),
         ("sampling-ratio=-1", "sampling_ratio: expected at least 0"),
         ("op=roi_crop", "op: expected one of roi_align, roi_pool"),
@@ -187,7 +187,7 @@ def test_the_recommended_setting() -> None:
     def row(setting: str, error: float, time: float | None, **others: Any) -> dict[str, Any]:
         return {
             "class": "all", "op": "roi_align", "mode": "avg", "output_size": "7x7", "aligned": True,
-            "centers": "assumed", "layer": "a",
+            "centers": "assumed", "layer": "a", "region": "box",
             "setting": setting, "error_mean": error, "ms_per_1000": time, **others,
         }  # fmt: skip
 
@@ -388,7 +388,7 @@ def test_what_was_measured_survives(tmp_path: Path, number: int) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "expected"),
     [
-        (["--vary", "ratio=1"], 2, ["error[vary]: vary: expected one of op, output_size"]),
+        (["--vary", "ratio=1"], 2, ["error[vary]: vary: expected one of op, region, output_size"]),
         (["--probe", "colour"], 2, ["probe: expected label, found 'colour'"]),
         (["--tolerance", "5"], 2, ["tolerance: expected a share"]),
         (["-o", "/proc/ab"], 6, ["error[output-folder]: /proc/ab: cannot be created"]),
