@@ -48,7 +48,7 @@ def test_boxes_and_masks_are_compared(data: Path) -> None:
     assert found.background is not None
     assert found.background.region == "mask"
     assert found.background.outside == pytest.approx(0.5)
-    assert found.background.distance["gabor"] > 0.5  # the right half of the box is dark
+    assert found.background.distance["gabor"] > 0.1  # the right half of the box is dark
 
 
 def test_one_kind_alone_has_no_background(data: Path) -> None:
