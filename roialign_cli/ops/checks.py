@@ -12,9 +12,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from roialign_cli.config import MAX_SAMPLING_RATIO
+from roialign_cli.config import MAX_SAMPLING_RATIO, Mode, Reduce
 from roialign_cli.errors import OperatorInputError, quoted
-from roialign_cli.ops.request import Request
+from roialign_cli.ops.request import REDUCTIONS, Request
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -179,6 +179,35 @@ def check_dtype(dtype: torch.dtype | None) -> torch.dtype | None:
     if dtype is not None and dtype not in DTYPES:
         raise input_error("dtype", f"expected a floating type, found {dtype}")
     return dtype
+
+
+def make_request(
+    maps: Sequence[Tensor],
+    rois: Tensor,
+    output_size: int | Sequence[int],
+    spatial_scale: float | Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+    mode: Mode,
+    levels: Tensor | None,
+    reduce: Reduce,
+    dtype: torch.dtype | None,
+    *,
+    modes: Sequence[str],
+) -> Request:
+    """Return a call as a request; maps and rois are checked already, `modes` are those that the operator has."""
+    return Request(
+        maps=maps,
+        rois=rois,
+        mode=check_choice("mode", mode, modes),
+        reduce=check_choice("reduce", reduce, REDUCTIONS),
+        dtype=check_dtype(dtype) or maps[0].dtype,
+        levels=check_levels(levels, len(maps), rois.shape[0]),
+        output_size=check_output_size(output_size),
+        scales=check_scales(spatial_scale, len(maps)),
+        sampling_ratio=check_sampling_ratio(sampling_ratio),
+        aligned=bool(aligned),
+    )
 
 
 def check_values(request: Request) -> None:

@@ -15,7 +15,7 @@ from roialign_cli.ops.cells import Cells, channels_last, host_arrays
 from roialign_cli.ops.dispatch import pool_cells
 from roialign_cli.ops.node import call, empty_result, names_errors, register
 from roialign_cli.ops.products import fill_products
-from roialign_cli.ops.request import REDUCTIONS, Request
+from roialign_cli.ops.request import Request
 
 MODES = ("avg", "exact")
 GAMMA = 0.1  # of Deformable ConvNets v1
@@ -63,18 +63,9 @@ def deform_roi_align(
     maps = checks.check_maps(features)
     table = checks.check_rois(rois, maps[0])
     size = checks.check_output_size(output_size)
-    request = Request(
-        maps=maps,
-        rois=table,
-        mode=checks.check_choice("mode", mode, MODES),
-        reduce=checks.check_choice("reduce", reduce, REDUCTIONS),
-        dtype=checks.check_dtype(dtype) or maps[0].dtype,
-        levels=checks.check_levels(levels, len(maps), table.shape[0]),
-        output_size=size,
-        scales=checks.check_scales(spatial_scale, len(maps)),
-        sampling_ratio=checks.check_sampling_ratio(sampling_ratio),
-        aligned=bool(aligned),
-    )
+    request = checks.make_request(
+        maps, table, output_size, spatial_scale, sampling_ratio, aligned, mode, levels, reduce, dtype, modes=MODES
+    )  # fmt: skip
     if not math.isfinite(gamma):
         raise checks.input_error("gamma", f"expected a finite number, found {gamma!r}")
     checks.check_bin_values("offsets", offsets, (table.shape[0], 2, *size))

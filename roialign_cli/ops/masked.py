@@ -17,7 +17,7 @@ from roialign_cli.ops.cells import Cells, Indices, Lists, channels_last, host_ar
 from roialign_cli.ops.dispatch import pool_cells
 from roialign_cli.ops.masks import Mask, Trapezoids, parse_masks
 from roialign_cli.ops.node import call, empty_result, names_errors, register
-from roialign_cli.ops.request import REDUCTIONS, Request
+from roialign_cli.ops.request import Request
 
 MODES = ("exact", "avg")
 NORMALIZE = ("mask", "bin")
@@ -67,18 +67,9 @@ def roi_align_masked(
     table = checks.check_rois(rois, maps[0])
     pieces = masks if isinstance(masks, Trapezoids) else parse_masks(masks, table.shape[0])
     checks.check_choice("normalize", normalize, NORMALIZE)
-    request = Request(
-        maps=maps,
-        rois=table,
-        mode=checks.check_choice("mode", mode, MODES),
-        reduce=checks.check_choice("reduce", reduce, REDUCTIONS),
-        dtype=checks.check_dtype(dtype) or maps[0].dtype,
-        levels=checks.check_levels(levels, len(maps), table.shape[0]),
-        output_size=checks.check_output_size(output_size),
-        scales=checks.check_scales(spatial_scale, len(maps)),
-        sampling_ratio=checks.check_sampling_ratio(sampling_ratio),
-        aligned=bool(aligned),
-    )
+    request = checks.make_request(
+        maps, table, output_size, spatial_scale, sampling_ratio, aligned, mode, levels, reduce, dtype, modes=MODES
+    )  # fmt: skip
     pooled, coverage = call(_NODE, request, pieces.first, pieces.sides, normalize, kernel, out=out)
     return pooled, coverage
 

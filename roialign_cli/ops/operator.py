@@ -11,7 +11,7 @@ from roialign_cli.config import Mode, Reduce
 from roialign_cli.ops import checks
 from roialign_cli.ops.dispatch import choose_kernel, run_kernel
 from roialign_cli.ops.node import call, empty_result, register
-from roialign_cli.ops.request import MODES, REDUCTIONS, Request
+from roialign_cli.ops.request import MODES, Request
 
 
 def roi_align(
@@ -60,18 +60,9 @@ def roi_align(
     """
     maps = checks.check_maps(features)
     table = checks.check_rois(rois, maps[0])
-    request = Request(
-        maps=maps,
-        rois=table,
-        mode=checks.check_choice("mode", mode, MODES),
-        reduce=checks.check_choice("reduce", reduce, REDUCTIONS),
-        dtype=checks.check_dtype(dtype) or maps[0].dtype,
-        levels=checks.check_levels(levels, len(maps), table.shape[0]),
-        output_size=checks.check_output_size(output_size),
-        scales=checks.check_scales(spatial_scale, len(maps)),
-        sampling_ratio=checks.check_sampling_ratio(sampling_ratio),
-        aligned=bool(aligned),
-    )
+    request = checks.make_request(
+        maps, table, output_size, spatial_scale, sampling_ratio, aligned, mode, levels, reduce, dtype, modes=MODES
+    )  # fmt: skip
     pooled: Tensor = call(_NODE, request, kernel, validate, out=out)
     return pooled
 

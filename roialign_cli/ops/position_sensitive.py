@@ -16,7 +16,7 @@ from roialign_cli.ops.cpu.run import pack_bins
 from roialign_cli.ops.dispatch import pool_cells
 from roialign_cli.ops.node import call, names_errors, register
 from roialign_cli.ops.products import fill_products
-from roialign_cli.ops.request import REDUCTIONS, Request
+from roialign_cli.ops.request import Request
 
 MODES = ("avg", "exact")
 
@@ -61,18 +61,10 @@ def ps_roi_align(
     if maps[0].shape[1] % (size[0] * size[1]):
         expected = f"expected a multiple of {size[0]} * {size[1]} channels, found {maps[0].shape[1]}"
         raise checks.input_error("features", expected)
-    request = Request(
-        maps=maps,
-        rois=table,
-        mode=checks.check_choice("mode", mode, MODES),
-        reduce=checks.check_choice("reduce", reduce, REDUCTIONS),
-        dtype=checks.check_dtype(dtype) or maps[0].dtype,
-        levels=checks.check_levels(levels, len(maps), table.shape[0]),
-        output_size=size,
-        scales=checks.check_scales(spatial_scale, len(maps)),
-        sampling_ratio=checks.check_sampling_ratio(sampling_ratio),
-        aligned=True,  # torchvision's has half a cell of offset, always; it keeps boxes smaller than a cell, as `aligned` does
-    )
+    # torchvision's has half a cell of offset, always; it keeps boxes smaller than a cell, as `aligned` does
+    request = checks.make_request(
+        maps, table, output_size, spatial_scale, sampling_ratio, True, mode, levels, reduce, dtype, modes=MODES
+    )  # fmt: skip
     pooled: Tensor = call(_NODE, request, kernel, out=out)
     return pooled
 

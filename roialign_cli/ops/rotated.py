@@ -13,7 +13,7 @@ from roialign_cli.ops import checks, reference_regions
 from roialign_cli.ops.cells import Cells, Indices, Lists, channels_last
 from roialign_cli.ops.dispatch import pool_cells
 from roialign_cli.ops.node import call, empty_result, names_errors, register
-from roialign_cli.ops.request import MODES, REDUCTIONS, Request
+from roialign_cli.ops.request import MODES, Request
 
 
 @names_errors
@@ -65,18 +65,9 @@ def roi_align_rotated(
     """
     maps = checks.check_maps(features)
     table = checks.check_rotated_boxes(rois)
-    request = Request(
-        maps=maps,
-        rois=table,
-        mode=checks.check_choice("mode", mode, MODES),
-        reduce=checks.check_choice("reduce", reduce, REDUCTIONS),
-        dtype=checks.check_dtype(dtype) or maps[0].dtype,
-        levels=checks.check_levels(levels, len(maps), table.shape[0]),
-        output_size=checks.check_output_size(output_size),
-        scales=checks.check_scales(spatial_scale, len(maps)),
-        sampling_ratio=checks.check_sampling_ratio(sampling_ratio),
-        aligned=bool(aligned),
-    )
+    request = checks.make_request(
+        maps, table, output_size, spatial_scale, sampling_ratio, aligned, mode, levels, reduce, dtype, modes=MODES
+    )  # fmt: skip
     pooled: Tensor = call(_NODE, request, bool(clockwise), kernel, out=out)
     return pooled
 

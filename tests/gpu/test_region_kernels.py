@@ -1,4 +1,4 @@
-"""The CUDA kernel for rotated boxes, masks and moved bins on a device: against the CPU kernel, twice, without waiting too late."""
+"""The CUDA kernel for rotated boxes, masks and moved bins on a device: against the CPU kernel, and twice with the same bits."""
 
 from __future__ import annotations
 
