@@ -115,6 +115,9 @@ class Summary:
     features: dict[str, tuple[int, ...]]
     failures: dict[str, str]
     notes: tuple[str, ...]  # on the boxes: what was left out, or found under another name
+    reused_images: int = 0  # taken over from earlier files
+    reused_boxes: int = 0
+    computed: dict[str, int] | None = None  # with earlier files: how many images were computed, by reason
 
     @classmethod
     def of(cls, plan: Plan, *, done: int, failed: int, **rest: Any) -> Summary:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -65,6 +66,13 @@ def extract(
             "Refuse to resume a file that other versions began or whose images have changed.", "--strict", panel=RUN
         ),
     ] = False,
+    reuse: Annotated[
+        list[Path] | None,
+        option("Take over what an earlier feature file holds of the same images and boxes.", panel=RUN),
+    ] = None,
+    update: Annotated[
+        Path | None, option("Feature file to bring up to date, in place of -o: --reuse it, then replace it.", panel=RUN)
+    ] = None,
     dry_run: Annotated[bool, option("Check and plan only; write nothing.", "--dry-run", panel=RUN)] = False,
     json: options.AsJson = False,
 ) -> None:
@@ -77,8 +85,17 @@ def extract(
     from roialign_cli.cli.progress import show_progress, stop_on_interrupt
     from roialign_cli.extraction.shards import parse_shard
 
+    if update is not None:
+        from roialign_cli.extraction.run import update_path
+
+        if output is not None or reuse or shard or engine != "local" or overwrite:
+            others = "-o, --reuse, --shard, --engine or --overwrite"
+            raise ConfigError("usage", f"update: expected none of {others} beside it, found one")
+        output, reuse = update_path(update), [update]
     images, boxes, output = _inputs(config, images, boxes, output, with_boxes=not settings.grid)
     part = parse_shard(shard) if shard else None
+    if reuse and engine != "local":
+        raise ConfigError("config-value", f"reuse: expected engine local with it, found {engine}")
     if engine not in ("local", "ray") or (engine == "ray" and part is not None):
         found = engine if part is None else f"{engine} and --shard {shard}"
         raise ConfigError("config-value", f"engine: expected local, or ray without --shard, found {found}")
@@ -105,16 +122,20 @@ def extract(
             _finish(summary, as_json=json)
             return
         from roialign_cli.extraction.job import prepare_job
-        from roialign_cli.extraction.run import run_job
+        from roialign_cli.extraction.run import run_job, run_update
 
         job = prepare_job(plan, image_set, output, settings, part)
         if dry_run:
             _warn_of_plan(job.plan, settings)
-            _print_plan(job, as_json=json)
+            _print_plan(job, reuse or [], as_json=json)
             return
         _warn_of_plan(job.plan, settings)
         with show_progress() as progress:
-            summary = run_job(job, overwrite=overwrite, strict=strict, on_progress=progress, should_stop=should_stop)
+            common: dict[str, Any] = {"strict": strict, "on_progress": progress, "should_stop": should_stop}
+            if update is not None:
+                summary = run_update(job, update, **common)
+            else:
+                summary = run_job(job, overwrite=overwrite, reuse=reuse or [], **common)
     _finish(summary, as_json=json)
 
 
@@ -170,10 +191,15 @@ def _warn_of_plan(plan: Plan, settings: Settings) -> None:
             stderr.print(f"warning: {pluralise(number, noun)} {text}", highlight=False)
 
 
-def _print_plan(job: Job, *, as_json: bool) -> None:
-    """Print what a run would write."""
+def _print_plan(job: Job, reuse: list[Path], *, as_json: bool) -> None:
+    """Print what a run would write, and what it would take over."""
     from roialign_cli.cli.console import human_bytes, key_value_table, print_json, stdout
+    from roialign_cli.extraction.reuse import open_reuse
 
+    taken = None
+    if reuse:
+        with open_reuse(reuse, job) as found:
+            taken = found.taken()
     plan, size = job.plan, job.layout.feature_bytes(job.plan.rows)
     if as_json:
         shapes = {layer: (plan.rows, *shape) for layer, shape in job.layout.layers.items()}
@@ -181,6 +207,9 @@ def _print_plan(job: Job, *, as_json: bool) -> None:
             "images": plan.images, "unreadable_images": len(plan.problems), "unused_images": plan.unused_images,
             "boxes": plan.rows, "outside_boxes": plan.outside_boxes, "empty_boxes": plan.empty_boxes,
             "features": shapes, "bytes": size, "free_bytes": job.free_bytes,
+            **({} if taken is None else {
+                "reused_images": taken.images, "reused_boxes": taken.boxes, "computed": dict(taken.reasons),
+            }),
         })  # fmt: skip
         return
     rows = [
@@ -192,7 +221,18 @@ def _print_plan(job: Job, *, as_json: bool) -> None:
         *((f"layer {layer}", str([plan.rows, *shape])) for layer, shape in job.layout.layers.items()),
         ("size", f"{human_bytes(size)} of {human_bytes(job.free_bytes)} free"),
     ]
+    if taken is not None:
+        rows.append(("reused", _reused(taken.images, taken.boxes, taken.reasons)))
     stdout.print(key_value_table(f"{job.output}: what would be written", rows), highlight=False)
+
+
+def _reused(images: int, boxes: int, reasons: Mapping[str, int]) -> str:
+    """Return in words what is taken over from earlier files, and why images are computed."""
+    from roialign_cli.cli.console import pluralise
+
+    computed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
+    taken = f"{pluralise(images, 'image')} with {pluralise(boxes, 'box')}"
+    return f"{taken}; computed: {computed}" if computed else taken
 
 
 def _print_summary(summary: Summary) -> None:
@@ -210,6 +250,8 @@ def _print_summary(summary: Summary) -> None:
     )
     rows = [("images", counts), ("boxes", str(summary.boxes))]
     rows += [(f"layer {layer}", str(list(shape))) for layer, shape in summary.features.items()]
+    if summary.computed is not None and not summary.already_finished:
+        rows.append(("reused", _reused(summary.reused_images, summary.reused_boxes, summary.computed)))
     rows += [("size", human_bytes(summary.bytes)), ("time", f"{summary.seconds:.1f} s")]
     if report := ValueReport(summary.nonfinite_values, summary.saturated_values):
         rows.append(("warning", f"features have {report}; `roialign inspect` names the images"))

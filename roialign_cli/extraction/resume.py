@@ -93,6 +93,15 @@ def _select(check: Callable[[int], bool], images: Images) -> Images:
 
 def _warn_of_versions(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], *, strict: bool) -> None:
     """Warn if the file was made by other versions or another kernel, from its attributes and those of this run."""
+    differences = version_differences(theirs, ours)
+    if differences:
+        _warn(
+            path, f"the run started with other versions: {'; '.join(differences)}; rows may differ by rounding", strict
+        )
+
+
+def version_differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
+    """Return what differs in the versions and the kernel that made a file, from its attributes and those of this run."""
     differences = []
     for name in ROUNDING_ATTRIBUTES:
         old, new = theirs.get(name), ours.get(name)
@@ -101,10 +110,7 @@ def _warn_of_versions(path: Path, theirs: Mapping[str, Any], ours: Mapping[str, 
             differences += [f"{key} was {before.get(key)}, is {now[key]}" for key in now if before.get(key) != now[key]]
         elif old != new and old is not None and new is not None:
             differences.append(f"{name.replace('_', ' ')} was {old}, is {new}")
-    if differences:
-        _warn(
-            path, f"the run started with other versions: {'; '.join(differences)}; rows may differ by rounding", strict
-        )
+    return differences
 
 
 def _warn_of_images(path: Path, plan: Plan, images: Images, what: str, *, strict: bool) -> None:

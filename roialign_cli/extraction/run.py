@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from roialign_cli.config import load as load_settings
-from roialign_cli.errors import ConfigError
+from roialign_cli.errors import ConfigError, OutputError
 from roialign_cli.extraction.job import Job, pending_batches, prepare_job
 from roialign_cli.extraction.outcomes import record_known_outcomes
 from roialign_cli.extraction.plan import plan_run
 from roialign_cli.extraction.processes import fill_in_processes
 from roialign_cli.extraction.progress import ProgressTracker
 from roialign_cli.extraction.resume import revalidate
+from roialign_cli.extraction.reuse import Taken, copy_rows, open_reuse
 from roialign_cli.extraction.shards import parse_shard
 from roialign_cli.extraction.worker import BatchWorker
 from roialign_cli.inputs.images import limit_pixels, open_images
@@ -23,8 +25,11 @@ from roialign_cli.store.output import locked, open_output
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import DONE, FAILED, PENDING
 from roialign_cli.system import allocator
+from roialign_cli.system.atomic import check_not_input, publish
 from roialign_cli.system.device_queue import open_queue
 from roialign_cli.types import Progress, Summary
+
+UPDATE_SUFFIX = ".update"
 
 
 def extract(
@@ -37,6 +42,7 @@ def extract(
     shard: str | None = None,
     overwrite: bool = False,
     strict: bool = False,
+    reuse: Sequence[str | Path] = (),
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     **settings: Any,
@@ -52,6 +58,7 @@ def extract(
         shard: `I/N` extracts part I of N into a file of its own; also `auto` or `auto/N`, see `shards.parse_shard`.
         overwrite: replace an existing output.
         strict: raise instead of warning if other versions began the file, or if its images have changed.
+        reuse: earlier feature files from which images that are the same, with the same boxes, are taken over.
         on_progress: called after each image.
         should_stop: called before each batch; True ends the run early, and it can be resumed.
         **settings: fields of `config.Settings`, in any form that the command line accepts.
@@ -71,7 +78,14 @@ def extract(
         image_set = open_images(images)
         plan = plan_run(image_set, None if boxes is None else Path(boxes), Path(output), chosen)
         job = prepare_job(plan, image_set, Path(output), chosen, part)
-        return run_job(job, overwrite=overwrite, strict=strict, on_progress=on_progress, should_stop=should_stop)
+        return run_job(
+            job,
+            overwrite=overwrite,
+            strict=strict,
+            reuse=[Path(path) for path in reuse],
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
 
 
 def run_job(
@@ -79,24 +93,79 @@ def run_job(
     *,
     overwrite: bool,
     strict: bool = False,
+    reuse: Sequence[Path] = (),
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
     patience: float = 0.0,
 ) -> Summary:
-    """Compute what is missing of a job's output; wait up to `patience` seconds for another run that holds it."""
+    """Compute what is missing of a job's output; wait up to `patience` seconds for another run that holds it.
+
+    What earlier files, `reuse`, hold of the same images and boxes is taken over first.
+    """
     started = time.monotonic()
+    check_not_input(job.output, reuse)
     with locked(job.output, patience), allocator.retain_freed_memory():
         is_new = overwrite or not job.output.exists()
         status = open_output(job.output, job.plan, job.layout, overwrite=overwrite)
         done = status == DONE
         if (status != PENDING).any():
             done = revalidate(job.output, job.images, job.plan, job.layout, strict=strict)
-        report = ValueReport()
+        report, taken = ValueReport(), Taken()
         if not done.all():
             tracker = ProgressTracker(job, done, on_progress)
             record_known_outcomes(job, tracker)
+            if reuse:
+                with open_reuse(reuse, job) as found:
+                    taken = copy_rows(job, found, tracker.finished, tracker.mark_finished)
             report = _compute(job, tracker, should_stop)
-    return _summarise(job, report, bool(done.all()) and not is_new, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return replace(
+        _summarise(job, report, bool(done.all()) and not is_new, seconds),
+        reused_images=taken.images, reused_boxes=taken.boxes, computed=dict(taken.reasons) if reuse else None,
+    )  # fmt: skip
+
+
+def run_update(
+    job: Job,
+    path: Path,
+    *,
+    strict: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Summary:
+    """Run a job whose output is `update_path(path)`, take over what the file at `path` holds, and replace it at the end.
+
+    An update that is interrupted or killed leaves the file as it was; the same call goes on.
+    """
+    with locked(path):
+        with FeatureFile(path) as file:
+            if len(file.parts) > 1:
+                message = f"{path}: expected one file to update, found {len(file.parts)} that are linked"
+                raise OutputError("update-linked", message, "merge them first, without --link")
+        options: dict[str, Any] = {
+            "strict": strict, "reuse": [path], "on_progress": on_progress, "should_stop": should_stop,
+        }  # fmt: skip
+        try:
+            summary = run_job(job, overwrite=False, **options)
+        except OutputError as error:
+            if error.reference != "output-mismatch":
+                raise
+            summary = run_job(job, overwrite=True, **options)  # what an update with other boxes or settings has left
+        if summary.finished:
+            try:
+                publish(job.output, path)
+            except OSError as error:
+                raise OutputError("output-write", f"{path}: cannot be replaced: {error.strerror}") from None
+    return replace(summary, output=str(path))
+
+
+def update_path(path: Path) -> Path:
+    """Return where an update of a file is written until it is complete. Raises OutputError if there is no file."""
+    if not path.is_file():
+        raise OutputError(
+            "file-missing", f"{path}: expected a feature file to update, found none", "extract it as a new file first"
+        )
+    return path.with_name(path.name + UPDATE_SUFFIX)
 
 
 def _compute(job: Job, tracker: ProgressTracker, should_stop: Callable[[], bool]) -> ValueReport:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 Completed = subprocess.CompletedProcess[str]
@@ -44,6 +45,16 @@ def run(arguments: list[str], env: Mapping[str, str], cwd: Path) -> Completed:
             process.kill()
             raise subprocess.TimeoutExpired(arguments, SECONDS)
         return subprocess.CompletedProcess(arguments, process.exitcode, out.read_text(), err.read_text())
+
+
+def start(arguments: list[str], folder: Path) -> BaseProcess:
+    """Start a command that a test kills, in a process forked from one that has torch loaded; it logs into the folder."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LOADED)
+    variables = {**os.environ, **COLUMNS}
+    process = context.Process(target=_command, args=(arguments, variables, folder, folder / "out", folder / "err"))
+    process.start()
+    return process
 
 
 def _command(arguments: list[str], env: dict[str, str], cwd: Path, out: Path, err: Path) -> None:
