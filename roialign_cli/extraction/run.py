@@ -141,7 +141,7 @@ def run_update(
         with FeatureFile(path) as file:
             if len(file.parts) > 1:
                 message = f"{path}: expected one file to update, found {len(file.parts)} that are linked"
-                raise OutputError("update-linked", message, "merge them first, without --link")
+                raise OutputError("update-linked", message, "merge them into one file first")
         options: dict[str, Any] = {
             "strict": strict, "reuse": [path], "on_progress": on_progress, "should_stop": should_stop,
         }  # fmt: skip
