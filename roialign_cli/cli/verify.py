@@ -47,9 +47,7 @@ def verify(
     from roialign_cli.store.check import check
 
     if recompute < 0 or (recompute > 0) != (images is not None):
-        raise ConfigError(
-            "usage", "verify: expected --recompute N and --images together", "--recompute 20 --images images/"
-        )
+        raise ConfigError("usage", "verify: expected --recompute N and --images together, found one of them")
     again = None
     with FeatureFile(file, allow_links=allow_links) as features:
         report = check(features)
