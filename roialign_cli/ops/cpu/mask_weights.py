@@ -268,7 +268,7 @@ def masked(rows, table, masks, maps, shape, ptr, cells, weight, slot, coverage):
                     weight[e] /= covered if normalize == BY_MASK else whole
                 if count > cells.size:
                     return i
-                coverage[k, b] = min(covered / whole, 1.0)
+                coverage[k, b] = min(max(covered / whole, 0.0), 1.0)
                 ptr[i * bins + b + 1] = count
     return len(rows)
 
@@ -298,9 +298,11 @@ def _integrate(mask, y, n_y, x, n_x, sums, total, work):
             low, high = _add_run(y, n_y, mask[t, 0], mask[t, 1], sums)
             if low < high:
                 first, stop = min(first, low), max(stop, high)
-            if t + 1 == len(mask) or mask[t + 1, 2] != left or mask[t + 1, 3] != right or mask[t + 1, 4] != left:
-                _add_column(x, n_x, left, right, sums, first, stop, total)
-                first, stop = total.shape[1], 0
+            n = t + 1
+            if n < len(mask) and mask[n, 2] == mask[n, 4] == left and mask[n, 3] == mask[n, 5] == right:
+                continue  # another run of the same column
+            _add_column(x, n_x, left, right, sums, first, stop, total)
+            first, stop = total.shape[1], 0
         else:
             _add_trapezoid(y, n_y, x, n_x, mask, t, total, work)
 

@@ -155,6 +155,31 @@ def test_pieces_cover_the_union_of_polygons_once(polygons: list[list[float]], ra
         assert near or int(inside.sum()) == int(around)
 
 
+GRID_POLYGON = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=3, max_size=7).map(
+    lambda corners: [9.5 * value for corner in corners for value in corner]
+)
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(GRID_POLYGON, min_size=1, max_size=2), min_size=2, max_size=5))
+def test_masks_with_upright_edges_do_not_disturb_each_other(masks: list[Any]) -> None:
+    """Of upright polygons some pieces are rectangles and others are not, and RoIs of a thread share its memory."""
+    rois = torch.tensor([[0, 1.0, 1, 37, 21]], dtype=torch.float64).repeat(len(masks), 1)
+    found, coverage = roi_align_masked(MAPS, rois, masks, (2, 3), spatial_scale=0.5)
+    expected, covered = roi_align_masked(MAPS, rois, masks, (2, 3), spatial_scale=0.5, kernel="reference")
+    assert torch.allclose(coverage, covered, atol=1e-6)
+    assert torch.allclose(found * coverage[:, None], expected * covered[:, None], atol=1e-6)
+
+
+def test_a_house_keeps_its_wall() -> None:
+    """A rectangle above a trapezoid that begins at the same corners, but ends elsewhere."""
+    rois = torch.tensor([[0, 0.0, 0, 20, 20]]).repeat(2, 1)
+    masks = [[[0.0, 0, 10, 0, 10, 10, 20, 20, 0, 20]], [[5.0, 5, 9, 5, 9, 9, 5, 9]]]
+    _, coverage = roi_align_masked(MAPS[:1], rois, masks, 2, spatial_scale=0.5)
+    assert torch.allclose(coverage[0], torch.tensor([[1, 0], [1, 0.5]]))
+    assert torch.allclose(coverage[1], torch.tensor([[0.16, 0], [0, 0]]))
+
+
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_disjoint_masks_add_by_area(seed: int) -> None:
