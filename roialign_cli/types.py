@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.arrays import Floats, Integers, PackedNames
-from roialign_cli.shapes import Shapes
+from roialign_cli.shapes import RUNS, Shapes
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,17 @@ class BoxTable:
     def rows_of(self, image: int) -> slice:
         """Return the rows of an image, given its index in `names`."""
         return slice(int(self.offset[image]), int(self.offset[image + 1]))
+
+    def other_run_size(self, image: int, size: tuple[int, int]) -> tuple[int, int] | None:
+        """Return the (height, width) of the first run lengths of an image that are not over this size, or None."""
+        if self.shapes is None:
+            return None
+        rows = self.rows_of(image)
+        wrong = (self.shapes.kind[rows] == RUNS) & (self.shapes.sizes[rows] != size).any(axis=1)
+        if not wrong.any():
+            return None
+        height, width = self.shapes.sizes[rows][int(wrong.argmax())].tolist()
+        return height, width
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,8 @@ def region_to_read(variants: Sequence[Variant]) -> Region:
     kinds = {variant.settings.region for variant in variants} - {"box"}
     if len(kinds) > 1 or not kinds <= set(REGIONS):
         expected = f"expected {', '.join(REGIONS)}, or box and one of the others"
-        raise ConfigError("vary", f"vary: region: {expected}, found {', '.join(sorted(kinds))}")
+        found = ", ".join(dict.fromkeys(variant.settings.region for variant in variants))
+        raise ConfigError("vary", f"vary: region: {expected}, found {found}")
     return next(iter(kinds), "box")
 
 

@@ -103,7 +103,7 @@ def ablate(
     from roialign_cli.ablation.report.write import open_folder
 
     if save_features and any(variant.settings.region != "box" for variant in variants):
-        raise ConfigError("config-value", "save_features: expected region box with it, found another")
+        raise ConfigError("config-value", "save_features: expected region box alone beside it, found another region")
     open_folder(output, overwrite=overwrite)
     from dataclasses import asdict
 
@@ -167,10 +167,9 @@ def _print_result(result: Ablation, folder: Path) -> None:
         stdout.print(f"  {choice.reason}", highlight=False)
     if result.background is not None:
         mixed = ", ".join(f"{value:.0%} on {layer}" for layer, value in result.background.distance.items())
-        kind = result.background.region
-        stdout.print(
-            f"\nbackground: {result.background.outside:.0%} of a box lie outside of its {kind}", highlight=False
-        )
+        kind = "mask" if result.background.region == "mask" else "rotated box"
+        outside = f"{result.background.outside:.0%} of a box lies outside of its {kind}"
+        stdout.print(f"\nbackground: {outside}, on average", highlight=False)
         stdout.print(f"  exact features of the box differ from those of the {kind} by {mixed}", highlight=False)
     if result.probe:
         probed = f"{result.probe['boxes']} boxes in {result.probe['classes']} classes"

@@ -53,8 +53,8 @@ def explain(
         raise ConfigError("config-value", f"spatial_scale: expected a number above 0, found {spatial_scale}")
     if region != "box":
         if region == "points" or output is not None:
-            found = "points" if region == "points" else f"a picture of region {region}"
-            raise ConfigError("config-value", f"region: expected box, rotated or mask to explain, found {found}")
+            wanted = "box, rotated or mask to explain" if region == "points" else "box with a picture"
+            raise ConfigError("config-value", f"region: expected {wanted}, found {region!r}")
         explain_region(settings, roi, polygon, spatial_scale, json=json)
         return
     from roialign_cli.ops.explain import EXAMPLE, parse_roi

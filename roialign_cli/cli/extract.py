@@ -182,6 +182,8 @@ def _warn_of_plan(plan: Plan, settings: Settings) -> None:
     for text in suspicions(plan):
         stderr.print(f"warning: {text}", highlight=False)
     clip = ", clipped" if settings.clip else "; --clip clips"
+    if settings.region == "rotated":  # rotated boxes are never clipped
+        clip = ""
     for number, noun, text in (
         (len(plan.problems), "image", "cannot be read; recorded as failed"),
         (plan.outside_boxes, "box", f"outside the image in part or whole{clip}"),

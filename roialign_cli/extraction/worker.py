@@ -71,6 +71,10 @@ class BatchWorker:
                 found = f"expected (height, width) {batch.size}, by which boxes were made, found {size}"
                 recorder.failed(image, ImageError("image-size", found))
                 continue
+            if (wrong := self._job.plan.table.other_run_size(image, size)) is not None:
+                found = f"expected masks over its height x width, {size[0]} x {size[1]}, found one over {wrong[0]} x {wrong[1]}"
+                recorder.failed(image, ImageError("region-shape", found))
+                continue
             self._job.plan.sizes[image] = size
             images, pixels = groups.setdefault(size, ([], []))
             images.append(image)

@@ -103,6 +103,8 @@ def check_bin_values(where: str, values: Tensor, shape: Sequence[int]) -> None:
         raise input_error(where, f"expected shape {list(shape)}, found {found}")
     check_memory(where, values)
     _check_real(where, values)
+    if values.requires_grad and torch.is_grad_enabled():
+        raise input_error(where, "expected no gradient, found requires_grad", "call under torch.inference_mode()")
 
 
 def check_finite(where: str, values: npt.NDArray[np.float64]) -> None:

@@ -66,7 +66,7 @@ def deform_roi_align(
     request = checks.make_request(
         maps, table, output_size, spatial_scale, sampling_ratio, aligned, mode, levels, reduce, dtype, modes=MODES
     )  # fmt: skip
-    if not math.isfinite(gamma):
+    if not isinstance(gamma, int | float) or not math.isfinite(gamma):
         raise checks.input_error("gamma", f"expected a finite number, found {gamma!r}")
     checks.check_bin_values("offsets", offsets, (table.shape[0], 2, *size))
     if modulation is not None:

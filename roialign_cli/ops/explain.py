@@ -61,7 +61,8 @@ def parse_roi(text: str) -> tuple[float, float, float, float]:
     try:
         x1, y1, x2, y2 = (float(part) for part in text.replace(" ", ",").split(",") if part)
     except ValueError:
-        raise ConfigError("roi", f"roi: expected four numbers x1,y1,x2,y2, found {text!r}", EXAMPLE) from None
+        message = f"roi: expected four numbers x1,y1,x2,y2, or with --region rotated five, found {text!r}"
+        raise ConfigError("roi", message, EXAMPLE) from None
     if not all(map(math.isfinite, (x1, y1, x2, y2))) or x2 < x1 or y2 < y1:
         raise ConfigError("roi", f"roi: expected finite numbers, x2 >= x1 and y2 >= y1, found {text!r}", EXAMPLE)
     return x1, y1, x2, y2

@@ -65,7 +65,7 @@ def parse_numbers(what: str, text: str, count: int | None, example: str) -> tupl
         numbers = (math.nan,)
     right = len(numbers) == count if count is not None else len(numbers) >= 6 and len(numbers) % 2 == 0
     if not right or not all(map(math.isfinite, numbers)):
-        expected = f"{count} numbers" if count is not None else "x and y of at least 3 corners"
+        expected = f"{count} finite numbers" if count is not None else "finite x and y of at least 3 corners"
         raise ConfigError("roi", f"{what}: expected {expected}, found {text!r}", example)
     return numbers
 

@@ -43,8 +43,9 @@ def roi_align_masked(
 ) -> tuple[Tensor, Tensor]:
     """Pool the part of each bin that a mask covers, without resizing the mask to the map.
 
-    Inference only. `torch.compile` and `torch.export` see one node, `roialign::roi_align_masked`. Arguments that are not listed
-    are those of `roi_align`; rois are usually the boxes of the masks. Maps that are not channels-last are copied whole.
+    Inference only. `torch.compile` and `torch.export` see one node, `roialign::roi_align_masked`; for them, masks must be
+    turned into pieces before, by `ops.masks.parse_masks`. Arguments that are not listed are those of `roi_align`; rois are
+    usually the boxes of the masks. Maps that are not channels-last are copied whole.
 
     Args:
         masks: one per RoI, in image pixels; pixel (row r, column c) is [c, c + 1] x [r, r + 1]. Run lengths as COCO has them,
@@ -53,6 +54,7 @@ def roi_align_masked(
         mode: `exact`, the integral mean over mask and bin; `avg`, the mean of the samples that lie in the mask.
         sampling_ratio: samples per bin and axis in mode `avg`; 0 is adaptive, ceil(RoI size / output size).
         normalize: divide by the area of the mask in the bin, or by that of the bin.
+        reduce: `mean` over the mask, or `max` of the bins that it touches.
         kernel: `auto`, `cpu`, `cuda` or `reference`.
 
     Returns:
@@ -86,8 +88,29 @@ def _pool(
         coverage[:] = covered
         return pooled
 
+    if request.reduce != "none":
+        bins, covered = _pool(replace(request, reduce="none"), first, sides, normalize, kernel, None)
+        reduced = _reduce(bins, covered, request.reduce, normalize).to(request.dtype)
+        return reduced if out is None else out.copy_(reduced), covered
     pooled = pool_cells(cells_of(request, first, sides, normalize, coverage), kernel, define, out)
     return pooled, torch.from_numpy(coverage).to(pooled.device, torch.float32)
+
+
+def _reduce(bins: Tensor, coverage: Tensor, reduce: str, normalize: str) -> Tensor:
+    """Return one vector [K, C] per mask of its bins [K, C, PH, PW].
+
+    The mean weighs bins by their coverage, so that it is the mean over the mask; with normalize="bin" all count the same. The
+    maximum is that of the bins that the mask touches. Without such a bin both are 0.
+    """
+    wide = bins if bins.dtype == torch.float64 else bins.float()
+    touched = coverage[:, None] > 0
+    if reduce == "max":
+        largest = wide.masked_fill(~touched, -torch.inf).amax((2, 3))
+        return torch.where(touched.any(3).any(2), largest, 0)
+    if normalize == "bin":
+        return wide.mean((2, 3))
+    weight = coverage[:, None].to(wide.dtype)
+    return (wide * weight).sum((2, 3)) / weight.sum((2, 3)).clamp_min(torch.finfo(wide.dtype).tiny)
 
 
 def cells_of(

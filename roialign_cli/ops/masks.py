@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from torch import Tensor
 
 from roialign_cli.ops.checks import input_error
 from roialign_cli.shapes import POLYGONS, RUNS, Shape, Shapes, decode_counts, encode_bitmap
+
+MAX_PIXELS = 2**32  # of a mask, whose run lengths are stored in 32 bits
 
 Mask = Mapping[str, Any] | Sequence[Any] | npt.NDArray[np.bool_] | Tensor
 
@@ -98,14 +101,16 @@ def _parse(where: str, mask: Mask) -> Shape:
 def _parse_runs(where: str, mask: Mapping[str, Any]) -> Shape:
     """Return run lengths as COCO has them: {"size": [height, width], "counts": numbers, or text if compressed}."""
     try:
-        height, width = (int(side) for side in mask["size"])
+        height, width = (operator.index(side) for side in mask["size"])
         counts = mask["counts"]
         if isinstance(counts, str | bytes):
             counts = decode_counts(counts.encode() if isinstance(counts, str) else counts)
-        runs = np.asarray(counts, np.int64)
-    except (KeyError, TypeError, ValueError) as error:
+        runs = np.asarray(counts, None if len(counts) else np.int64).astype(np.int64, casting="same_kind")
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise input_error(where, f"expected size (height, width) and counts, found: {error}") from None
-    if runs.ndim != 1 or runs.min(initial=0) < 0 or min(height, width) < 1 or runs.sum() != height * width:
+    if min(height, width) < 1 or height * width >= MAX_PIXELS:
+        raise input_error(where, f"expected the size of an image of less than 2^32 pixels, found {height} x {width}")
+    if runs.ndim != 1 or runs.min(initial=0) < 0 or runs.sum() != height * width:
         found = "a negative one" if runs.min(initial=0) < 0 else f"a sum of {runs.sum()}"
         raise input_error(where, f"expected run lengths that add up to {height} x {width}, found {found}")
     return Shape(RUNS, (), runs, (height, width))

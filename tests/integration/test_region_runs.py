@@ -182,7 +182,10 @@ def test_stored_as_float16_reduced_and_exported(
         with FeatureFile(tmp_path / f"{region}_mean.h5") as file, FeatureFile(whole[region]) as right:
             assert check(file).problems == []
             for name in file.names:
-                assert np.allclose(file[name].features, right[name].features.mean((2, 3)), atol=1e-5)
+                bins, coverage = right[name].features, right[name].coverage
+                weight = np.ones_like(bins[:, :1]) if coverage is None else coverage[:, None]
+                expected = (bins * weight).sum((2, 3)) / weight.sum((2, 3))
+                assert np.allclose(file[name].features, expected, atol=1e-5)
     done = roialign("export", whole["mask"], "-o", tmp_path / "out")
     assert done.returncode == 0, done.stderr
     with np.load(tmp_path / "out" / "cat.jpg.npz") as arrays, FeatureFile(whole["mask"]) as file:
@@ -250,3 +253,37 @@ def test_settings_that_do_not_fit_a_region(settings: dict[str, Any], message: st
         load("quickstart", settings)
     assert load("quickstart", {"region": "mask"}).mode == "exact"
     assert load("quickstart", {"region": "mask", "mode": "avg"}).mode == "avg"
+
+
+def test_run_lengths_over_another_size_than_the_image(tmp_path: Path) -> None:
+    """COCO states sizes, which are believed until the image is decoded; EXIF may turn the image."""
+    with Image.open(SAMPLE_IMAGES / "rocket.jpg") as picture:
+        width, height = picture.size  # as it is stored: orientation 6 turns it
+    whole = {"size": [height, width], "counts": [10, height * width - 10]}
+    annotation = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 50, 60], "segmentation": whole}
+    image = {"id": 1, "file_name": "rocket.jpg", "width": width, "height": height}
+    other = {"id": 2, "file_name": "cat.jpg", "width": 451, "height": 300}
+    polygon = {**annotation, "id": 2, "image_id": 2, "segmentation": [[1, 1, 40, 1, 40, 40]]}
+    content = {"images": [image, other], "annotations": [annotation, polygon], "categories": [{"id": 1, "name": "a"}]}
+    (tmp_path / "coco.json").write_text(json.dumps(content))
+    summary = extract(SAMPLE_IMAGES, tmp_path / "coco.json", tmp_path / "f.h5", config_name="quickstart", region="mask")
+    assert (summary.done, summary.failed) == (1, 1)
+    found = f"expected masks over its height x width, {width} x {height}, found one over {height} x {width}"
+    assert found in summary.failures["rocket.jpg"]
+
+
+def test_files_without_a_row(tmp_path: Path) -> None:
+    (tmp_path / "none.json").write_text(json.dumps({"cat.jpg": {"boxes": []}}))
+    for region in KINDS:
+        summary = run(tmp_path / "none.json", tmp_path / f"{region}.h5", region)
+        assert summary.finished
+        with FeatureFile(tmp_path / f"{region}.h5") as file:
+            assert check(file).problems == []
+            assert len(file["cat.jpg"].boxes) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("region", KINDS)
+def test_a_plan_of_regions(region: str, annotations: Path, roialign: Run) -> None:
+    done = roialign("plan", SAMPLE_IMAGES, annotations, "--region", region, "-c", "quickstart")
+    assert done.returncode == 0, done.stderr

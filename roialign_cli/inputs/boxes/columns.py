@@ -77,9 +77,15 @@ class ColumnMapping:
         return all(role in self.names for role in SIZE_ROLES)
 
     def units_of(self, values_look_relative: bool) -> Units:
-        """Return the units of boxes; if nobody states whether they are relative, their values decide."""
+        """Return the units of boxes; if nobody states whether they are relative, their values decide.
+
+        Raises InputError for relative boxes with an angle: it says nothing without the sides of the image.
+        """
         if self.box_units:
             return Units.parse(self.box_units)
+        if "angle" in self.names and not self.units and values_look_relative:
+            message = "expected x, y, w, h or cx, cy, w, h in pixels beside an angle, found shares of the image"
+            raise format_error("columns", message, "--columns units=pixels reads them as pixels")
         relative = self.units == "relative" or (not self.units and "angle" not in self.names and values_look_relative)
         return Units("cxcywh" if self.layout[0] == "cx" else "xywh" if self.layout[2] == "w" else "xyxy", relative)
 

@@ -59,6 +59,7 @@ def resolve(where: str, table: BoxTable, sizes: Integers, settings: Settings) ->
 
 
 def _rotated(where: str, table: BoxTable, shapes: Shapes, settings: Settings) -> BoxTable:
+    shapes = _opened(shapes)
     stated, corners = shapes.kind == ROTATED, _has_four_points(shapes)
     missing = ~(stated | corners)
     notes = _note_missing(where, table, shapes, missing, "rotated", settings.region_missing)
@@ -100,8 +101,24 @@ def _points(where: str, table: BoxTable, shapes: Shapes) -> BoxTable:
         row = int(different.argmax())
         expected = f"expected {counts[0]} points as in the first annotation"
         raise shape_error(row_location(where, table, row), f"{expected}, found {counts[row]}")
-    number = int(counts[0]) if len(counts) else 0
+    number = int(counts[0]) if len(counts) else 1  # the format has at least one
     return replace(table, shapes=None, points=shapes.coordinates.reshape(len(shapes), number, 3))
+
+
+def _opened(shapes: Shapes) -> Shapes:
+    """Return shapes in which a polygon of five points that ends where it begins, as many tools write it, has four."""
+    single = (shapes.kind == POLYGONS) & (np.diff(shapes.first) == 1)
+    rows = np.flatnonzero(single)
+    part = shapes.first[:-1][rows]
+    begins, lengths = shapes.part[part], np.diff(shapes.part)[part]
+    five = lengths == 10
+    numbers = shapes.coordinates[begins[five, None] + np.arange(10)]
+    closed = rows[five][(numbers[:, :2] == numbers[:, 8:]).all(axis=1)]
+    if not len(closed):
+        return shapes
+    others = np.setdiff1d(np.arange(len(shapes)), closed)
+    corners = _numbers_of(shapes, closed, 8)
+    return Shapes.join([shapes.take(others), Shapes.uniform(POLYGONS, corners)], np.concatenate([others, closed]))
 
 
 def smallest_rectangles(corners: Numbers) -> Numbers:

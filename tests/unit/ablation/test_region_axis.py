@@ -70,11 +70,11 @@ def test_on_the_command_line(data: Path, roialign: Run) -> None:
     command = ("ablate", data / "im", data / "mask.json", "-c", "quickstart", "-o", data / "ab", "--region", "box,mask")
     done = roialign(*command, "--vary", "mode=exact")
     assert done.returncode == 0, done.stderr
-    assert "background: 50% of a box lie outside of its mask" in done.stdout
+    assert "background: 50% of a box lies outside of its mask" in done.stdout
     assert json.loads((data / "ab" / "ablation.json").read_text())["background"]["outside"] == pytest.approx(0.5)
     refused = roialign(*command, "--save-features", "--overwrite")
     assert refused.returncode == 2
-    assert "save_features: expected region box" in refused.stderr
+    assert "save_features: expected region box alone" in refused.stderr
 
 
 @pytest.mark.parametrize("regions", [["points"], ["mask", "rotated"], ["box", "mask", "rotated"]])

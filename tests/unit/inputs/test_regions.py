@@ -19,7 +19,7 @@ from roialign_cli.errors import InputError
 from roialign_cli.extraction.plan import make_plan
 from roialign_cli.extraction.shards import shard_plan, split_plan
 from roialign_cli.inputs.boxes import read_boxes
-from roialign_cli.inputs.boxes.regions import smallest_rectangles
+from roialign_cli.inputs.boxes.regions import resolve, smallest_rectangles
 from roialign_cli.inputs.images import open_images
 from roialign_cli.inputs.survey import survey, write_native
 from roialign_cli.shapes import (
@@ -249,3 +249,38 @@ def test_the_command_counts_regions(folder: Path, roialign: Run) -> None:
     assert "1 masks of polygons" in found.stdout
     found = roialign("boxes", "im", "n.json", "--region", "rotated", "--region-missing", "box", cwd=folder.parent)
     assert "1 of 1 annotations have no rotated box: pooled by their box" in found.stderr
+
+
+def test_a_closed_rectangle_is_a_rotated_box(tmp_path: Path) -> None:
+    """Many tools repeat the first corner at the end of a polygon."""
+    corners = [[10, 10], [50, 10], [50, 30], [10, 30]]
+    for points in (corners, [*corners, corners[0]]):
+        flat = [value for point in points for value in point]
+        (tmp_path / "b.json").write_text(json.dumps({"a.png": {"polygons": [[flat], [flat]]}}))
+        table = read_boxes(tmp_path / "b.json", None, Settings(region="rotated"))
+        resolved = resolve("b.json", table, np.array([[64, 64]]), Settings(region="rotated"))
+        assert resolved.rotated is not None
+        assert resolved.rotated.tolist() == [[30, 20, 40, 20, 0]] * 2
+    (tmp_path / "b.json").write_text(json.dumps({"a.png": {"polygons": [[[*flat[:8], 11, 10]]]}}))
+    table = read_boxes(tmp_path / "b.json", None, Settings(region="rotated"))
+    with pytest.raises(InputError, match="found a polygon of 5 points"):
+        resolve("b.json", table, np.array([[64, 64]]), Settings(region="rotated"))
+
+
+def test_an_angle_needs_pixels(tmp_path: Path) -> None:
+    (tmp_path / "b.csv").write_text("image,cx,cy,w,h,angle\na.png,0.3,0.3,0.2,0.2,30\n")
+    with pytest.raises(InputError, match="in pixels beside an angle, found shares of the image"):
+        read_boxes(tmp_path / "b.csv", None, Settings(region="rotated"))
+    stated = Settings(region="rotated", columns="units=pixels")
+    assert read_boxes(tmp_path / "b.csv", None, stated).boxes.shape == (1, 4)
+
+
+def test_oriented_boxes_of_yolo_may_have_a_score(tmp_path: Path) -> None:
+    (tmp_path / "im").mkdir()
+    Image.new("RGB", (64, 64)).save(tmp_path / "im" / "a.png")
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "a.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.3 0.1 0.3 0.75\n")
+    table = read_boxes(tmp_path / "labels", tmp_path / "im", Settings(region="rotated", boxes_format="yolo"))
+    assert table.scores is not None
+    assert table.scores.tolist() == [0.75]
+    assert table.shapes is not None

@@ -59,7 +59,7 @@ def test_a_mask_beside_its_box() -> None:
 
 @pytest.mark.parametrize(
     ("text", "count", "found"),
-    [("1,2,3", 5, "expected 5 numbers"), ("a,b", 5, "5 numbers"), ("1,2,3,nan,5", 5, "5 numbers"),
+    [("1,2,3", 5, "expected 5 finite numbers"), ("a,b", 5, "5 finite numbers"), ("1,2,3,nan,5", 5, "5 finite numbers"),
      ("1,2,3,4", None, "at least 3 corners"), ("1,2,3,4,5,6,7", None, "at least 3 corners")],
 )  # fmt: skip
 def test_numbers_that_are_not_right(text: str, count: int | None, found: str) -> None:

@@ -243,7 +243,14 @@ def test_a_pyramid_a_reduction_and_half_types() -> None:
         alone = roi_align_masked(maps[level], rois[mine], [masks[i] for i in mine], 3, spatial_scale=scale)
         assert torch.equal(found[mine], alone[0])
         assert torch.equal(coverage[mine], alone[1])
-    assert torch.allclose(roi_align_masked(maps, rois, masks, 3, reduce="mean", **keywords)[0], found.mean((2, 3)))
+    whole, _ = roi_align_masked(maps, rois, masks, 1, **keywords)
+    filled = (rois[:, 3] > rois[:, 1]) & (rois[:, 4] > rois[:, 2])
+    mean = roi_align_masked(maps, rois, masks, 3, reduce="mean", **keywords)[0]
+    assert torch.allclose(mean[filled], whole.flatten(1)[filled], atol=1e-6)  # the mean over the mask
+    below = [torch.full_like(m, -1) for m in maps]
+    largest, coverage = roi_align_masked(below, rois, masks, 3, reduce="max", **keywords)
+    touched = coverage.flatten(1).any(1)
+    assert torch.allclose(largest, torch.where(touched, -1.0, 0.0)[:, None].double())
     half = roi_align_masked([m.half() for m in maps], rois, masks, 3, dtype=torch.float32, **keywords)[0]
     assert relative_error(half, found) < 2e-3
     out = torch.empty_like(found)
@@ -298,6 +305,9 @@ def test_nothing_to_pool() -> None:
         ),
         ([{"size": [4, 5], "counts": [-3, 23]}], "found a negative one"),
         ([{"size": [4, 5], "counts": "o"}], "run lengths are cut off"),
+        ([{"size": [4, 5], "counts": [3.5, 16.5]}], "expected size .* and counts, found: Cannot cast"),
+        ([{"size": [4.5, 5], "counts": [20]}], "cannot be interpreted as an integer"),
+        ([{"size": [10**6, 10**6], "counts": [10**12]}], r"of less than 2\^32 pixels, found 1000000 x 1000000"),
         ([{"counts": [20]}], r"masks\[0\]: expected size \(height, width\) and counts"),
     ],
 )

@@ -19,6 +19,7 @@ from roialign_cli.inputs.boxes.units import Units
 from roialign_cli.shapes import NO_SHAPE, Shape
 from roialign_cli.types import BoxTable
 
+OBB_NUMBERS = 8  # four corners
 MAX_RELATIVE = 1.5  # a larger number is a pixel, not a share of the image
 EXPECTED = "expected class, centre x, centre y, width, height, relative to the image"
 
@@ -56,6 +57,8 @@ def _read_file(source: Source, path: Path, image: str, names: list[str], units: 
         labels.append(_label(where, fields[0], names))
         if units.relative and max(map(abs, values), default=0) > MAX_RELATIVE:
             raise _pixels_error(where, fields, values)
+        if len(values) == OBB_NUMBERS + 1:  # oriented boxes of a detector end with a score
+            scores.append(values.pop())
         if len(values) in (4, 5):
             boxes.append(values[:4])
             scores += values[4:]
