@@ -347,8 +347,16 @@ def _check_region(settings: Settings) -> None:
         for name, allowed in allowed_by_name.items():
             value = getattr(settings, name)
             if value not in allowed:
-                expected = " or ".join(str(choice) for choice in allowed if choice != ()) or "none"
-                raise ConfigError("config-value", f"{name}: expected {expected} with {what}, found {value!r}")
+                choices = [str(choice) for choice in allowed if choice != ()] or ["none"]
+                expected = " or ".join(part for part in (", ".join(choices[:-1]), choices[-1]) if part)
+                raise ConfigError("config-value", f"{name}: expected {expected} with {what}, found {_shown(value)}")
+
+
+def _shown(value: object) -> str:
+    """Return the value of a setting as it is written."""
+    if not isinstance(value, tuple):
+        return repr(value)
+    return ",".join(format_size(part) if isinstance(part, tuple) else str(part) for part in value)
 
 
 def _value_error(message: str, values: Mapping[str, object]) -> ConfigError:

@@ -236,15 +236,15 @@ def test_a_changed_region_is_another_run(
     ("settings", "message"),
     [
         ({"region": "mask", "mode": "max"}, "mode: expected exact or avg with region mask, found 'max'"),
-        ({"region": "mask", "context": "1,2"}, "context: expected none with region mask"),
-        ({"region": "mask", "output_size": "1,7"}, "output_sizes: expected none with region mask"),
+        ({"region": "mask", "context": "1,2"}, "context: expected none with region mask, found 1.0,2.0"),
+        ({"region": "mask", "output_size": "1,7"}, "output_sizes: expected none with region mask, found 1x1,7x7"),
         ({"region": "points", "reduce": "mean"}, "reduce: expected none with region points, found 'mean'"),
         ({"region": "points", "head": "box"}, "head: expected none with region points"),
         (
             {"region": "points", "region_missing": "box"},
             "region_missing: expected error with region points, found 'box'",
         ),
-        ({"region": "rotated", "kernel": "torchvision"}, "kernel: expected auto or cpu or cuda with region rotated"),
+        ({"region": "rotated", "kernel": "torchvision"}, "kernel: expected auto, cpu or cuda with region rotated"),
         ({"region": "circle"}, "region: expected one of box, rotated, mask, points, found 'circle'"),
     ],
 )

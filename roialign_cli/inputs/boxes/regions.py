@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
-from roialign_cli.arrays import Integers
+from roialign_cli.arrays import Floats, Integers
 from roialign_cli.config import Settings
 from roialign_cli.errors import InputError
 from roialign_cli.inputs.boxes.common import as_boxes
@@ -90,7 +90,24 @@ def _masks(where: str, table: BoxTable, shapes: Shapes, sizes: Integers, setting
         )
         rows = np.concatenate([np.flatnonzero(mask) for mask in (whole, turned, missing)])
         shapes = Shapes.join([shapes.take(whole), *made], rows)
+    away = int(_lie_outside(shapes, table.boxes).sum())
+    if away:
+        notes = (*notes, f"{away} of {len(missing)} masks lie outside of their boxes: their features are zeros")
     return replace(table, shapes=shapes, notes=notes)
+
+
+def _lie_outside(shapes: Shapes, boxes: Floats) -> npt.NDArray[np.bool_]:
+    """Return a mask [N] of the polygons no corner of which can lie in their box."""
+    found = np.zeros(len(shapes), np.bool_)
+    rows = np.flatnonzero(shapes.kind == POLYGONS)
+    if not len(rows):
+        return found
+    polygons = shapes.take(rows)
+    corners = polygons.coordinates.reshape(-1, 2)
+    begins = polygons.part[polygons.first[:-1]] // 2
+    low, high = np.minimum.reduceat(corners, begins), np.maximum.reduceat(corners, begins)
+    found[rows] = ((high < boxes[rows, :2]) | (low > boxes[rows, 2:])).any(axis=1)
+    return found
 
 
 def _points(where: str, table: BoxTable, shapes: Shapes) -> BoxTable:

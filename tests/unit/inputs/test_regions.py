@@ -156,7 +156,7 @@ def test_boxes_stand_for_lacking_regions(folder: Path) -> None:
         }
     }
     plan = planned(folder, {**content, "b.png": [[1, 2, 11, 6]]}, "mask", region_missing="box")
-    assert plan.table.notes == ("1 of 3 annotations have no mask: pooled by their box",)
+    assert plan.table.notes[:1] == ("1 of 3 annotations have no mask: pooled by their box",)
     assert plan.table.shapes is not None
     assert plan.table.shapes.kind.tolist() == [POLYGONS] * 3
     assert [np.ravel(plan.table.shapes[row].parts).tolist() for row in range(3)] == [
@@ -284,3 +284,12 @@ def test_oriented_boxes_of_yolo_may_have_a_score(tmp_path: Path) -> None:
     assert table.scores is not None
     assert table.scores.tolist() == [0.75]
     assert table.shapes is not None
+
+
+def test_masks_outside_of_their_boxes_are_counted(tmp_path: Path) -> None:
+    inside, outside = [10, 10, 30, 10, 30, 30], [40, 40, 60, 40, 60, 60]
+    content = {"a.png": {"boxes": [[5, 5, 35, 35]] * 3, "polygons": [[inside], [outside], [outside, inside]]}}
+    (tmp_path / "b.json").write_text(json.dumps(content))
+    table = read_boxes(tmp_path / "b.json", None, Settings(region="mask"))
+    resolved = resolve("b.json", table, np.array([[64, 64]]), Settings(region="mask"))
+    assert resolved.notes == ("1 of 3 masks lie outside of their boxes: their features are zeros",)
