@@ -52,10 +52,9 @@ def explain(
     if not 0 < spatial_scale <= 1024:
         raise ConfigError("config-value", f"spatial_scale: expected a number above 0, found {spatial_scale}")
     if region != "box":
-        if region == "points" or output is not None:
-            wanted = "box, rotated or mask to explain" if region == "points" else "box with a picture"
-            raise ConfigError("config-value", f"region: expected {wanted}, found {region!r}")
-        explain_region(settings, roi, polygon, spatial_scale, json=json)
+        if region == "points":
+            raise ConfigError("config-value", f"region: expected box, rotated or mask to explain, found {region!r}")
+        explain_region(settings, roi, polygon, spatial_scale, output, json=json)
         return
     from roialign_cli.ops.explain import EXAMPLE, parse_roi
     from roialign_cli.ops.explain import explain as run

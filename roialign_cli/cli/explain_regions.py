@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from roialign_cli.config import Settings
@@ -13,7 +14,9 @@ if TYPE_CHECKING:
     from roialign_cli.ops.reference import Map
 
 
-def explain_region(settings: Settings, roi: str, polygon: str, spatial_scale: float, *, json: bool) -> None:
+def explain_region(
+    settings: Settings, roi: str, polygon: str, spatial_scale: float, output: Path | None, *, json: bool
+) -> None:
     """Work out one rotated box or one mask, and print each step. Raises ConfigError if the numbers are not right."""
     from roialign_cli.ops.explain import parse_roi
     from roialign_cli.ops.explain_regions import (
@@ -26,13 +29,20 @@ def explain_region(settings: Settings, roi: str, polygon: str, spatial_scale: fl
 
     size, ratio, aligned = settings.output_size, settings.sampling_ratio, settings.aligned
     explanation: RotatedExplanation | MaskExplanation
+    if output is not None:
+        from roialign_cli.figures.region_panels import draw_mask_panels, draw_rotated_panels
+        from roialign_cli.figures.style import save
     if settings.region == "rotated":
         numbers = parse_numbers("roi", roi or ROTATED_EXAMPLE, 5, ROTATED_EXAMPLE)
         explanation = explain_rotated(numbers, size, spatial_scale, ratio, aligned)
+        if output is not None:
+            save(draw_rotated_panels(explanation, spatial_scale, settings), output)
     else:
         corners = parse_numbers("polygon", polygon or MASK_EXAMPLE, None, MASK_EXAMPLE)
         box = parse_roi(roi) if roi else (min(corners[::2]), min(corners[1::2]), max(corners[::2]), max(corners[1::2]))
         explanation = explain_mask(box, corners, size, spatial_scale, aligned)
+        if output is not None:
+            save(draw_mask_panels(explanation), output)
     if json:
         from roialign_cli.cli.console import print_json
 

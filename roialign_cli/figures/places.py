@@ -59,12 +59,12 @@ def find_places(view: LayerView, index: int, settings: Settings) -> Places:
         samples = region.points[0].numpy() / stride - offset
         return Places(nothing, samples, nothing, "points", f"{len(samples)} points")
     if region.rotated is not None:
-        return _turned(region.rotated[0, 1:].numpy(), stride, size, settings)
+        return turned_places(region.rotated[0, 1:].numpy(), stride, size, settings)
     _, x1, y1, x2, y2 = region.rois[0].tolist()
     height, width = settings.output_size
     y = axis(y1, y2, 1 / stride, height, settings.sampling_ratio, settings.aligned)
     x = axis(x1, x2, 1 / stride, width, settings.sampling_ratio, settings.aligned)
-    bins = _product_bins(y, x)
+    bins = product_bins(y, x)
     if view.deform is not None:
         return _moved(view[index : index + 1], y, x, bins, size, settings)
     if region.masks is not None:
@@ -102,14 +102,14 @@ def _moved(view: LayerView, y: Axis, x: Axis, bins: Points, size: tuple[int, int
     )
 
 
-def _product_bins(y: Axis, x: Axis) -> Points:
+def product_bins(y: Axis, x: Axis) -> Points:
     """Return the corners of upright bins [B, 4, 2]."""
     rows, columns = (np.array([one.edges(p) for p in range(one.bins)]) for one in (y, x))
     corners = [(columns[None, :, i], rows[:, None, j]) for i, j in ((0, 0), (1, 0), (1, 1), (0, 1))]
     return np.stack([np.stack(np.broadcast_arrays(u, v), -1).reshape(-1, 2) for u, v in corners], axis=1)
 
 
-def _turned(box: npt.NDArray[np.float64], stride: int, size: tuple[int, int], settings: Settings) -> Places:
+def turned_places(box: npt.NDArray[np.float64], stride: float, size: tuple[int, ...], settings: Settings) -> Places:
     """Return the places of a rotated box (centre x, centre y, width, height, angle) in pixels of the network input."""
     height, width = settings.output_size
     least = 0.0 if settings.aligned else 1.0

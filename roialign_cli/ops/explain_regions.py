@@ -34,6 +34,7 @@ class RotatedExplanation:
     offset: tuple[float, float]
     place: tuple[float, float]
     lookup: Lookup
+    features: Map
     pooled: Map
 
 
@@ -53,6 +54,7 @@ class MaskExplanation:
     cells: tuple[tuple[int, int], ...]
     weights: tuple[float, ...]
     values: tuple[float, ...]
+    features: Map
     coverage: Map
     pooled: Map
 
@@ -93,7 +95,16 @@ def explain_rotated(
     )  # fmt: skip
     lookup = bilinear_lookup(features, *place)
     return RotatedExplanation(
-        (x, y, width, height, angle), centre, sides, bin_sides, grid, (xx, yy), place, lookup, pooled[0, 0].numpy()
+        (x, y, width, height, angle),
+        centre,
+        sides,
+        bin_sides,
+        grid,
+        (xx, yy),
+        place,
+        lookup,
+        features,
+        pooled[0, 0].numpy(),
     )
 
 
@@ -136,4 +147,6 @@ def explain_mask(
         for u, v in zip(polygon[::2], polygon[1::2], strict=True)
     )
     values = tuple(float(features[row, column]) for column, row in cells)
-    return MaskExplanation((x1, y1, x2, y2), corners, y, x, first, cells, weights, values, coverage, pooled[0])
+    return MaskExplanation(
+        (x1, y1, x2, y2), corners, y, x, first, cells, weights, values, features, coverage, pooled[0]
+    )

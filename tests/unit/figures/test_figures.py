@@ -241,3 +241,12 @@ def test_show_a_file(roialign: Run, tmp_path: Path) -> None:
         wrong = roialign("show", *arguments, "-o", "x.png", cwd=tmp_path)
         assert wrong.returncode in (3, 6)
         assert expected in wrong.stderr
+
+
+@pytest.mark.parametrize("region", ["rotated", "mask"])
+def test_explanations_of_regions_are_drawn(region: str, tmp_path: Path, roialign: Run) -> None:
+    done = roialign("explain", "--region", region, "-o", tmp_path / "e.png", "--output-size", "2x3")
+    assert done.returncode == 0, done.stderr
+    assert "pooled" in done.stdout
+    with Image.open(tmp_path / "e.png") as picture:
+        assert np.asarray(picture.convert("RGB")).std() > 10
