@@ -6,7 +6,7 @@ import atexit
 import os
 import signal
 import sys
-from types import FrameType
+from types import FrameType, TracebackType
 
 from roialign_cli.errors import ExitCode
 
@@ -28,7 +28,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.running = self.met = False
-        sys.unraisablehook = _unraisable
+        sys.unraisablehook, sys.excepthook = _unraisable, _uncaught
         for number in not_ignored():
             signal.signal(number, self)
             atexit.register(signal.signal, number, signal.SIG_IGN)  # registered first, so called last
@@ -46,6 +46,13 @@ def _unraisable(unraisable: sys.UnraisableHookArgs) -> None:
     if unraisable.exc_type is Interrupt:
         os._exit(ExitCode.INTERRUPTED)
     sys.__unraisablehook__(unraisable)
+
+
+def _uncaught(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    """End the process at once after a signal that an extension module met while it imports, which prints it and goes on."""
+    if kind is Interrupt:
+        os._exit(ExitCode.INTERRUPTED)
+    sys.__excepthook__(kind, error, traceback)
 
 
 def not_ignored() -> list[signal.Signals]:

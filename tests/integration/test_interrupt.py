@@ -42,3 +42,20 @@ def test_interrupted_and_resumed(tmp_path: Path, roialign: Run, number: int) -> 
     done = roialign(*arguments(folder, output, "--json"))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["done"] == IMAGES
+
+
+def test_a_signal_that_an_extension_module_prints_ends_the_command() -> None:
+    """Some modules written in C print the error of an import, by `sys.excepthook`, and go on."""
+    script = """
+import os, signal, sys
+from roialign_cli.system.signals import Interrupt, Stop
+stop = Stop()
+stop.running = True
+try:
+    os.kill(os.getpid(), signal.SIGTERM)
+except Interrupt as error:
+    sys.excepthook(type(error), error, error.__traceback__)
+print("went on")
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
