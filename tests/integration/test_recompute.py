@@ -64,6 +64,7 @@ def test_an_image_that_was_saved_again(tmp_path: Path, roialign: Run) -> None:
     assert '1 of 5 images differ, "coffee.jpg" by' in done.stderr
 
 
+@pytest.mark.slow
 def test_a_flipped_weight_is_found_and_named(tmp_path: Path) -> None:
     import torchvision
 

@@ -169,6 +169,7 @@ def test_a_killed_run_resumes_to_the_same(
     assert_same(output, whole[region])
 
 
+@pytest.mark.slow
 def test_stored_as_float16_reduced_and_exported(
     annotations: Path, whole: dict[str, Path], tmp_path: Path, roialign: Run
 ) -> None:
@@ -192,6 +193,7 @@ def test_stored_as_float16_reduced_and_exported(
         assert np.array_equal(arrays["coverage"], file["cat.jpg"].coverage)
 
 
+@pytest.mark.slow
 def test_a_region_is_pooled_from_the_level_of_its_own_area(annotations: Path, tmp_path: Path) -> None:
     settings = {"backbone": "fasterrcnn_mobilenet_v3_large_320_fpn", "weights": "random:0", "resize": "320"}
     for region in ("rotated", "mask"):

@@ -104,6 +104,7 @@ def test_an_update_replaces_the_file(data: Path, roialign: Run) -> None:
     assert (again["reused_images"], again["computed"]) == (30, {})
 
 
+@pytest.mark.slow
 def test_several_files_shards_and_links(data: Path, tmp_path: Path) -> None:
     boxes = data / "old.json"
     for number in (1, 2):
@@ -182,6 +183,7 @@ def test_another_computation_is_refused(change: dict[str, Any], message: str, da
         extract(data / "im", data / "old.json", data / "new.h5", reuse=[data / "old.h5"], **{**SETTINGS, **change})
 
 
+@pytest.mark.slow
 def test_mistakes(data: Path, roialign: Run) -> None:
     boxes, common = data / "old.json", ("-c", "quickstart", "--output-size", "2")
     for arguments, code, expected in (
