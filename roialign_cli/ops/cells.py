@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -69,6 +69,21 @@ class Cells:
     def without_reduction(self) -> Cells:
         """Return the call whose bins are not reduced."""
         return replace(self, request=replace(self.request, reduce="none"))
+
+
+def fill_lists(fill: Fill, rows: Indices, maps: Indices, lists: Lists) -> Iterator[tuple[Indices, Lists]]:
+    """Yield RoIs in the given order, as many at a time as arrays hold, with their lists; the next ones overwrite these.
+
+    Arrays too small for the lists of one RoI are replaced by larger ones.
+    """
+    at = 0
+    while at < len(rows):
+        done = fill(rows[at:], maps, lists)
+        if done == 0:
+            lists = lists.larger()
+            continue
+        yield rows[at : at + done], lists
+        at += done
 
 
 def channels_last(maps: Sequence[Tensor]) -> list[Tensor]:

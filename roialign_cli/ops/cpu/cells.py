@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roialign_cli.ops.cells import Cells, Lists
+from roialign_cli.ops.cells import Cells, Lists, fill_lists
 from roialign_cli.ops.cpu import kernel
 from roialign_cli.ops.cpu.run import SINGLE_THREAD_ELEMENTS, STORED, STREAM_BYTES, Indices, describe, new_output
 from roialign_cli.ops.cpu.threads import run_all
@@ -42,19 +42,12 @@ def run(cells: Cells, out: Tensor | None) -> Tensor:
 
     def pool(rows: Indices) -> None:
         lists = Lists.empty(min(ROWS, len(rows)), bins, ENTRIES, int(sizes.max()))
-        at = 0
-        while at < len(rows):
-            done = cells.fill(rows[at:], maps, lists)
-            if done == 0:
-                lists = lists.larger()
-                continue
-            filled = (lists.ptr, lists.offset, lists.weight, lists.outside)
-            some = rows[at : at + done]
+        for some, filled in fill_lists(cells.fill, rows, maps, lists):
+            arrays = (filled.ptr, filled.offset, filled.weight, filled.outside)
             if channels:
                 kernel.pool_lists(
-                    address, channels, some, filled, where, maps, bins, cells.maximum, stream, elements
+                    address, channels, some, arrays, where, maps, bins, cells.maximum, stream, elements
                 )  # fmt: skip
-            at += done
 
     pieces = 1 if len(order) * channels * bins < SINGLE_THREAD_ELEMENTS else 8 * torch.get_num_threads()
     run_all([partial(pool, part) for part in np.array_split(order, min(pieces, len(order)))])

@@ -1,16 +1,15 @@
-"""The weights of map cells for regions that are not upright boxes: rotated boxes, and masks (Numba, `nogil`).
+"""The weights of map cells for rotated boxes (Numba, `nogil`).
 
-Such a region is not a product of two axes, so each of its bins gets a list of cells and weights, whose weighted sum is the
+Such a box is not a product of two axes, so each of its bins gets a list of cells and weights, whose weighted sum is the
 mean of the samples, or the integral mean, of the bilinear surface over the bin. `kernel.pool_lists` sums them up. Between four
 cell centres the surface is a bilinear polynomial, so its integral over a polygon follows from the polygon's moments 1, u, v
 and uv (Green's theorem). docs/explanation/regions.md derives the formulas.
 
 Each function fills the lists of RoIs `rows` one after the other, as far as the arrays reach, and returns how many RoIs it
 has finished. Bin b of the i-th has the entries ptr[i * bins + b]:ptr[i * bins + b + 1] of `offset` (bytes from the first
-cell of its map) and `weight`. `slot` [cells of the largest map] holds -1 between calls; within one, the entry of each cell.
+cell of its map) and `weight`; outside[i * bins + b] says whether it has samples outside of the map (mode max). `slot` [cells
+of the largest map] holds -1 between calls; within one, the entry of each cell.
 """
-
-from collections import namedtuple
 
 import numpy as np
 
@@ -19,9 +18,6 @@ from roialign_cli.ops.cpu.jit import inlined, jit
 AVG, MAX, EXACT = 0, 1, 2
 MIN_EXTENT = 1e-6  # map cells: an empty bin is widened to it, so that its mean is defined
 CORNERS = 16  # of a convex polygon of at most 4 corners that is cut by at most 4 lines, with room to spare
-
-# What the lists are written to, see above. outside [bins] says whether a bin has samples outside of the map (mode max).
-Lists = namedtuple("Lists", ["ptr", "offset", "weight", "outside", "slot"])
 
 
 @inlined

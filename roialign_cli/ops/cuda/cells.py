@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from roialign_cli.ops.cells import Cells, Indices, Lists
+from roialign_cli.ops.cells import Cells, Indices, Lists, fill_lists
 from roialign_cli.ops.cpu.run import describe
 from roialign_cli.ops.cpu.threads import run_all
 from roialign_cli.ops.cuda import nvrtc
@@ -65,11 +65,4 @@ def fill_all(cells: Cells) -> Iterator[ListTensors]:
 def _fill(cells: Cells, rows: Indices, maps: Indices, result: list[ListTensors]) -> None:
     """Append the lists of RoIs to a result, in as many parts as needed."""
     lists = Lists.empty(len(rows), math.prod(cells.request.output_size), ENTRIES, int((maps[:, 1] * maps[:, 2]).max()))
-    at = 0
-    while at < len(rows):
-        done = cells.fill(rows[at:], maps, lists)
-        if done == 0:
-            lists = lists.larger()
-            continue
-        result.append(ListTensors.of(cells, rows[at : at + done], lists))
-        at += done
+    result.extend(ListTensors.of(cells, some, filled) for some, filled in fill_lists(cells.fill, rows, maps, lists))

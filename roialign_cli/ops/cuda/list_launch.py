@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from roialign_cli.errors import KernelError
-from roialign_cli.ops.cells import Cells, Lists
+from roialign_cli.ops.cells import Cells, Indices, Lists
 from roialign_cli.ops.cuda.launch import (
     MAX_GRID,
     MAX_LEVELS,
@@ -48,7 +48,7 @@ class ListTensors:
     outside: Tensor
 
     @classmethod
-    def of(cls, cells: Cells, rows: np.ndarray[tuple[int], np.dtype[np.int64]], lists: Lists) -> ListTensors:
+    def of(cls, cells: Cells, rows: Indices, lists: Lists) -> ListTensors:
         """Return copies of the lists of RoIs `rows` on the host."""
         rois, levels = cells.request.table
         bins = math.prod(cells.request.output_size)

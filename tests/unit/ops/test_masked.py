@@ -163,7 +163,7 @@ GRID_POLYGON = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_siz
 @settings(deadline=None)
 @given(st.lists(st.lists(GRID_POLYGON, min_size=1, max_size=2), min_size=2, max_size=5))
 def test_masks_with_upright_edges_do_not_disturb_each_other(masks: list[Any]) -> None:
-    """Of upright polygons some pieces are rectangles and others are not, and RoIs of a thread share its memory."""
+    """Some pieces of these polygons are rectangles, others are not; RoIs of one thread share scratch memory."""
     rois = torch.tensor([[0, 1.0, 1, 37, 21]], dtype=torch.float64).repeat(len(masks), 1)
     found, coverage = roi_align_masked(MAPS, rois, masks, (2, 3), spatial_scale=0.5)
     expected, covered = roi_align_masked(MAPS, rois, masks, (2, 3), spatial_scale=0.5, kernel="reference")
@@ -206,7 +206,7 @@ def test_many_samples_converge_to_the_exact_mean() -> None:
 
 
 def test_no_small_disc_vanishes() -> None:
-    """Of discs of one to two pixels, masks resized to a map of stride 16 and thresholded lose most."""
+    """Most small discs are lost if their masks are resized to a map of stride 16 and thresholded."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:64, :64] + 0.5
     centres, radii = rng.uniform(4, 60, (1000, 2)), rng.uniform(0.5, 1, 1000)

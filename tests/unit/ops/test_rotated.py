@@ -89,7 +89,7 @@ def test_an_angle_of_zero_equals_roi_align(mode: str) -> None:
     turns=st.integers(1, 3),
 )  # fmt: skip
 def test_right_angles_turn_the_result(x: float, y: float, w: float, h: float, angle: float, turns: int) -> None:
-    """The same region, seen by a box with its sides exchanged and turned by 90 degrees k times."""
+    """A box that is turned by 90 degrees and has its sides exchanged is the same region; only its bins turn."""
     sides = (h, w) if turns % 2 else (w, h)
     one = torch.tensor([[0, x, y, w, h, angle]], dtype=torch.float64)
     other = torch.tensor([[0, x, y, *sides, angle + 90 * turns]], dtype=torch.float64)
