@@ -30,12 +30,13 @@ class Units:
 
     def corners(self, numbers: Numbers) -> Numbers:
         """Return boxes [N, 4] as x1, y1, x2, y2, in the same units."""
-        with np.errstate(invalid="ignore"):  # numbers that are not finite stay so; `check_values` reports them
+        # Numbers that are not finite stay so, and those that overflow become infinite; `check_values` reports them.
+        with np.errstate(invalid="ignore", over="ignore"):
             return np.stack(LAYOUTS[self.layout].to_corners(*numbers.T), axis=1) if len(numbers) else numbers
 
     def numbers(self, corners: Numbers) -> Numbers:
         """Return the numbers [N, 4] from which `corners` makes these corners."""
-        with np.errstate(invalid="ignore"):
+        with np.errstate(invalid="ignore", over="ignore"):
             return np.stack(LAYOUTS[self.layout].from_corners(*corners.T), axis=1) if len(corners) else corners
 
 
@@ -62,7 +63,7 @@ LAYOUTS: Mapping[str, _Layout] = {
 def enclose_rotated(boxes: Numbers, degrees: Numbers) -> Numbers:
     """Return corners [N, 4] of the smallest upright boxes around boxes (cx, cy, w, h) [N, 4] rotated by angles [N]."""
     x, y, w, h = boxes.T
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         cos, sin = np.abs(np.cos(np.radians(degrees))), np.abs(np.sin(np.radians(degrees)))
         half_w, half_h = (w * cos + h * sin) / 2, (w * sin + h * cos) / 2
         return np.stack([x - half_w, y - half_h, x + half_w, y + half_h], axis=1)

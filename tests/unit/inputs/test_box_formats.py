@@ -741,6 +741,13 @@ def test_pickles_are_not_opened(tmp_path: Path) -> None:
         read_boxes(tmp_path / "a.npz")
 
 
+@pytest.mark.parametrize("line", ["dog inf 1 inf 3 4", "dog 0.5 1e308 2 1e308 3", "dog 1e308 2 1e308 3 0.5"])
+def test_detections_that_are_not_finite_are_the_error(line: str, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "1.txt").write_text(f"cat 0.5 1 2 30 40\n{line}\n")
+    with pytest.raises(RoialignError, match="expected"):
+        read_boxes(tmp_path / "1.txt", folder, load(None, {"boxes_format": "detections"}))
+
+
 SEEDS = {
     "voc": b"<annotation><filename>1.jpg</filename><object><name>a</name><bndbox><xmin>1</xmin><ymin>1</ymin><xmax>2</xmax>"
     b"<ymax>2</ymax></bndbox></object></annotation>",

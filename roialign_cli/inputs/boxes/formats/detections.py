@@ -10,15 +10,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from roialign_cli.inputs.boxes.common import Column, Source, format_error
 from roialign_cli.inputs.boxes.formats import text
 from roialign_cli.inputs.boxes.formats.text_files import class_names, find_image, label_files, read_lines
+from roialign_cli.inputs.boxes.units import Numbers, Units
 from roialign_cli.inputs.images import ImageError, read_size
 from roialign_cli.types import BoxTable
-
-Numbers = npt.NDArray[np.float64]
 
 FIELDS = 6
 JUDGED_FILES = 200  # whose lines are looked at
@@ -26,24 +24,14 @@ FITTING_SHARE = 0.95  # of the boxes must lie in their images in the right layou
 SLACK = 0.02  # of the image's sides, by which boxes may reach out of it
 
 
-def _centred(n: Numbers) -> Numbers:
-    return np.stack(
-        [n[:, 0] - n[:, 2] / 2, n[:, 1] - n[:, 3] / 2, n[:, 0] + n[:, 2] / 2, n[:, 1] + n[:, 3] / 2], axis=1
-    )
-
-
-def _from_corner(n: Numbers) -> Numbers:
-    return np.concatenate([n[:, :2], n[:, :2] + n[:, 2:]], axis=1)
-
-
 # Corners of the boxes from the five numbers [R, 5] after the class.
 RELATIVE: Mapping[str, Callable[[Numbers], Numbers]] = {
-    "label cx cy w h score": lambda n: _centred(n[:, :4]),
-    "label score cx cy w h": lambda n: _centred(n[:, 1:]),
+    "label cx cy w h score": lambda n: Units("cxcywh").corners(n[:, :4]),
+    "label score cx cy w h": lambda n: Units("cxcywh").corners(n[:, 1:]),
 }
 PIXELS: Mapping[str, Callable[[Numbers], Numbers]] = {
     "label score x1 y1 x2 y2": lambda n: n[:, 1:],
-    "label score x y w h": lambda n: _from_corner(n[:, 1:]),
+    "label score x y w h": lambda n: Units("xywh").corners(n[:, 1:]),
 }
 YOLO = "label cx cy w h score"
 
