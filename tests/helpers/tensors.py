@@ -39,3 +39,13 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
         return float("inf")
     scale = expected.double().abs().max().clamp_min(1e-30)
     return float((found.double() - expected.double()).abs().max() / scale)
+
+
+def whole_cell_rois(count: int, scale: float) -> torch.Tensor:
+    """Return RoIs [count, 5] in whole pixels, of which each of 7 x 7 bins covers one to three whole cells, or nearly so.
+
+    With one rounding too few, the adaptive grid of some bins is denser than that of the reference.
+    """
+    corners = torch.randint(0, 500, (count, 2), generator=torch.Generator().manual_seed(0)).float()
+    cells = torch.randint(1, 4, (count, 2), generator=torch.Generator().manual_seed(1))
+    return torch.cat([torch.zeros(count, 1), corners, corners + (7 * cells / scale).round()], dim=1)

@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from roialign_cli.ops.cpu.jit import inlined, jit
+from roialign_cli.ops.cpu.jit import inlined, jit, rounded
 
 AVG, MAX, EXACT = 0, 1, 2
 NONE, MEAN, LARGEST = 0, 1, 2
@@ -142,7 +142,18 @@ def _fence(typing):
 # --- one axis: samples, or the integral, as weights of map cells ------------------------------------------------------
 
 
-@jit
+@rounded
+def _cut_axis(low, high, scale, aligned, bins, ratio):
+    """Return where a RoI begins along an axis, its extent, that of a bin, in map cells, and the samples per bin."""
+    offset = 0.5 if aligned else 0.0
+    start = low * scale - offset
+    extent = high * scale - offset - start
+    if not aligned:
+        extent = max(extent, 1.0)
+    return start, extent, extent / bins, float(ratio) if ratio > 0 else np.ceil(extent / bins)
+
+
+@rounded
 def _sample_axis(start, bin_size, grid, bins, size, ptr, at):
     """Write the clamped coordinates at[ptr[p]:ptr[p+1]] of the samples of bin p that lie in [-1, size], ascending.
 
@@ -158,7 +169,7 @@ def _sample_axis(start, bin_size, grid, bins, size, ptr, at):
             i = max(i, np.floor((-1.0 - begin) / step) - 1.0)
             stop = min(stop, np.ceil((size - begin) / step) + 1.0)
         for _ in range(int(max(stop - i, 0.0))):
-            sample = begin + (i + 0.5) * bin_size / grid
+            sample = begin + (i + 0.5) * step
             i += 1.0
             if -1.0 <= sample <= size and count < at.size:
                 at[count] = min(max(sample, 0.0), size - 1.0)
@@ -198,7 +209,7 @@ def _average_axis(grid, bins, size, sample_ptr, at, ptr, index, weight):
     ptr[bins] = count
 
 
-@jit
+@rounded
 def _exact_axis(start, bin_size, bins, size, ptr, index, weight):
     """Write the weights of the integral mean over each bin, the limit of infinitely many samples.
 
@@ -415,14 +426,8 @@ def _prepare_axes(work, roi, scale, level, geometry):
     """Fill the lists of both axes for one RoI; return its grid (y, x) and the number of distinct map columns it reads."""
     ph, pw, mode = geometry.ph, geometry.pw, geometry.mode
     height, width, stride_y = level[1], level[2], level[4]
-    offset = 0.5 if geometry.aligned else 0.0
-    x, y = roi[1] * scale - offset, roi[2] * scale - offset
-    roi_w, roi_h = roi[3] * scale - offset - x, roi[4] * scale - offset - y
-    if not geometry.aligned:
-        roi_w, roi_h = max(roi_w, 1.0), max(roi_h, 1.0)
-    bin_w, bin_h = roi_w / pw, roi_h / ph
-    grid_x = float(geometry.ratio) if geometry.ratio > 0 else np.ceil(bin_w)
-    grid_y = float(geometry.ratio) if geometry.ratio > 0 else np.ceil(bin_h)
+    x, _, bin_w, grid_x = _cut_axis(roi[1], roi[3], scale, geometry.aligned, pw, geometry.ratio)
+    y, _, bin_h, grid_y = _cut_axis(roi[2], roi[4], scale, geometry.aligned, ph, geometry.ratio)
     if mode != EXACT:
         _sample_axis(y, bin_h, grid_y, ph, height, work.y.sample_ptr, work.y.at)
         _sample_axis(x, bin_w, grid_x, pw, width, work.x.sample_ptr, work.x.at)
@@ -559,14 +564,8 @@ def product_lists(rows, table, maps, shape, moved, ptr, cells, weight):
             return i
         level = maps[levels[k]]
         height, width, scale = level[1], level[2], scales[levels[k]]
-        offset = 0.5 if aligned else 0.0
-        x, y = rois[k, 1] * scale - offset, rois[k, 2] * scale - offset
-        roi_w, roi_h = rois[k, 3] * scale - offset - x, rois[k, 4] * scale - offset - y
-        if not aligned:
-            roi_w, roi_h = max(roi_w, 1.0), max(roi_h, 1.0)
-        bin_w, bin_h = roi_w / pw, roi_h / ph
-        grid_x = float(ratio) if ratio > 0 else np.ceil(bin_w)
-        grid_y = float(ratio) if ratio > 0 else np.ceil(bin_h)
+        x, roi_w, bin_w, grid_x = _cut_axis(rois[k, 1], rois[k, 3], scale, aligned, pw, ratio)
+        y, roi_h, bin_h, grid_y = _cut_axis(rois[k, 2], rois[k, 4], scale, aligned, ph, ratio)
         y_count = 0
         for p in range(ph):
             for q in range(pw):

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torchvision
 from helpers.requests import make_request
-from helpers.tensors import layouts, make_rois, relative_error
+from helpers.tensors import layouts, make_rois, relative_error, whole_cell_rois
 
-from roialign_cli import roi_align
+from roialign_cli import deform_roi_align, roi_align
 from roialign_cli.ops import reference
 from roialign_cli.ops.cpu import run as cpu
 
@@ -53,6 +53,15 @@ def test_every_layout_gives_the_same(dtype: torch.dtype, output_size: tuple[int,
                 assert torch.equal(roi_align(maps, rois, output_size, mode=mode), expected), name
                 if name != "channels-last window":
                     assert torch.equal(expected, first), name
+
+
+@pytest.mark.parametrize("scale", [1 / 14, 0.1])
+def test_scales_that_are_no_powers_of_two(scale: float) -> None:
+    maps, rois = features(2, size=(60, 60)), whole_cell_rois(2000, scale)
+    expected = roi_align(maps.double(), rois, 7, spatial_scale=scale, kernel="reference")
+    assert relative_error(roi_align(maps, rois, 7, spatial_scale=scale), expected) < 1e-5
+    still = torch.zeros(len(rois), 2, 7, 7)
+    assert relative_error(deform_roi_align(maps, rois, still, 7, spatial_scale=scale), expected) < 1e-5
 
 
 @pytest.mark.parametrize("ratio", range(5))
