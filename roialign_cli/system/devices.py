@@ -38,10 +38,13 @@ def find_devices(names: str, processes: int = 0) -> tuple[torch.device, ...]:
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of one name. Raises ConfigError if the name is unknown or this machine lacks the device."""
+    """Return the device of one name, with a number if it is a CUDA device: without one, the first is meant.
+
+    Raises ConfigError if the name is unknown or this machine lacks the device.
+    """
     expected = "expected auto, cpu, cuda, cuda:all, cuda:0,2, mps or xpu"
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -53,7 +56,7 @@ def find_device(name: str) -> torch.device:
     if (device.index or 0) >= count:
         reason = f"this machine has {count} {device.type.upper()} devices"
         raise ConfigError("device-unknown", f"device: {expected}, found {name!r}: {reason}")
-    return device
+    return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def pooling_device(device: torch.device) -> torch.device:
