@@ -2,12 +2,13 @@
 
     python benchmarks/instructions.py [--source other.cu] [--capability 90] [--json benchmarks/results/instructions.json]
 
-The loops of the kernel are found by their jumps backwards, and told apart by what they do: the one that stores results, the
-one that loads cells, and those around it (columns of cells, bins, strips of bins). How often each runs follows from the
-boxes of the cases of benchmarks/cpu.py. An iteration counts the instructions on the shortest way through it; for a column
-that is still in registers, this way passes by the loop over its cells. Predicated instructions count whether or not they
-take effect, since they are issued. The part before the loops is left out, and so are lists too long for shared memory.
-Instructions say nothing of waiting for memory: they are a floor, not a time.
+The loops of the kernel are found by their jumps backwards, and told apart by what they do: the one that stores results 16 bytes
+at a time, the one over columns of cells, which loads the first four, the one inside of it for more of them, and those around
+it (bins, strips of bins). How often each runs follows from the boxes of the cases of benchmarks/cpu.py. An iteration of the
+loops over columns and cells counts all instructions, as for four cells; one of a loop around them those on the shortest way
+through it. Predicated instructions count whether or not they take effect, since they are issued. The part before the loops
+is left out, and so are lists too long for shared memory. Instructions say nothing of waiting for memory: they are a floor,
+not a time.
 """
 
 from __future__ import annotations
@@ -101,12 +102,12 @@ def disassemble(code: bytes) -> list[Line]:
     return found
 
 
-def shortest(lines: list[Line], begin: int, end: int, avoid: Loop | None = None) -> int:
-    """Return the number of instructions from a line to a later one, both included, not going through a loop."""
+def shortest(lines: list[Line], begin: int, end: int) -> int:
+    """Return the least number of instructions from a line to a later one, both included."""
     places = {line.label: i for i, line in enumerate(lines) if not line.opcode}
     steps = {begin: int(bool(lines[begin].opcode))}
     for i in range(begin, end):  # all jumps that do not go back go forward
-        if i not in steps or (avoid and avoid.first <= i <= avoid.last):
+        if i not in steps:
             continue
         line = lines[i]
         following = [] if line.always else [i + 1]
@@ -146,32 +147,28 @@ def walk(loops: list[Loop], path: tuple[Loop, ...] = ()) -> Iterator[tuple[Loop,
 class Kernel:
     """Hold the instructions of one iteration of each loop; strips, bins, columns and cells are nested.
 
-    `reused` is a column whose sum is at hand already, `columns` one that is summed; `store` is for one element.
+    `columns` sums up to four cells of a column, `cells` four more; `store` is for one element.
     """
 
     strips: float
     bins: float
-    reused: float
     columns: float
     cells: float
     store: float
 
 
-def find_kernel(code: bytes) -> tuple[Kernel, dict[str, Loop]]:
-    """Return the counts of a kernel in mode avg, and its loops by what they do."""
+def find_kernel(code: bytes, itemsize: int) -> tuple[Kernel, dict[str, Loop]]:
+    """Return the counts of a kernel in mode avg, and its loops by what they do; the output has elements of `itemsize` bytes."""
     lines = disassemble(code)
     paths = list(walk(find_loops(lines)))
-    strips, bins, columns, cells = max((path for path in paths if "LDG" in path[-1]), key=len)
-    # The compiler may make several loops of the store, of which most iterations run the one that is unrolled furthest.
-    stores = [path[-1] for path in paths if "STG" in path[-1] and "LDS" in path[-1] and "FADD" not in path[-1]]
-    store = max(stores, key=lambda loop: loop.count("STG"))
+    strips, bins, columns, cells = max((path for path in paths if "LDG" in path[-1]), key=len)[-4:]
+    (store,) = (path[-1] for path in paths if "STG.E.128" in path[-1])
 
     def around(loop: Loop, inner: Loop) -> int:
         return shortest(lines, loop.first, inner.first) + shortest(lines, inner.last, loop.last) - 1
 
     kernel = Kernel(
-        around(strips, bins), around(bins, columns), shortest(lines, columns.first, columns.last, cells),
-        around(columns, cells), len(cells.own), len(store.own) / store.count("STG"),
+        around(strips, bins), around(bins, columns), len(columns.own), len(cells.own), len(store.own) * itemsize / 16
     )  # fmt: skip
     return kernel, {"strips": strips, "bins": bins, "columns": columns, "cells": cells, "store": store}
 
@@ -192,12 +189,12 @@ def count(case: Case, dtype: torch.dtype, kernel: Kernel) -> dict[str, float]:
     blocks = launch.cut_into_blocks(
         case.rois, case.channels, size, size, vector, dtype.itemsize, PROCESSORS, launch.MAX_THREADS, False
     )
-    runs = dict.fromkeys(("strips", "bins", "reused", "columns", "cells"), 0.0)
+    runs = dict.fromkeys(("strips", "bins", "columns", "cells"), 0.0)
     rois = make(case)[1][:100].tolist()
     for _, x1, y1, x2, y2 in rois:
         y = entries(y1, y2, 1 / case.stride, size, case.ratio, case.height)
         x = entries(x1, x2, 1 / case.stride, size, case.ratio, case.width)
-        groups = sum(math.ceil(len(cells) / 4) for cells in y)
+        more = sum(max(math.ceil(len(cells) / 4) - 1, 0) for cells in y)
         cuts = [
             x[first : first + blocks.strip]
             for begin in range(0, size, blocks.columns)
@@ -207,8 +204,7 @@ def count(case: Case, dtype: torch.dtype, kernel: Kernel) -> dict[str, float]:
         runs["bins"] += size * size
         columns = sum(len(set(itertools.chain(*cut))) for cut in cuts)
         runs["columns"] += size * columns
-        runs["reused"] += size * (sum(map(len, x)) - columns)
-        runs["cells"] += groups * columns
+        runs["cells"] += more * columns
     elements = len(rois) * size * size * vector
     found = {name: number / elements * getattr(kernel, name) for name, number in runs.items()}
     found["store"] = kernel.store
@@ -225,7 +221,7 @@ def main() -> None:
     rows = []
     for dtype in (torch.float32, torch.bfloat16):
         defines = launch.specialise(dtype, "avg", launch.LOAD_BYTES // dtype.itemsize)
-        kernel, loops = find_kernel(nvrtc.compile_source(source, defines, options.capability).code)
+        kernel, loops = find_kernel(nvrtc.compile_source(source, defines, options.capability).code, dtype.itemsize)
         print(f"{dtype}: {kernel}")
         for name, loop in loops.items():
             kinds = ", ".join(f"{kind} {number}" for kind, number in loop.kinds.items() if number)

@@ -20,7 +20,7 @@ from roialign_cli.ops.request import REDUCTIONS, Request
 
 ELEMENTS = {torch.float32: "float", torch.float64: "double", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 MAX_LEVELS = 16
-MAX_THREADS = 256
+MAX_THREADS = 224
 MAX_GRID = 65535  # blocks along y and z
 WARP = 32
 LOAD_BYTES = 16  # the widest load of a thread
@@ -29,8 +29,9 @@ LIST_BYTES = 16 << 10
 MAX_SHARED_BYTES = 48 << 10  # that every device gives a block without being asked
 MAX_OFFSET = (1 << 30) - 1  # of a cell in its map, in vectors
 PLACE_BYTES = 8  # of a List
-AXIS_BYTES = 40
+AXIS_BYTES = 48
 MAX_BINS = 128  # of both axes of a block
+FEWEST_LANES = 8  # with which a block still reads whole cache lines of a map
 BUSY_THREADS = 128  # threads that a block should have even with few channels
 
 # The two records of roi_align.cu, field by field in the same order.
@@ -41,7 +42,7 @@ CALL = np.dtype([
     *((name, np.int64) for name in (
         "rois", "levels", "out",
         "rois_are_double", "level_count", "images", "channels", "ph", "pw", "ratio", "aligned", "reduce",
-        "lanes", "rows", "columns", "strip",
+        "lanes", "rows", "columns", "strip", "chunks",
         "y_capacity", "y_per_cell", "y_per_bin", "x_capacity", "x_per_cell", "x_per_bin",
     )),
 ])  # fmt: skip
@@ -49,13 +50,17 @@ CALL = np.dtype([
 
 @dataclass(frozen=True)
 class Blocks:
-    """Describe how the work is divided: a block computes rows x columns bins of one RoI and lanes * vector channels."""
+    """Describe how the work is divided.
+
+    A block computes rows x columns bins of one RoI, and `chunks` times lanes * vector channels, one chunk after the other.
+    """
 
     vector: int
     lanes: int
     rows: int
     columns: int
     strip: int
+    chunks: int
     threads: int
     grid: tuple[int, int, int]
 
@@ -100,7 +105,7 @@ def can_reduce(request: Request) -> bool:
     ph, pw = request.output_size
     return (
         ph + pw <= MAX_BINS
-        and tile_bytes(1, loaded_channels(request.maps), request.dtype.itemsize, ph * pw) <= TILE_BYTES
+        and tile_bytes(loaded_channels(request.maps) * ph * pw, request.dtype.itemsize) <= TILE_BYTES
     )
 
 
@@ -142,6 +147,7 @@ def plan_launch(request: Request, out: Tensor, processors: int, max_threads: int
         "level_count": len(maps), "images": maps[0].shape[0], "channels": channels, "ph": ph, "pw": pw,
         "ratio": request.sampling_ratio, "aligned": request.aligned, "reduce": REDUCTIONS.index(request.reduce),
         "lanes": blocks.lanes, "rows": blocks.rows, "columns": blocks.columns, "strip": blocks.strip,
+        "chunks": blocks.chunks,
         "y_capacity": y.capacity, "y_per_cell": y.per_cell, "y_per_bin": y.per_bin,
         "x_capacity": x.capacity, "x_per_cell": x.per_cell, "x_per_bin": x.per_bin,
     }  # fmt: skip
@@ -151,7 +157,7 @@ def plan_launch(request: Request, out: Tensor, processors: int, max_threads: int
         2 * AXIS_BYTES
         + entry * (y.capacity + x.capacity)
         + PLACE_BYTES * (blocks.rows + blocks.columns)
-        + tile_bytes(blocks.lanes, vector, written, blocks.rows * blocks.columns)
+        + tile_bytes(blocks.lanes * vector * blocks.rows * blocks.columns, written)
     )
     if shared > MAX_SHARED_BYTES:
         found = f"{shared} for {blocks}"
@@ -184,26 +190,32 @@ def cut_into_blocks(
     `size` is the bytes of an output element. `whole` puts all bins of a RoI into one block, with fewer channels if needed.
     """
     vectors = channels // vector
-    lanes = min(WARP, 1 << (vectors - 1).bit_length())
+    lanes = most_lanes = min(WARP, 1 << (vectors - 1).bit_length())
 
-    def fits(rows: int, columns: int) -> bool:
-        return rows + columns <= MAX_BINS and tile_bytes(lanes, vector, size, rows * columns) <= TILE_BYTES
+    def fits(rows: int, columns: int, lanes: int) -> bool:
+        return rows + columns <= MAX_BINS and tile_bytes(lanes * vector * rows * columns, size) <= TILE_BYTES
 
-    while whole and lanes > 1 and not fits(ph, pw):
+    # If it can, a block computes all bins of its channels: its output is one run of memory then. Many runs that begin
+    # anywhere in a sector of memory took three times as long on an H200.
+    while lanes > (1 if whole else FEWEST_LANES) and not fits(ph, pw, lanes):
         lanes //= 2
-    chunks = -(-vectors // lanes)
-    columns = next(n for n in (-(-pw // parts) for parts in range(1, pw + 1)) if fits(1, n))
-    rows = next(n for n in (-(-ph // parts) for parts in range(1, ph + 1)) if fits(n, columns))
+    if not fits(ph, pw, lanes):
+        lanes = most_lanes
+    per_block = min(WARP // lanes, -(-vectors // lanes))
+    chunks = -(-vectors // (lanes * per_block))
+    columns = next(n for n in (-(-pw // parts) for parts in range(1, pw + 1)) if fits(1, n, lanes))
+    rows = next(n for n in (-(-ph // parts) for parts in range(1, ph + 1)) if fits(n, columns, lanes))
     column_blocks = -(-pw // columns)
     while not whole and rows > 1 and rois * chunks * -(-ph // rows) * column_blocks < 2 * processors:
         rows = -(-rows // 2)
     strip = columns
     while strip > 1 and lanes * rows * -(-columns // strip) < BUSY_THREADS:
         strip = -(-strip // 2)
-    threads = -(-lanes * rows * -(-columns // strip) // WARP) * WARP
-    return Blocks(
-        vector, lanes, rows, columns, strip, min(threads, max_threads), (rois, chunks, -(-ph // rows) * column_blocks)
-    )
+    jobs = rows * -(-columns // strip)
+    at_once = -(-jobs // -(-jobs * lanes // max_threads))  # as many in the last round as in those before
+    threads = -(-lanes * at_once // WARP) * WARP
+    grid = (rois, chunks, -(-ph // rows) * column_blocks)
+    return Blocks(vector, lanes, rows, columns, strip, per_block, min(threads, max_threads), grid)
 
 
 def lists(mode: str, ratio: int, side: int, bins: int, most: int) -> Lists:
@@ -220,7 +232,7 @@ def lists(mode: str, ratio: int, side: int, bins: int, most: int) -> Lists:
     return Lists(min(capacity, most), per_cell, per_bin, capacity > most)
 
 
-def tile_bytes(lanes: int, vector: int, size: int, bins: int) -> int:
-    """Return the bytes of a tile, padded as `tile_index` in roi_align.cu does."""
-    padding = max(4 // size, 1) * (-(-lanes // 8))
-    return (lanes * vector * (bins | 1) + padding) * size
+def tile_bytes(elements: int, size: int) -> int:
+    """Return the bytes of a tile of output elements, padded as `tile_index` in elements.cuh does."""
+    group = 128 // size
+    return (elements + (elements // group + elements // (8 * group)) * max(4 // size, 1)) * size

@@ -79,7 +79,7 @@ def plan_list_launch(cells: Cells, lists: ListTensors, out: Tensor, max_threads:
     vectors = channels // vector
     lanes = min(WARP, 1 << (vectors - 1).bit_length())
     per_block = bins
-    while per_block > 1 and tile_bytes(lanes, vector, written, per_block) > TILE_BYTES:
+    while per_block > 1 and tile_bytes(lanes * vector * per_block, written) > TILE_BYTES:
         per_block = -(-per_block // 2)
     grid = (len(lists.rows), -(-vectors // lanes), -(-bins // per_block))
     if max(grid[1:]) > MAX_GRID:
@@ -98,7 +98,7 @@ def plan_list_launch(cells: Cells, lists: ListTensors, out: Tensor, max_threads:
         call[name] = value
     mode = "max" if cells.maximum else "avg"
     defines = specialise(maps[0].dtype, mode, vector, written=request.dtype)
-    return Launch(defines, grid, threads, tile_bytes(lanes, vector, written, per_block), call)
+    return Launch(defines, grid, threads, tile_bytes(lanes * vector * per_block, written), call)
 
 
 def _fill_levels(call: np.ndarray[tuple[()], np.dtype[np.void]], maps: Sequence[Tensor]) -> None:

@@ -41,7 +41,7 @@ __device__ inline void sum_entries(const Call &call, const char *origin, i64 fir
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256, 2) ENTRY(const __grid_constant__ Call call) {
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, 2) ENTRY(const __grid_constant__ Call call) {
     extern __shared__ double shared[];
     Written *const tile = reinterpret_cast<Written *>(shared);
     const int threads = blockDim.x, thread = threadIdx.x, lanes = call.lanes;
@@ -49,7 +49,6 @@ extern "C" __global__ void __launch_bounds__(256, 2) ENTRY(const __grid_constant
     const int first_channel = blockIdx.y * lanes * VECTOR, first_bin = (int)blockIdx.z * (int)call.bins_per_block;
     const int my_channels = min((int)call.channels - first_channel, lanes * VECTOR);
     const int my_bins = min((int)call.bins - first_bin, (int)call.bins_per_block);
-    const int pitch = (int)call.bins_per_block | 1;
 
     const int channel = thread % lanes * VECTOR;
     if (channel < my_channels) {
@@ -71,13 +70,11 @@ extern "C" __global__ void __launch_bounds__(256, 2) ENTRY(const __grid_constant
             } else {
                 sum_entries(call, map, first, stop, result);
             }
-            int place = tile_index(channel, b, pitch);
-            for (int c = 0; c < VECTOR; ++c, place += pitch) narrow(result[c], tile[place]);
+            for (int c = 0; c < VECTOR; ++c) narrow(result[c], tile[tile_index((channel + c) * my_bins + b)]);
         }
     }
     __syncthreads();
 
     Written *const out = static_cast<Written *>(call.out) + (k * call.channels + first_channel) * call.bins + first_bin;
-    for (int i = thread; i < my_channels * my_bins; i += threads)
-        out[i / my_bins * call.bins + i % my_bins] = tile[tile_index(i / my_bins, i % my_bins, pitch)];
+    store_tile(tile, out, my_channels, my_bins, call.bins);
 }

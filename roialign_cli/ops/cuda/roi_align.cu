@@ -30,7 +30,7 @@ struct Call {
     void *out;              // [K, C, PH, PW]
     i64 rois_are_double, level_count, images, channels, ph, pw, ratio, aligned;
     i64 reduce;                                // a Reduce; if not NONE, a block holds all bins and out is [K, C]
-    i64 lanes, rows, columns, strip;           // the shape of a block's work, chosen by the host
+    i64 lanes, rows, columns, strip, chunks;   // the shape of a block's work, chosen by the host
     // Shared memory for the lists of weights, in entries; a bin's list begins at the sum of what those before it can take
     i64 y_capacity, y_per_cell, y_per_bin, x_capacity, x_per_cell, x_per_bin;
 };
@@ -41,7 +41,7 @@ struct Call {
 // computes only a few dozen of them.
 
 struct Axis {
-    double start, bin, grid;  // bins of length `bin` from `start`, `grid` samples in each
+    double start, bin, grid, step;  // bins of length `bin` from `start`, `grid` samples in each, `step` apart
     i64 size, stride;         // cells of the map; vectors from one to the next
 };
 
@@ -51,42 +51,46 @@ struct List {
 };
 
 struct alignas(2 * sizeof(Sum)) Entry {
-    int offset;  // of the cell, in vectors (the host checks that they fit); along x, twice that plus the cell's parity
+    int offset;  // of the cell, in vectors (the host checks that they fit)
     Sum weight;  // of the cell; in mode MAX the distance from this cell to the next, 0 to 1
 };
 
 __device__ inline Axis make_axis(double low, double high, double scale, i64 bins, i64 ratio, bool aligned) {
     Axis axis;
-    // Rounded twice, as in the reference: a fused multiply-add would find a whole number of cells per bin to be a little
-    // more, and the adaptive grid would have one sample more. Scales such as 1/14 are no powers of two.
+    // Rounded twice, as in the reference, here and below: a fused multiply-add would find a whole number of cells per bin to be
+    // a little more, and the adaptive grid would have one sample more. Scales such as 1/14 are no powers of two.
     const double offset = aligned ? 0.5 : 0.0;
     axis.start = __dadd_rn(__dmul_rn(low, scale), -offset);
     double extent = __dadd_rn(__dadd_rn(__dmul_rn(high, scale), -offset), -axis.start);
     if (!aligned) extent = fmax(extent, 1.0);
     axis.bin = extent / bins;
     axis.grid = ratio > 0 ? (double)ratio : ceil(axis.bin);
+    axis.step = axis.bin / axis.grid;
     return axis;
 }
 
 __device__ inline double clamp(double at, i64 size) { return fmin(fmax(at, 0.0), size - 1.0); }
 
+// Where bin p begins.
+__device__ inline double edge(const Axis &axis, int p) { return __dadd_rn(axis.start, __dmul_rn(p, axis.bin)); }
+
 // The cell in which bin p begins, from -1 to the map's size.
 __device__ inline i64 cell_of(const Axis &axis, int p) {
-    return (i64)floor(fmin(fmax(axis.start + p * axis.bin, -1.0), (double)axis.size));
+    return (i64)floor(fmin(fmax(edge(axis, p), -1.0), (double)axis.size));
 }
 
 // Calls take(coordinate) for each sample of bin p in [-1, size], clamped, in ascending order.
 template <class Take>
 __device__ inline void visit_samples(const Axis &axis, int p, Take take) {
-    const double begin = axis.start + p * axis.bin;
-    const double step = axis.grid > 0.0 ? axis.bin / axis.grid : 0.0;
+    const double begin = edge(axis, p);
     double i = 0.0, stop = axis.grid;
-    if (step > 0.0) {  // skip samples outside of the map without visiting them: a huge box has too many
-        i = fmax(i, floor((-1.0 - begin) / step) - 1.0);
-        stop = fmin(stop, ceil((axis.size - begin) / step) + 1.0);
+    if (axis.step > 0.0 && (begin < -1.0 || begin + axis.bin > axis.size)) {
+        // Skip samples outside of the map without visiting them: a huge box has too many.
+        i = fmax(i, floor((-1.0 - begin) / axis.step) - 1.0);
+        stop = fmin(stop, ceil((axis.size - begin) / axis.step) + 1.0);
     }
     for (i64 left = stop > i ? (i64)(stop - i) : 0; left > 0; --left, i += 1.0) {
-        const double at = begin + (i + 0.5) * axis.bin / axis.grid;
+        const double at = __dadd_rn(begin, __dmul_rn(i + 0.5, axis.step));
         if (at >= -1.0 && at <= axis.size) take(clamp(at, axis.size));
     }
 }
@@ -95,7 +99,7 @@ __device__ inline void visit_samples(const Axis &axis, int p, Take take) {
 // and its integral is length times middle value. An empty bin counts as one sample.
 template <class Take>
 __device__ inline void visit_pieces(const Axis &axis, int p, Take take) {
-    const double begin = axis.start + p * axis.bin, end = axis.start + (p + 1) * axis.bin;
+    const double begin = edge(axis, p), end = edge(axis, p + 1);
     const double low = fmax(begin, -1.0), high = fmin(end, (double)axis.size);
     if (end <= begin) {
         if (begin >= -1.0 && begin <= axis.size) take(clamp(begin, axis.size), 1.0);
@@ -146,33 +150,44 @@ __device__ inline void visit(const Axis &axis, int p, Take take) {
 
 // --- the loops over cells -----------------------------------------------------------------------------------------------
 
+// The list of y of a row of bins: its first entries, which are most often all, are kept in registers.
+constexpr int HELD = 4;
+struct Rows {
+    int count;
+    const Entry *entries;
+    Entry held[HELD];
+};
+
 // The weighted sum down one column of cells, which is kept for the next bin; `offset` says which column it is.
 struct Column {
     int offset;
     Sum sum[VECTOR];
 };
 
-// Adds a column to a bin; sums down its cells, with four loads in flight, unless `column` is this one already.
-__device__ inline void add_column(const Vector *origin, const Entry *y, int count, Entry x, Column &column,
-                                  Sum (&result)[VECTOR]) {
-    constexpr int DEPTH = 4;
-    if (column.offset != x.offset) {
-        column.offset = x.offset;
-        for (int c = 0; c < VECTOR; ++c) column.sum[c] = 0;
-        for (int first = 0; first < count; first += DEPTH) {
-            Entry entry[DEPTH];
-            Vector cell[DEPTH];
+// Sums up a column of one or more cells, with four loads in flight.
+__device__ inline void sum_column(const Vector *origin, int x, const Rows &rows, Sum (&sum)[VECTOR]) {
+    Vector cell[HELD];
 #pragma unroll
-            for (int i = 0; i < DEPTH; ++i)
-                if (first + i < count) {
-                    entry[i] = y[first + i];
-                    cell[i] = origin[(x.offset >> 1) + entry[i].offset];
-                }
+    for (int i = 0; i < HELD; ++i)
+        if (i == 0 || i < rows.count) cell[i] = origin[x + rows.held[i].offset];
 #pragma unroll
-            for (int i = 0; i < DEPTH; ++i)
-                if (first + i < count) add_weighted(column.sum, entry[i].weight, cell[i]);
-        }
+    for (int c = 0; c < VECTOR; ++c) sum[c] = rows.held[0].weight * channel_of(cell[0], c);
+#pragma unroll
+    for (int i = 1; i < HELD; ++i)
+        if (i < rows.count) add_weighted(sum, rows.held[i].weight, cell[i]);
+#pragma unroll 1
+    for (int first = HELD; first < rows.count; first += HELD) {
+#pragma unroll
+        for (int i = 0; i < HELD; ++i)
+            if (first + i < rows.count) cell[i] = origin[x + rows.entries[first + i].offset];
+#pragma unroll
+        for (int i = 0; i < HELD; ++i)
+            if (first + i < rows.count) add_weighted(sum, rows.entries[first + i].weight, cell[i]);
     }
+}
+
+__device__ inline void add_column(Entry x, const Column &column, Sum (&result)[VECTOR]) {
+#pragma unroll
     for (int c = 0; c < VECTOR; ++c) result[c] += x.weight * column.sum[c];
 }
 
@@ -210,29 +225,134 @@ __device__ inline void pool_without_lists(const Vector *origin, const Axis (&axi
 #define ENTRY roi_align
 #endif
 
-// Blocks per multiprocessor that the registers must suffice for: with more, some variants would spill.
+// Blocks per multiprocessor that the registers must suffice for. With more, values would spill in the loops over cells; with
+// fewer, too few threads wait for memory at a time.
 #ifndef BLOCKS
-#define BLOCKS (LONG_LISTS ? 1 : 2)
+#define BLOCKS (LONG_LISTS ? 1 : 4)
 #endif
 
-extern "C" __global__ void __launch_bounds__(256, BLOCKS) ENTRY(const __grid_constant__ Call call) {
+// The bins of a block, and what its threads share.
+struct Block {
+    int first_row, first_column, rows, columns;
+    Axis (&axis)[2];  // y, x
+    Entry *y_entries, *x_entries;
+    List *y_lists, *x_lists;
+    Written *tile;
+};
+
+// Writes the list of one bin of an axis.
+__device__ inline void write_list(const Call &call, const Level &level, const double (&roi)[5], const Block &block, int bin,
+                                  bool is_x) {
+    const int first = is_x ? block.first_column : block.first_row;
+    const int capacity = is_x ? call.x_capacity : call.y_capacity;
+    Axis axis = make_axis(is_x ? roi[1] : roi[2], is_x ? roi[3] : roi[4], level.scale, is_x ? call.pw : call.ph, call.ratio,
+                          call.aligned);
+    axis.size = is_x ? level.width : level.height;
+    axis.stride = (is_x ? level.stride_x : level.stride_y) / (i64)sizeof(Vector);
+    if (bin == 0) block.axis[is_x] = axis;
+    Entry *const entries = is_x ? block.x_entries : block.y_entries;
+    List list;
+    list.first = (int)(cell_of(axis, first + bin) - cell_of(axis, first)) * (int)(is_x ? call.x_per_cell : call.y_per_cell) +
+                 bin * (int)(is_x ? call.x_per_bin : call.y_per_bin);
+    list.count = 0;
+    visit(axis, first + bin, [&](i64 cell, Sum weight) {
+        const int place = list.first + list.count++, offset = cell * axis.stride;
+        if (place < capacity) entries[place] = {offset, weight};
+    });
+    if (!LONG_LISTS) list.count = max(min(list.count, capacity - list.first), 0);  // holds by construction
+    (is_x ? block.x_lists : block.y_lists)[bin] = list;
+}
+
+// Pools the bins [begin, end) of row p, for the channels at `origin`, into the tile; `channel` is the first of these channels.
+__device__ inline void pool_strip(const Call &call, const Block &block, const Vector *origin, int channel, int p, int begin,
+                                  int end) {
+    const List y = block.y_lists[p];
+    const bool y_fits = y.first + y.count <= call.y_capacity;
+    Rows rows = {y.count, block.y_entries + y.first};
+#pragma unroll
+    for (int i = 0; i < HELD; ++i)
+        if (i < y.count && (!LONG_LISTS || y_fits)) rows.held[i] = rows.entries[i];
+    Column last, previous;
+    last.offset = previous.offset = -1;
+    for (int q = begin; q < end; ++q) {
+        const List x = block.x_lists[q];
+        Sum result[VECTOR] = {};
+        if constexpr (MODE == MAX) {  // samples outside of the map count as zeros, and so does a bin without samples
+            if (y.count > 0 && x.count > 0 && y.count == block.axis[0].grid && x.count == block.axis[1].grid)
+                for (int c = 0; c < VECTOR; ++c) result[c] = from_bits(0xff800000);
+        }
+        if (LONG_LISTS && !(y_fits && x.first + x.count <= call.x_capacity)) {
+            pool_without_lists(origin, block.axis, block.first_row + p, block.first_column + q, result);
+        } else if constexpr (MODE == MAX) {
+            for (int i = 0; i < y.count; ++i)
+                for (int j = 0; j < x.count; ++j) {
+                    const Entry row = block.y_entries[y.first + i], column = block.x_entries[x.first + j];
+                    raise_to_sample(origin + (row.offset + column.offset), row.weight, column.weight, block.axis, result);
+                }
+        } else {
+            // Neighbouring bins share at most two columns, which are the last ones so far.
+            const Entry *entry = block.x_entries + x.first;
+            int left = y.count > 0 ? x.count : 0;
+            if (left > 0 && entry->offset == previous.offset) add_column(*entry++, previous, result), --left;
+            if (left > 0 && entry->offset == last.offset) add_column(*entry++, last, result), --left;
+#pragma unroll 1
+            for (; left > 0; --left) {
+                previous = last;
+                const Entry column = *entry++;
+                last.offset = column.offset;
+                sum_column(origin, column.offset, rows, last.sum);
+                add_column(column, last, result);
+            }
+        }
+#pragma unroll
+        for (int c = 0; c < VECTOR; ++c)
+            narrow(result[c], block.tile[tile_index((channel + c) * block.rows * block.columns + p * block.columns + q)]);
+    }
+}
+
+// Writes the mean or the maximum over the bins of each channel.
+__device__ inline void store_reduced(const Call &call, const Block &block, Written *out, int channels) {
+    const int bins = block.rows * block.columns;
+    for (int channel = threadIdx.x; channel < channels; channel += blockDim.x) {
+        Sum total = widen(block.tile[tile_index(channel * bins)]);
+        for (int bin = 1; bin < bins; ++bin) {
+            const Sum value = widen(block.tile[tile_index(channel * bins + bin)]);
+            if (call.reduce == MEAN) total += value;
+            else if (value > total || value != value) total = value;
+        }
+        narrow(call.reduce == MEAN ? total / bins : total, out[channel]);
+    }
+}
+
+// Writes bins to the output [channels, PH, PW], of which `out` is the first.
+__device__ inline void store_bins(const Call &call, const Block &block, Written *out, int channels) {
+    const int bins = block.rows * block.columns, run = channels * block.columns;
+    if (block.columns == call.pw) {
+        store_tile(block.tile, out, channels, bins, call.ph * call.pw);
+        return;
+    }
+    for (int row = 0; row < block.rows; ++row)  // a block with a part of each row has few bins
+        for (int i = threadIdx.x; i < run; i += blockDim.x)
+            out[i / block.columns * call.ph * call.pw + row * call.pw + i % block.columns] =
+                block.tile[tile_index(i / block.columns * bins + row * block.columns + i % block.columns)];
+}
+
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, BLOCKS) ENTRY(const __grid_constant__ Call call) {
     extern __shared__ double shared[];
-    const int lanes = call.lanes, rows = call.rows, columns = call.columns;
-    const int threads = blockDim.x, thread = threadIdx.x;
+    const int lanes = call.lanes, threads = blockDim.x, thread = threadIdx.x;
 
-    // The RoI, its bins and channels of this block: RoIs vary fastest, so that one chunk of channels stays in the cache.
-    const int column_blocks = ((int)call.pw + columns - 1) / columns;
-    const int first_row = (int)blockIdx.z / column_blocks * rows, first_column = (int)blockIdx.z % column_blocks * columns;
-    const int first_channel = blockIdx.y * lanes * VECTOR;
+    // The RoI, and its bins and channels: RoIs vary fastest, so that the same channels stay in the cache.
     const i64 k = blockIdx.x;
-    const int my_rows = min((int)call.ph - first_row, rows), my_columns = min((int)call.pw - first_column, columns);
-    const int my_channels = min((int)call.channels - first_channel, lanes * VECTOR);
-    const int pitch = rows * columns | 1;
-
-    Axis(&axis)[2] = *reinterpret_cast<Axis(*)[2]>(shared);  // y, x
+    const int column_blocks = ((int)call.pw + (int)call.columns - 1) / (int)call.columns;
+    const int first_row = (int)blockIdx.z / column_blocks * (int)call.rows;
+    const int first_column = (int)blockIdx.z % column_blocks * (int)call.columns;
+    Axis(&axis)[2] = *reinterpret_cast<Axis(*)[2]>(shared);
     Entry *const y_entries = reinterpret_cast<Entry *>(&axis + 1), *const x_entries = y_entries + call.y_capacity;
-    List *const y_lists = reinterpret_cast<List *>(x_entries + call.x_capacity), *const x_lists = y_lists + rows;
-    Written *const tile = reinterpret_cast<Written *>(x_lists + columns);
+    List *const y_lists = reinterpret_cast<List *>(x_entries + call.x_capacity), *const x_lists = y_lists + call.rows;
+    const Block block = {
+        first_row, first_column, (int)min(call.ph - first_row, call.rows), (int)min(call.pw - first_column, call.columns), axis,
+        y_entries, x_entries, y_lists, x_lists, reinterpret_cast<Written *>(x_lists + call.columns),
+    };
 
     // An invalid row gives NaN, and nothing is read at an address that depends on it.
     double roi[5];
@@ -246,108 +366,36 @@ extern "C" __global__ void __launch_bounds__(256, BLOCKS) ENTRY(const __grid_con
 #pragma unroll
     for (int i = 1; i < 5; ++i) valid = valid && roi[i] - roi[i] == 0;  // neither NaN nor infinite
     const Level &level = call.level[valid ? level_index : 0];
+    const char *const image = level.address + (valid ? (i64)roi[0] : 0) * level.stride_n;
 
-    if (valid) {
-        if (thread == 0) {
-            axis[0] = make_axis(roi[2], roi[4], level.scale, call.ph, call.ratio, call.aligned);
-            axis[0].size = level.height, axis[0].stride = level.stride_y / (i64)sizeof(Vector);
-            axis[1] = make_axis(roi[1], roi[3], level.scale, call.pw, call.ratio, call.aligned);
-            axis[1].size = level.width, axis[1].stride = level.stride_x / (i64)sizeof(Vector);
-        }
-        __syncthreads();
-        for (int i = thread; i < my_rows + my_columns; i += threads) {
-            const bool is_x = i >= my_rows;
-            const int local = is_x ? i - my_rows : i, first = is_x ? first_column : first_row;
-            Entry *const entries = is_x ? x_entries : y_entries;
-            const int capacity = is_x ? call.x_capacity : call.y_capacity;
-            List list;
-            list.first = (int)(cell_of(axis[is_x], first + local) - cell_of(axis[is_x], first)) *
-                             (int)(is_x ? call.x_per_cell : call.y_per_cell) +
-                         local * (int)(is_x ? call.x_per_bin : call.y_per_bin);
-            list.count = 0;
-            visit(axis[is_x], first + local, [&](i64 cell, Sum weight) {
-                const int place = list.first + list.count++, offset = cell * axis[is_x].stride;
-                if (place < capacity) entries[place] = {is_x ? 2 * offset + (int)(cell & 1) : offset, weight};
-            });
-            if (!LONG_LISTS) list.count = max(min(list.count, capacity - list.first), 0);  // holds by construction
-            (is_x ? x_lists : y_lists)[local] = list;
-        }
-        __syncthreads();
-
-        const int lane = thread % lanes, channel = lane * VECTOR;
-        const int strip = call.strip, strips = (my_columns + strip - 1) / strip;
-        const Vector *const origin = reinterpret_cast<const Vector *>(
-            level.address + (i64)roi[0] * level.stride_n + (first_channel + channel) * level.stride_c);
-        if (channel < my_channels) {
-            for (int job = thread / lanes; job < my_rows * strips; job += threads / lanes) {
-                const int p = job / strips, begin = job % strips * strip, end = min(begin + strip, my_columns);
-                const List y = y_lists[p];
-                const bool y_fits = y.first + y.count <= call.y_capacity;
-                Column even, odd;
-                even.offset = odd.offset = -1;
-                for (int q = begin; q < end; ++q) {
-                    const List x = x_lists[q];
-                    Sum result[VECTOR] = {};
-                    if constexpr (MODE == MAX) {  // samples outside of the map count as zeros, and so does a bin without samples
-                        if (y.count > 0 && x.count > 0 && y.count == axis[0].grid && x.count == axis[1].grid)
-                            for (int c = 0; c < VECTOR; ++c) result[c] = from_bits(0xff800000);
-                    }
-                    if (LONG_LISTS && !(y_fits && x.first + x.count <= call.x_capacity)) {
-                        pool_without_lists(origin, axis, first_row + p, first_column + q, result);
-                    } else if constexpr (MODE == MAX) {
-                        for (int i = 0; i < y.count; ++i)
-                            for (int j = 0; j < x.count; ++j) {
-                                const Entry row = y_entries[y.first + i], column = x_entries[x.first + j];
-                                raise_to_sample(origin + (row.offset + (column.offset >> 1)), row.weight, column.weight, axis,
-                                                result);
-                            }
-                    } else {
-                        // Neighbouring bins share at most two columns, of neighbouring cells: one even, one odd.
-                        for (int i = 0; i < x.count; ++i) {
-                            const Entry entry = x_entries[x.first + i];
-                            if (entry.offset & 1)
-                                add_column(origin, y_entries + y.first, y.count, entry, odd, result);
-                            else
-                                add_column(origin, y_entries + y.first, y.count, entry, even, result);
-                        }
-                    }
-                    int place = tile_index(channel, p * my_columns + q, pitch);
-                    for (int c = 0; c < VECTOR; ++c, place += pitch) narrow(result[c], tile[place]);
-                }
-            }
-        }
-    } else {
-        const int last = tile_index(my_channels - 1, my_rows * my_columns - 1, pitch);
-        for (int i = thread; i <= last; i += threads) narrow((Sum)from_bits(0x7fc00000), tile[i]);
-    }
+    if (valid)
+        for (int i = thread; i < block.rows + block.columns; i += threads)
+            write_list(call, level, roi, block, i < block.rows ? i : i - block.rows, i >= block.rows);
     __syncthreads();
 
-    const int bins = my_rows * my_columns;
-    if (call.reduce != NONE) {
-        Written *const out = static_cast<Written *>(call.out) + k * call.channels + first_channel;
-        for (int channel = thread; channel < my_channels; channel += threads) {
-            Sum total = widen(tile[tile_index(channel, 0, pitch)]);
-            for (int bin = 1; bin < bins; ++bin) {
-                const Sum value = widen(tile[tile_index(channel, bin, pitch)]);
-                if (call.reduce == MEAN) total += value;
-                else if (value > total || value != value) total = value;
+    const int chunk = lanes * VECTOR, strips = (block.columns + (int)call.strip - 1) / (int)call.strip;
+    const int begin = blockIdx.y * (int)call.chunks * chunk, end = min(begin + (int)call.chunks * chunk, (int)call.channels);
+    for (int first_channel = begin; first_channel < end; first_channel += chunk) {
+        const int channels = min((int)call.channels - first_channel, chunk), channel = thread % lanes * VECTOR;
+        if (!valid) {
+            for (int i = thread; i < channels * block.rows * block.columns; i += threads)
+                narrow((Sum)from_bits(0x7fc00000), block.tile[tile_index(i)]);
+        } else if (channel < channels) {
+            const Vector *const origin =
+                reinterpret_cast<const Vector *>(image + (first_channel + channel) * level.stride_c);
+            for (int job = thread / lanes; job < block.rows * strips; job += threads / lanes) {
+                const int q = job / block.rows * (int)call.strip;
+                pool_strip(call, block, origin, channel, job % block.rows, q, min(q + (int)call.strip, block.columns));
             }
-            narrow(call.reduce == MEAN ? total / bins : total, out[channel]);
         }
-        return;
-    }
-
-    // The tile, channel by channel: neighbouring threads write neighbouring bins, and each thread keeps its bin, so that only
-    // the channel changes from one element to the next. As many channels are written at a time as the threads suffice for.
-    Written *const out = static_cast<Written *>(call.out) + (k * call.channels + first_channel) * call.ph * call.pw +
-                         first_row * call.pw + first_column;
-    const int group = min(bins, threads), groups = threads / group, first = thread / group;
-    const i64 step = groups * call.ph * call.pw;
-    for (int bin = thread % group; bin < bins && first < groups; bin += group) {
-        const int skipped = bin / my_columns * ((int)call.pw - my_columns);
-        Written *to = out + first * call.ph * call.pw + bin + skipped;
-#pragma unroll 4
-        for (int channel = first; channel < my_channels; channel += groups, to += step)
-            *to = tile[tile_index(channel, bin, pitch)];
+        __syncthreads();
+        Written *const out = static_cast<Written *>(call.out);
+        const i64 row = k * call.channels + first_channel;
+        if (call.reduce != NONE) {
+            store_reduced(call, block, out + row, channels);
+        } else {
+            store_bins(call, block, out + row * call.ph * call.pw + first_row * call.pw + first_column, channels);
+        }
+        __syncthreads();  // before the tile is written again
     }
 }

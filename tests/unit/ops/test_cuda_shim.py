@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers.cuda_shim import LAUNCHES, Shim
 from helpers.requests import make_request
-from helpers.tensors import layouts, make_rois, relative_error
+from helpers.tensors import layouts, make_rois, relative_error, whole_cell_rois
 
 from roialign_cli.ops.cuda import launch
 from roialign_cli.ops.dispatch import KERNELS
@@ -88,12 +88,7 @@ def test_equals_the_reference(shim: Shim, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("scale", [1 / 14, 0.1])
 def test_scales_that_are_no_powers_of_two(shim: Shim, scale: float) -> None:
-    """Bins of whole cells have a sample per cell; one rounding too few makes the grid of some denser."""
-    maps = features(4, size=(60, 60))
-    corners = torch.randint(0, 500, (300, 2), generator=torch.Generator().manual_seed(0)).float()
-    cells = torch.randint(1, 4, (300, 2), generator=torch.Generator().manual_seed(1))
-    rois = torch.cat([torch.zeros(300, 1), corners, corners + (7 * cells / scale).round()], dim=1)
-    check(shim, [make(maps, rois, (7, 7), scales=[scale])])
+    check(shim, [make(features(4, size=(60, 60)), whole_cell_rois(300, scale), (7, 7), scales=[scale])])
 
 
 @pytest.mark.parametrize("mode", MODES)
