@@ -17,8 +17,6 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from roialign_cli.system.device_queue import upload
-
 TILE_SIDE = 16  # cells; smaller tiles follow the RoIs more closely, larger ones read fewer border cells twice
 MAX_TILED_SHARE = 0.6  # share of a map in tiles that are read; above it, convolving the whole map is faster
 
@@ -111,8 +109,8 @@ class OnDemand(nn.Module):
     """A traced model with named output maps that computes little more of them than RoIs read.
 
     A map that no RoI reads is skipped, with every operation that only it needs. Where a map is the output of a 3 x 3
-    convolution, as are the levels of a feature pyramid (a third of the work of a ResNet-50 with a pyramid), only the
-    tiles of the map that RoIs touch are convolved; the rest of the map is zero.
+    convolution, as are the levels of a feature pyramid (a third of the work of a ResNet-50 with a pyramid), the CPU
+    convolves only the tiles of the map that RoIs touch; the rest of the map is zero.
     """
 
     def __init__(self, model: fx.GraphModule, *, compiled: bool = False) -> None:
@@ -145,7 +143,9 @@ class OnDemand(nn.Module):
             if name in self._final_convolutions:
                 convolution = self.model.get_submodule(self._final_convolutions[name])
                 assert isinstance(convolution, nn.Conv2d)
-                maps[name] = _convolve_tiles(maps[name], convolution, reads[name])
+                # A GPU convolves the whole map while the host would still list the tiles.
+                tiled = images.device.type == "cpu"
+                maps[name] = _convolve_tiles(maps[name], convolution, reads[name]) if tiled else convolution(maps[name])
         return maps
 
     def _subgraph(self, names: tuple[str, ...]) -> nn.Module:
@@ -187,8 +187,7 @@ def _convolve_tiles(features: Tensor, convolution: nn.Conv2d, reads: Tensor) -> 
     if touched.float().mean() > MAX_TILED_SHARE:
         whole: Tensor = convolution(features)
         return whole
-    # Positions in place of a mask, by which indexing would wait for a device to count them.
-    image, row, column = upload(touched.nonzero(), features.device).unbind(1)
+    image, row, column = touched.nonzero().unbind(1)
     padded = functional.pad(features, (1, columns * TILE_SIDE - width + 1, 1, rows * TILE_SIDE - height + 1))
     tiles = padded.unfold(2, TILE_SIDE + 2, TILE_SIDE).unfold(3, TILE_SIDE + 2, TILE_SIDE)
     tiles = tiles.permute(0, 2, 3, 4, 5, 1)[image, row, column]

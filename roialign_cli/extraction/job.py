@@ -29,7 +29,9 @@ from roialign_cli.types import Plan
 
 # Of a GPU, for each time that a batch has the pixels of a batch on the CPU. A ResNet-50 with a pyramid takes a tenth of it.
 BATCH_MEMORY_BYTES = 8 << 30
-GPU_BATCH_IMAGES = 32  # at most
+GPU_BATCH_IMAGES = (
+    8  # at most; more keep a GPU no busier, but it waits longer for the first batch and the disk for the last
+)
 
 
 @dataclass(frozen=True)

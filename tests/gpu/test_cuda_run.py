@@ -2,40 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers.cuda_waits import no_waiting
 from helpers.sample_data import SAMPLE_BOXES, SAMPLE_IMAGES
 from helpers.tensors import make_rois, relative_error
 
 from roialign_cli import FeatureFile, extract, roi_align
 from roialign_cli.backbones.base import Preprocessing
+from roialign_cli.config import load
+from roialign_cli.extraction.benchmark import make_job
+from roialign_cli.extraction.job import pending_batches
+from roialign_cli.extraction.worker import BatchWorker
 from roialign_cli.regions.preprocessing import prepare
 from roialign_cli.store.check import check
+from roialign_cli.store.output import open_output
+from roialign_cli.system.device_queue import open_queue
 
 pytestmark = pytest.mark.gpu
 
 
-@pytest.fixture
-def no_waiting(device: torch.device) -> Iterator[None]:
-    """Let torch raise an error where an operator waits for the device."""
-    torch.cuda.set_sync_debug_mode("error")
-    yield
-    torch.cuda.set_sync_debug_mode("default")
-
-
 @pytest.mark.parametrize("backbone", ["gabor", "fasterrcnn_resnet50_fpn"])
-def test_a_run_does_not_wait_and_equals_the_cpu(
-    backbone: str, device: torch.device, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_a_run_does_not_wait_and_equals_the_cpu(backbone: str, device: torch.device, tmp_path: Path) -> None:
     given = {"backbone": backbone, "weights": "DEFAULT" if backbone == "gabor" else "random:0", "batch_size": 1}
     extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "cpu.h5", device="cpu", **given)
-    extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "first.h5", device=str(device), **given)  # compiles, allocates
-    request.getfixturevalue("no_waiting")
-    extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "cuda.h5", device=str(device), **given)
+    extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "first.h5", **given)  # compiles, allocates
+    job = make_job(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "cuda.h5", load(None, given))
+    assert job.devices == (device,)
+    open_output(job.output, job.plan, job.layout, overwrite=True)
+    done = np.zeros(job.plan.images, np.bool_)
+    worker = BatchWorker(job, open_queue(device), done, lambda _: None)  # moves the model, for which it waits
+    with no_waiting():
+        worker.run(pending_batches(job, done), lambda: False)
     with FeatureFile(tmp_path / "cpu.h5") as cpu, FeatureFile(tmp_path / "cuda.h5") as cuda:
         assert check(cuda).problems == []
         assert cuda.status.all()
