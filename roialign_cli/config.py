@@ -50,6 +50,7 @@ MAX_SAMPLING_RATIO = 1024
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 ContextScale = Annotated[float, msgspec.Meta(ge=0.01, le=100)]
 SamplingRatio = Annotated[int, msgspec.Meta(ge=0, le=MAX_SAMPLING_RATIO)]
 
@@ -86,6 +87,10 @@ class Settings:
     max_boxes: NonNegativeInt = 0  # per image; 0: all
     crowd: bool = True  # keep boxes that COCO marks as iscrowd
     grid: str = ""  # ROWSxCOLUMNS boxes on every image, instead of a box file
+    detect: bool = False  # boxes that the backbone's own detector finds, instead of a box file
+    proposals: bool = False  # its proposals, before its box head
+    nms: Share = 0.5  # intersection over union above which the detector drops the box with the lower score
+    class_agnostic: bool = False  # between boxes of different classes, too
     canonical_level: NonNegativeInt = 4  # k0 in Eq. 1 of arXiv:1612.03144: the level of a box of canonical_size
     canonical_size: PositiveInt = 224  # pixels
     decoder: Decoder = "pillow"  # of images; auto: torchcodec if it is installed
@@ -119,6 +124,11 @@ HEADS: Mapping[str, Mapping[str, object]] = {  # default settings of each head; 
     "box": {"sampling_ratio": 2, "aligned": False},  # the values that torchvision's box heads were trained with
     "c5": {"output_size": (14, 14)},  # POOLER_RESOLUTION of detectron2's C4 models
 }
+# Likewise, of a detector, for its boxes and its proposals: those of torchvision's Faster R-CNN.
+DETECTION: Mapping[bool, Mapping[str, object]] = {
+    False: {"min_score": 0.05, "max_boxes": 100},
+    True: {"max_boxes": 1000, "nms": 0.7},
+}
 REGIONS: Mapping[str, Mapping[str, object]] = {"mask": {"mode": "exact"}}  # likewise, of each kind of region
 REGION_LIMITS: Mapping[str, Mapping[str, tuple[object, ...]]] = {  # the values that settings may have with a kind of region
     "rotated": {"kernel": ("auto", "cpu", "cuda")},
@@ -131,6 +141,10 @@ REGION_LIMITS: Mapping[str, Mapping[str, tuple[object, ...]]] = {  # the values 
 DEFORM_LIMITS: Mapping[str, tuple[object, ...]] = {  # likewise, with a head that moves bins
     "region": ("box",), "mode": ("avg", "exact"), "levels": ("assign",), "output_sizes": ((),),
     "kernel": ("auto", "cpu", "cuda"),
+}  # fmt: skip
+DETECT_LIMITS: Mapping[str, tuple[object, ...]] = {  # likewise, with a detector
+    "region": ("box",), "deform": ("",), "grid": ("",), "head": ("none", "box"), "clip": (False,), "labels": ((),),
+    "min_size": (0.0,),
 }  # fmt: skip
 INPUT_KEYS = frozenset({"images", "boxes", "output"})  # of a configuration, which `extract` reads beside the settings
 SETTING_NAMES = [field.name for field in dataclasses.fields(Settings)]
@@ -148,7 +162,13 @@ def load(config: str | None, given: Mapping[str, object], *, others: frozenset[s
         merged.update(_split_sizes(_check_keys(values, str(find_config(config)))))
     values = {name: value for name, value in _check_keys(given, "settings").items() if value is not None}
     merged.update(_split_sizes(values))
-    merged = {**HEADS.get(str(merged.get("head")), {}), **REGIONS.get(str(merged.get("region")), {}), **merged}
+    detection = DETECTION[bool(merged.get("proposals"))] if merged.get("detect") else {}
+    merged = {
+        **HEADS.get(str(merged.get("head")), {}),
+        **REGIONS.get(str(merged.get("region")), {}),
+        **detection,
+        **merged,
+    }
     return _validate({name: _normalise(name, value) for name, value in merged.items()})
 
 
@@ -318,6 +338,7 @@ def _validate(values: dict[str, object]) -> Settings:
             raise ConfigError("config-value", message, "pip install 'roialign[codec]'")
         settings = dataclasses.replace(settings, decoder="torchcodec" if installed else "pillow")
     _check_region(settings)
+    _check_detection(settings)
     if settings.head != "none":
         require_one_size(settings, f"head {settings.head}")
     if settings.head != "none" and settings.reduce != "none":
@@ -343,6 +364,7 @@ def _check_region(settings: Settings) -> None:
     """Raise ConfigError if a setting makes no sense with the kind of region that is pooled, or with bins that are moved."""
     limits = [(REGION_LIMITS.get(settings.region, {}), f"region {settings.region}")]
     limits += [(DEFORM_LIMITS, "deform")] if settings.deform else []
+    limits += [(DETECT_LIMITS, "detect")] if settings.detect else []
     for allowed_by_name, what in limits:
         for name, allowed in allowed_by_name.items():
             value = getattr(settings, name)
@@ -350,6 +372,21 @@ def _check_region(settings: Settings) -> None:
                 choices = [str(choice) for choice in allowed if choice != ()] or ["none"]
                 expected = " or ".join(part for part in (", ".join(choices[:-1]), choices[-1]) if part)
                 raise ConfigError("config-value", f"{name}: expected {expected} with {what}, found {_shown(value)}")
+
+
+def _check_detection(settings: Settings) -> None:
+    """Raise ConfigError if settings of a detector are given without one, or contradict each other."""
+    if not settings.detect:
+        for name in ("proposals", "nms", "class_agnostic"):
+            if getattr(settings, name) != getattr(Settings, name):
+                raise ConfigError("config-value", f"{name}: expected detect with it, found none", "--detect")
+        return
+    if settings.max_boxes == 0:
+        raise ConfigError("config-value", "max_boxes: expected at least 1 with detect, found 0")
+    if settings.proposals and settings.head != "none":
+        raise ConfigError("config-value", f"head: expected none with proposals, found {settings.head!r}")
+    if settings.proposals and settings.class_agnostic:
+        raise ConfigError("config-value", "class_agnostic: expected no proposals with it, which have no classes")
 
 
 def _shown(value: object) -> str:

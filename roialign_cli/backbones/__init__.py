@@ -102,6 +102,9 @@ def _load(settings: Settings) -> Backbone:
     if settings.head == "box" and kind != "detection":
         message = f"{settings.backbone}: head: expected a detection model, which has a box head, found another model"
         raise BackboneError("backbone-head", message, "--backbone fasterrcnn_resnet50_fpn")
+    if settings.detect and kind != "detection":
+        message = f"{settings.backbone}: detect: expected a detection model, found another model"
+        raise BackboneError("backbone-detect", message, "--backbone fasterrcnn_resnet50_fpn")
     if settings.head == "c5" and kind != "classification":
         message = f"{settings.backbone}: head: expected a ResNet, which has a stage C5, found another model"
         raise BackboneError("backbone-head", message, "--backbone resnet101")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from roialign_cli.backbones.optimize import OnDemand
 from roialign_cli.config import Resize, Settings, parse_resize
 from roialign_cli.system.devices import pooling_device
+
+if TYPE_CHECKING:
+    from roialign_cli.backbones.detector import Detections, Detector
 
 Levels = tuple[Tensor | None, ...]  # one map [N, C, H, W] per level, or None if it was not requested
 Maps = tuple[Levels, ...]  # one entry per layer
@@ -60,11 +63,12 @@ class Backbone:
     head_channels: int = 0
     deform: nn.Module | None = None  # maps region features to offsets of their bins, see `backbones.deform`
     deform_sha256: str = ""
+    detector: Detector | None = None  # finds boxes on the maps
 
     def to(self, device: torch.device) -> None:
         """Move the model, as channels-last, to a device, and heads, if there are some, to where its maps are pooled."""
         self.model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-        for head in (self.head, self.deform):
+        for head in (self.head, self.deform, self.detector):
             if head is not None:
                 head.to(pooling_device(device))
 
@@ -74,31 +78,55 @@ class Backbone:
         `precision` says how convolutions and matrix products are computed: float32 exactly so, tf32, or as a dtype of autocast.
         The maps are on the device that pools them.
         """
-        maps = self._compute(images, precision, reads)
-        device = pooling_device(images.device)
-        if device == images.device:
-            return maps
-        return tuple(tuple(m if m is None else m.to(device) for m in levels) for levels in maps)
-
-    def _compute(self, images: Tensor, precision: str, reads: Reads | None) -> Maps:
-        """Return the maps, on the device of the images."""
-        dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
-        autocast = torch.autocast(images.device.type, dtype, enabled=dtype != torch.float32)
-        with autocast, float32_products(tf32=precision == "tf32"):
-            if not isinstance(self.model, OnDemand):  # one map per layer
+        if not isinstance(self.model, OnDemand):  # one map per layer
+            with _computed_in(images.device, precision):
                 maps = self.model(images)
-                return tuple((features,) for features in (maps if isinstance(maps, list) else [maps]))
-            names = iter(self.model.names)
-            names_by_layer = [[next(names) for _ in layer.strides] for layer in self.layers]
-            reads_by_name = None
-            if reads is not None:
-                reads_by_name = {
-                    level_names[level]: cells
-                    for level_names, layer_reads in zip(names_by_layer, reads, strict=True)
-                    for level, cells in layer_reads.items()
-                }
-            maps_by_name = self.model(images, reads_by_name)
-        return tuple(tuple(maps_by_name.get(name) for name in level_names) for level_names in names_by_layer)
+            return tuple((self._moved(features),) for features in (maps if isinstance(maps, list) else [maps]))
+        names = self._names_by_layer()
+        reads_by_name = None
+        if reads is not None:
+            reads_by_name = {
+                level_names[level]: cells
+                for level_names, layer_reads in zip(names, reads, strict=True)
+                for level, cells in layer_reads.items()
+            }
+        return self._by_layer(self._compute(images, precision, reads_by_name))
+
+    def with_detections(self, images: Tensor, precision: str, size: tuple[int, int]) -> tuple[Maps, list[Detections]]:
+        """Return the maps of every layer and what the detector finds on the same maps of each image.
+
+        size: (height, width) of the images in the network input, before padding.
+        """
+        assert self.detector is not None
+        maps = self._compute(images, precision, None)
+        return self._by_layer(maps), self.detector(images, maps, size)
+
+    def _names_by_layer(self) -> list[list[str]]:
+        """Return the model's names of the levels of each layer; maps that only the detector reads come after them."""
+        assert isinstance(self.model, OnDemand)
+        names = iter(self.model.names)
+        return [[next(names) for _ in layer.strides] for layer in self.layers]
+
+    def _by_layer(self, maps: Mapping[str, Tensor]) -> Maps:
+        return tuple(tuple(maps.get(name) for name in level_names) for level_names in self._names_by_layer())
+
+    def _compute(self, images: Tensor, precision: str, reads: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Return maps by name."""
+        with _computed_in(images.device, precision):
+            maps = self.model(images, reads)
+        return {name: self._moved(features) for name, features in maps.items()}
+
+    def _moved(self, features: Tensor) -> Tensor:
+        """Return a map on the device that pools it."""
+        return features.to(pooling_device(features.device))
+
+
+@contextmanager
+def _computed_in(device: torch.device, precision: str) -> Iterator[None]:
+    """Compute convolutions and matrix products in a precision, see `Backbone.__call__`."""
+    dtype = torch.float32 if precision == "tf32" else getattr(torch, precision)
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32), float32_products(tf32=precision == "tf32"):
+        yield
 
 
 @contextmanager

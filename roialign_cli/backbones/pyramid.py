@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 from roialign_cli.backbones.base import Backbone, Layer, Preprocessing, resolve_resize
+from roialign_cli.backbones.detector import Detector
 from roialign_cli.backbones.measure import measure_maps
 from roialign_cli.backbones.optimize import OnDemand, fold
 from roialign_cli.backbones.weights import Weights, load_matching, load_part, state_sha256
@@ -20,10 +22,15 @@ PYRAMID = "fpn"
 PAPER_NAMES = tuple(f"P{level}" for level in range(2, 8))
 
 
+def all_level_names(backbone: nn.Module) -> list[str]:
+    """Return the names of the levels, finest first."""
+    with torch.inference_mode():
+        return list(backbone(torch.zeros(1, 3, 64, 64)))
+
+
 def level_names(backbone: nn.Module) -> list[str]:
     """Return the names of the levels, finest first, without `pool`, which only the proposal network uses."""
-    with torch.inference_mode():
-        return [key for key in backbone(torch.zeros(1, 3, 64, 64)) if key != "pool"]
+    return [key for key in all_level_names(backbone) if key != "pool"]
 
 
 def paper_names(backbone: Any) -> dict[str, str]:
@@ -31,6 +38,12 @@ def paper_names(backbone: Any) -> dict[str, str]:
     keys = level_names(backbone)
     measured = measure_maps(Pyramid(backbone, {key: key for key in keys}), multiple=32)
     return {f"P{stride.bit_length() - 1}": key for key, (_, stride) in measured.items()}
+
+
+def class_count(state: Mapping[str, Tensor] | None) -> int | None:
+    """Return the number of classes, with the background, of weights of a two-stage detector; None for other weights."""
+    scores = (state or {}).get("roi_heads.box_predictor.cls_score.bias")
+    return None if scores is None else len(scores)
 
 
 class Pyramid(nn.Module):
@@ -60,6 +73,12 @@ def load(settings: Settings, whole: Any, weights: Weights) -> Backbone:
             known = f"expected {PYRAMID}, {', '.join(levels)}, or P2 to P6"
             raise BackboneError("layer-unknown", f"{settings.backbone}: {known}, found {layer!r}")
     names = {f"{layer}/{key}": key for layer in layers for key in (levels if layer == PYRAMID else [layer])}
+    tapped = dict(names)
+    read_by_detector: dict[str, str] = {}  # name of the map by torchvision's key, in the order of the model
+    if settings.detect:
+        by_key = {key: name for name, key in names.items()}
+        read_by_detector = {key: by_key.get(key, f"detector/{key}") for key in all_level_names(backbone)}
+        names |= {name: key for key, name in read_by_detector.items()}
     head, head_channels = _box_head(settings, whole) if settings.head == "box" else (None, 0)
     model = Pyramid(backbone, names).eval()
     if weights.state is not None:
@@ -68,6 +87,8 @@ def load(settings: Settings, whole: Any, weights: Weights) -> Backbone:
         if not any(key.startswith("backbone.") for key in state):
             state = {f"backbone.{key}": value for key, value in state.items()}
         own = {key for key in state if key.startswith("backbone.")}
+        if settings.detect:
+            load_matching(whole, state, known_keys, weights.name)
         unused = known_keys if own else set()  # a fine-tuned head may have any shape, because it is not used here
         load_matching(model, {key: state[key] for key in own}, unused, weights.name)
         if head is not None:
@@ -78,7 +99,7 @@ def load(settings: Settings, whole: Any, weights: Weights) -> Backbone:
     found = measure_maps(folded, multiple=32)
     described = []
     for layer in layers:
-        maps = [found[name] for name in names if name.startswith(f"{layer}/")]
+        maps = [found[name] for name in tapped if name.startswith(f"{layer}/")]
         described.append(Layer(layer, maps[0][0], tuple(stride for _, stride in maps)))
     transform = whole.transform
     resize = resolve_resize(settings, (transform.min_size[0], transform.max_size))
@@ -93,7 +114,22 @@ def load(settings: Settings, whole: Any, weights: Weights) -> Backbone:
         weights_sha256=weights.sha256 or state_sha256(model),
         head=head,
         head_channels=head_channels,
+        detector=_detector(settings, whole, weights, read_by_detector, found) if settings.detect else None,
     )
+
+
+def _detector(
+    settings: Settings, whole: Any, weights: Weights, names: dict[str, str], found: Mapping[str, tuple[int, int]]
+) -> Detector:
+    """Return the detector of a model; `found` has (channels, stride) of each map by name."""
+    strides = {key: found[name][1] for key, name in names.items()}
+    categories = weights.origin.meta.get("categories", ()) if weights.origin is not None else ()
+    return Detector(whole, names, strides, settings, categories)
+
+
+def _has_heads(model: Any) -> bool:
+    """Return whether a model is a two-stage detector."""
+    return hasattr(model, "roi_heads")
 
 
 def _box_head(settings: Settings, whole: Any) -> tuple[nn.Module, int]:
@@ -101,7 +137,7 @@ def _box_head(settings: Settings, whole: Any) -> tuple[nn.Module, int]:
 
     The head takes RoIs that are pooled from the whole pyramid in the output size that it was trained with.
     """
-    if not hasattr(whole, "roi_heads"):
+    if not _has_heads(whole):
         message = f"{settings.backbone}: head: expected a two-stage detector, which has a box head, found another model"
         raise BackboneError("backbone-head", message, "--backbone fasterrcnn_resnet50_fpn")
     size = tuple(whole.roi_heads.box_roi_pool.output_size)

@@ -43,7 +43,7 @@ def load(settings: Settings) -> Backbone:
     kind = _find_kind(settings.backbone)
     entries = torchvision.models.get_model_weights(settings.backbone)
     weights = find_weights(settings.weights, entries)
-    whole = _build(settings.backbone, weights.seed, vit.image_size(weights.state))
+    whole = _build(settings.backbone, weights.seed, vit.image_size(weights.state), pyramid.class_count(weights.state))
     if kind == "detection":
         return pyramid.load(settings, whole, weights)
     if isinstance(whole, VisionTransformer):
@@ -122,11 +122,16 @@ def cached_weights(name: str) -> list[str]:
     return [entry for entry, weights in entries.items() if cached_file(weights).is_file()]
 
 
-def _build(name: str, seed: int, image_size: int | None = None) -> Any:
-    """Build the whole model with random weights from a seed; `image_size` in pixels, for models that depend on it."""
+def _build(name: str, seed: int, image_size: int | None = None, classes: int | None = None) -> Any:
+    """Build the whole model with random weights from a seed.
+
+    `image_size` is in pixels, for models that depend on it; `classes` is for two-stage detectors that were trained on others.
+    """
     options: dict[str, Any] = {"weights_backbone": None} if available()[name] != "classification" else {}
     if image_size is not None:
         options["image_size"] = image_size
+    if classes is not None and available()[name] == "detection":
+        options["num_classes"] = classes
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some builders warn about their initialisation, which is about to be replaced
         torch.manual_seed(seed)

@@ -18,7 +18,8 @@ def export(
     to: Annotated[
         str,
         typer.Option(
-            help="npz, pt (a file per image), lmdb, tsv (bottom-up-attention's), parquet, h5-groups, h5 (chunked)."
+            help="npz, pt (a file per image), lmdb, tsv (bottom-up-attention's), parquet, h5-groups, h5 (chunked); "
+            "boxes alone: native (JSON), coco-results."
         ),
     ] = "npz",
     compression: Annotated[

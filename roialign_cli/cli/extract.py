@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from roialign_cli.cli import options
-from roialign_cli.cli.options import CLUSTER, RUN, option
+from roialign_cli.cli.options import BOXES, CLUSTER, RUN, option
 from roialign_cli.cli.settings import takes_settings
 from roialign_cli.config import Settings
 from roialign_cli.config import read as read_config
-from roialign_cli.errors import ConfigError, ExitCode
+from roialign_cli.errors import ConfigError, ExitCode, OutputError
 
 if TYPE_CHECKING:
     from roialign_cli.extraction.job import Job
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     "kernel", "dtype", "device", "processes", "batch_size", "workers",
     "boxes_format", "box_units", "columns", "allow_outside", "classes", "images_json", "voc_origin",
     "labels", "min_score", "min_size", "max_boxes", "crowd", "whole_image", "grid",
+    "detect", "proposals", "nms", "class_agnostic",
     "max_pixels", "image_timeout", "on_error", "on_nonfinite",
     first=frozenset({
         "config", "backbone", "weights", "layers", "output_size", "sampling_ratio", "mode", "reduce", "device",
@@ -73,6 +74,10 @@ def extract(
     update: Annotated[
         Path | None, option("Feature file to bring up to date, in place of -o: --reuse it, then replace it.", panel=RUN)
     ] = None,
+    write_boxes: Annotated[
+        Path | None,
+        option("With --detect: also write the boxes, as native JSON, or as --boxes-format coco-results.", panel=BOXES),
+    ] = None,
     dry_run: Annotated[bool, option("Check and plan only; write nothing.", "--dry-run", panel=RUN)] = False,
     json: options.AsJson = False,
 ) -> None:
@@ -92,16 +97,10 @@ def extract(
             others = "-o, --reuse, --shard, --engine or --overwrite"
             raise ConfigError("usage", f"update: expected none of {others} beside it, found one")
         output, reuse = update_path(update), [update]
-    images, boxes, output = _inputs(config, images, boxes, output, with_boxes=not settings.grid)
+    images, boxes, output = _inputs(config, images, boxes, output, with_boxes=not (settings.grid or settings.detect))
     part = parse_shard(shard) if shard else None
-    if reuse and engine != "local":
-        raise ConfigError("config-value", f"reuse: expected engine local with it, found {engine}")
-    if engine not in ("local", "ray") or (engine == "ray" and part is not None):
-        found = engine if part is None else f"{engine} and --shard {shard}"
-        raise ConfigError("config-value", f"engine: expected local, or ray without --shard, found {found}")
-    if num_shards < 0 or gpus_per_worker < 0:
-        found = f"{num_shards} shards, {gpus_per_worker:g} GPUs"
-        raise ConfigError("config-value", f"engine: expected numbers of at least 0, found {found}")
+    _check_engine(engine, None if part is None else shard, num_shards, gpus_per_worker, reuse, settings)
+    boxes_form = _check_written_boxes(write_boxes, settings, overwrite=overwrite)
     from roialign_cli.extraction.plan import plan_run
     from roialign_cli.inputs.images import limit_pixels, open_images
 
@@ -136,7 +135,45 @@ def extract(
                 summary = run_update(job, update, **common)
             else:
                 summary = run_job(job, overwrite=overwrite, reuse=reuse or [], **common)
+    if write_boxes is not None and summary.finished:
+        from roialign_cli.export import export
+        from roialign_cli.store import FeatureFile
+
+        with FeatureFile(job.output) as file:
+            export(file, write_boxes, boxes_form, overwrite=True)
     _finish(summary, as_json=json)
+
+
+def _check_engine(
+    engine: str, shard: str | None, num_shards: int, gpus: float, reuse: list[Path] | None, settings: Settings
+) -> None:
+    """Raise ConfigError if options of the engine are wrong, or do not go together with others."""
+    if settings.detect and reuse:
+        raise ConfigError("config-value", "reuse: expected none with detect, found an earlier file")
+    for option_name, given in (("reuse", reuse), ("detect", settings.detect)):
+        if given and engine != "local":
+            raise ConfigError("config-value", f"{option_name}: expected engine local with it, found {engine}")
+    if engine not in ("local", "ray") or (engine == "ray" and shard is not None):
+        found = engine if shard is None else f"{engine} and --shard {shard}"
+        raise ConfigError("config-value", f"engine: expected local, or ray without --shard, found {found}")
+    if num_shards < 0 or gpus < 0:
+        found = f"{num_shards} shards, {gpus:g} GPUs"
+        raise ConfigError("config-value", f"engine: expected numbers of at least 0, found {found}")
+
+
+def _check_written_boxes(path: Path | None, settings: Settings, *, overwrite: bool) -> str:
+    """Return the form of the boxes that a run writes. Raises ConfigError or OutputError if it cannot write them."""
+    form = "native" if settings.boxes_format == "auto" else settings.boxes_format
+    if path is not None and not settings.detect:
+        raise ConfigError(
+            "usage", "write_boxes: expected --detect with it, found none", "roialign boxes --write converts"
+        )
+    if path is not None and form not in ("native", "coco-results"):
+        raise ConfigError("config-value", f"boxes_format: expected native or coco-results to write, found {form}")
+    if path is not None and path.exists() and not overwrite:
+        message = f"{path}: expected nothing there, found a file"
+        raise OutputError("output-exists", message, "choose another --write-boxes, or --overwrite")
+    return form
 
 
 def _inputs(
@@ -179,7 +216,7 @@ def _warn_of_plan(plan: Plan, settings: Settings) -> None:
     from roialign_cli.inputs.survey import suspicions
 
     print_notes(plan.table.notes)
-    for text in suspicions(plan):
+    for text in () if settings.detect else suspicions(plan):
         stderr.print(f"warning: {text}", highlight=False)
     clip = ", clipped" if settings.clip else "; --clip clips"
     if settings.region == "rotated":  # rotated boxes are never clipped
@@ -218,7 +255,9 @@ def _print_plan(job: Job, reuse: list[Path], *, as_json: bool) -> None:
         ("images", f"{plan.images}, {len(plan.problems)} unreadable; {plan.unused_images} other files are not used"),
         (
             "boxes",
-            f"{plan.rows}; {plan.outside_boxes} reach outside of their image, {plan.empty_boxes} are empty",
+            f"{plan.rows} at most, {job.settings.max_boxes} per image"
+            if job.settings.detect
+            else f"{plan.rows}; {plan.outside_boxes} reach outside of their image, {plan.empty_boxes} are empty",
         ),
         *((f"layer {layer}", str([plan.rows, *shape])) for layer, shape in job.layout.layers.items()),
         ("size", f"{human_bytes(size)} of {human_bytes(job.free_bytes)} free"),

@@ -175,12 +175,19 @@ SETTINGS: dict[str, Any] = {
         option("Coordinate of the first pixel in VOC files: 1 or 0.", default=DEFAULTS.voc_origin, panel=BOXES),
     ],
     "labels": Annotated[str | None, option("Keep boxes with these labels: cat,dog.", panel=BOXES)],
-    "min_score": Annotated[float | None, option("Keep boxes with at least this score.", panel=BOXES)],
+    "min_score": Annotated[
+        float | None, option("Keep boxes with at least this score.", default="0; with --detect 0.05", panel=BOXES)
+    ],
     "min_size": Annotated[
         float | None, option("Keep boxes whose shorter side is at least this many pixels.", panel=BOXES)
     ],
     "max_boxes": Annotated[
-        int | None, option("Keep at most this many boxes per image, those with the highest scores.", panel=BOXES)
+        int | None,
+        option(
+            "Keep at most this many boxes per image, those with the highest scores.",
+            default="all; with --detect 100, of proposals 1000",
+            panel=BOXES,
+        ),
     ],
     "crowd": Annotated[
         bool | None,
@@ -190,6 +197,28 @@ SETTINGS: dict[str, Any] = {
         bool, option("Use no box file, but one box per image that covers it.", "--whole-image", panel=BOXES)
     ],
     "grid": Annotated[str | None, option("Use no box file, but ROWSxCOLUMNS equal boxes per image.", panel=BOXES)],
+    "detect": Annotated[
+        bool | None,
+        option(
+            "Use no box file, but what the backbone's own detector finds: boxes, labels, scores.",
+            "--detect",
+            panel=BOXES,
+        ),
+    ],
+    "proposals": Annotated[
+        bool | None, option("With --detect: its proposals, before its box head.", "--proposals", panel=BOXES)
+    ],
+    "nms": Annotated[
+        float | None,
+        option(
+            "With --detect: drop a box that overlaps a better one by more than this.",
+            default="0.5; of proposals 0.7",
+            panel=BOXES,
+        ),
+    ],
+    "class_agnostic": Annotated[
+        bool | None, option("With --detect: --nms also between classes.", "--class-agnostic", panel=BOXES)
+    ],
     "max_pixels": Annotated[
         int | None, option("Refuse images with more pixels; 0: no limit.", default=str(DEFAULTS.max_pixels), panel=RUN)
     ],

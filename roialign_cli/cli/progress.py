@@ -34,7 +34,7 @@ def show_progress(doing: str = "extracting") -> Iterator[Callable[[Progress], No
         seconds = max(time.monotonic() - started, 1e-3)
         images, boxes = (progress.images - first[0].images) / seconds, (progress.boxes - first[0].boxes) / seconds
         size = f", {human_bytes(progress.bytes)}" if progress.bytes else ""
-        return f"{images:.1f} images/s, {boxes:.0f} boxes/s{size}"
+        return f"{images:.1f} images/s" + (f", {boxes:.0f} boxes/s{size}" if progress.total_boxes else "")
 
     if stderr.is_terminal:
         # On a narrow terminal rich cuts the columns on the right: the rates go first, the bar is narrow.

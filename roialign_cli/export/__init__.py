@@ -12,7 +12,7 @@ from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.regions import Regions
 
 FOLDERS = ("npz", "pt", "lmdb")  # the others are one file
-FORMS = (*FOLDERS, "tsv", "parquet", "h5-groups", "h5")
+FORMS = (*FOLDERS, "tsv", "parquet", "h5-groups", "h5", "native", "coco-results")
 IMAGE_IDS = ("name", "stem", "int")  # an image's name, that without folder and suffix, or the number it ends with
 COMPRESSIONS = ("none", "gzip", "zstd", "blosc2")
 
@@ -67,11 +67,12 @@ Writer = Callable[[FeatureFile, Sequence[str], Iterator[Regions], Path, str], No
 
 def _writer(form: str) -> Writer:
     """Return the function that writes a form; its packages are imported only now, since not everybody has them."""
-    from roialign_cli.export import arrays, hdf5, tables
+    from roialign_cli.export import arrays, boxes, hdf5, tables
 
     writers: dict[str, Writer] = {
         "npz": arrays.write_npz, "pt": arrays.write_pt, "lmdb": arrays.write_lmdb, "tsv": tables.write_tsv,
         "parquet": tables.write_parquet, "h5-groups": hdf5.write_groups, "h5": hdf5.write_chunked,
+        "native": boxes.write_native, "coco-results": boxes.write_coco_results,
     }  # fmt: skip
     return writers[form]
 

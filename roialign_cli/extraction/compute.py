@@ -149,19 +149,30 @@ class RowComputer:
                 for layer, of_layer in zip(backbone.layers, passes, strict=True)
             ]
         maps = self._device.submit(lambda: self._maps(pixels, reads))
-        todo_rows = rows[todo]
         for image in images:
             writer.begin(image)
         for pooled in pooled_layers(backbone.layers, settings):
             todo_passes = [one[todo] for one in passes[pooled.index]]
-            # Some kernels reduce afterwards, so a block is small before the reduction, too.
-            channels = pooled_channels(backbone.layers[pooled.index], settings)
-            points = rows.regions.points
-            bins = math.prod(pooled.settings.output_size) if points is None else points.shape[1]
-            step = max(1, (self._block_bytes - 1) // (4 * channels * bins))
-            for begin in range(0, len(todo_rows.regions), step):
-                part = slice(begin, begin + step)
-                self._submit_block(maps, pooled, todo_rows[part], [one[part] for one in todo_passes], writer, reports)
+            self._submit_layer(maps, pooled, rows[todo], todo_passes, writer, reports)
+
+    def _submit_layer(
+        self,
+        maps: Submitted[Maps],
+        pooled: PooledLayer,
+        rows: Rows,
+        passes: list[LevelPass],
+        writer: FeatureWriter,
+        reports: Reports,
+    ) -> None:
+        """Give rows of one layer to the device in blocks."""
+        # Some kernels reduce afterwards, so a block is small before the reduction, too.
+        channels = pooled_channels(self._job.backbone.layers[pooled.index], self._job.settings)
+        points = rows.regions.points
+        bins = math.prod(pooled.settings.output_size) if points is None else points.shape[1]
+        step = max(1, (self._block_bytes - 1) // (4 * channels * bins))
+        for begin in range(0, len(rows.regions), step):
+            part = slice(begin, begin + step)
+            self._submit_block(maps, pooled, rows[part], [one[part] for one in passes], writer, reports)
 
     def _rows(self, images: list[int], size: tuple[int, int]) -> Rows:
         """Return the regions of the images of a batch."""

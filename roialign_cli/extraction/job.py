@@ -77,7 +77,7 @@ def make_job(
     kernel = _choose_kernel(settings, device)
     made_by = {**provenance(settings, plan, backbone), "kernel": f"{kernel} on {device.type}", **attributes}
     layout = make_layout(backbone, settings, plan, made_by)
-    free = check_space(output, 0 if output.exists() else layout.feature_bytes(plan.rows))
+    free = check_space(output, 0 if output.exists() or layout.sparse else layout.feature_bytes(plan.rows))
     return Job(images, output, settings, plan, backbone, layout, devices, free)
 
 
@@ -107,6 +107,7 @@ def make_layout(backbone: Backbone, settings: Settings, plan: Plan, attributes: 
         dtype=settings.dtype,
         levels=any(len(layer.strides) > 1 for layer in backbone.layers),
         attributes=dict(attributes),
+        sparse=settings.detect,
         tables=region_tables(settings),
     )
 

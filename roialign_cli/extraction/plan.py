@@ -76,7 +76,7 @@ def make_plan(images: ImageSet, table: BoxTable, settings: Settings) -> Plan:
         problems=problems,
         unused_images=len(listing) - used,
         outside_boxes=outside,
-        empty_boxes=empty,
+        empty_boxes=0 if settings.detect else empty,
         boxes_depend_on_size=boxes_depend_on_size,
         table_sha256=table_sha256(read),
     )

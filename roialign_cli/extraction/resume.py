@@ -46,7 +46,7 @@ def revalidate(output: Path, images: ImageSet, plan: Plan, layout: Layout, *, st
     with FeatureFile(output) as file:
         status = file.status
         done = np.flatnonzero(status == DONE)
-        changed = _changed(file, images, done)
+        changed = changed_images(file, images, done)
         damaged = np.empty(0, np.int64)
         pending = status != DONE
         pending[list(plan.problems)] = False
@@ -62,8 +62,8 @@ def revalidate(output: Path, images: ImageSet, plan: Plan, layout: Layout, *, st
     return keep
 
 
-def _changed(file: FeatureFile, images: ImageSet, done: Images) -> Images:
-    """Return the images whose file no longer holds what was read."""
+def changed_images(file: FeatureFile, images: ImageSet, done: Images) -> Images:
+    """Return those of the done images whose file no longer holds what was read."""
     if not all(name in file.extents for name in IMAGE_VERSION_TABLES):
         return np.empty(0, np.int64)
     sizes, times, digests = (file.dataset(name) for name in IMAGE_VERSION_TABLES)

@@ -10,6 +10,7 @@ from typing import Any
 
 from roialign_cli.config import load as load_settings
 from roialign_cli.errors import ConfigError, OutputError
+from roialign_cli.extraction.compaction import check_finished, compact, count_boxes, work_path
 from roialign_cli.extraction.job import Job, pending_batches, prepare_job
 from roialign_cli.extraction.outcomes import record_known_outcomes
 from roialign_cli.extraction.plan import plan_run
@@ -27,7 +28,7 @@ from roialign_cli.store.schema import DONE, FAILED, PENDING
 from roialign_cli.system import allocator
 from roialign_cli.system.atomic import check_not_input, publish
 from roialign_cli.system.device_queue import open_queue
-from roialign_cli.types import Progress, Summary
+from roialign_cli.types import Plan, Progress, Summary
 
 UPDATE_SUFFIX = ".update"
 
@@ -51,7 +52,7 @@ def extract(
 
     Args:
         images: folder of images; also an image, a pattern, a list of paths, or zip and tar archives.
-        boxes: box file or folder of annotations; None with `grid`.
+        boxes: box file or folder of annotations; None with `grid` or `detect`.
         output: the feature file to make.
         config: a named configuration or the path of a YAML file.
         config_name: an older name of `config`.
@@ -102,6 +103,45 @@ def run_job(
 
     What earlier files, `reuse`, hold of the same images and boxes is taken over first.
     """
+    if job.backbone.detector is None:
+        return _fill(
+            job, overwrite=overwrite, strict=strict, reuse=reuse, on_progress=on_progress, should_stop=should_stop,
+            patience=patience,
+        )  # fmt: skip
+    if reuse:
+        raise ConfigError("config-value", "reuse: expected none with detect, found an earlier file")
+    started = time.monotonic()
+    work = work_path(job.output)
+    with locked(job.output, patience):
+        if job.output.exists() and not overwrite:
+            return _summarise(job, check_finished(job), ValueReport(), True, time.monotonic() - started)
+        summary = _fill(
+            replace(job, output=work),
+            overwrite=overwrite,
+            strict=strict,
+            on_progress=on_progress,
+            should_stop=should_stop,
+        )
+        if not summary.finished:
+            boxes = int(count_boxes(work).sum())
+            shapes = {layer: (boxes, *shape) for layer, shape in job.layout.layers.items()}
+            size = job.layout.feature_bytes(boxes)
+            return replace(summary, output=str(job.output), boxes=boxes, bytes=size, features=shapes)
+        report = ValueReport(summary.nonfinite_values, summary.saturated_values)
+        return _summarise(job, compact(job, work), report, False, time.monotonic() - started)
+
+
+def _fill(
+    job: Job,
+    *,
+    overwrite: bool,
+    strict: bool = False,
+    reuse: Sequence[Path] = (),
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    patience: float = 0.0,
+) -> Summary:
+    """Lay out a job's file, or open it, and compute what is missing."""
     started = time.monotonic()
     check_not_input(job.output, reuse)
     with locked(job.output, patience), allocator.retain_freed_memory():
@@ -120,7 +160,7 @@ def run_job(
             report = _compute(job, tracker, should_stop)
     seconds = time.monotonic() - started
     return replace(
-        _summarise(job, report, bool(done.all()) and not is_new, seconds),
+        _summarise(job, job.plan, report, bool(done.all()) and not is_new, seconds),
         reused_images=taken.images, reused_boxes=taken.boxes, computed=dict(taken.reasons) if reuse else None,
     )  # fmt: skip
 
@@ -178,9 +218,8 @@ def _compute(job: Job, tracker: ProgressTracker, should_stop: Callable[[], bool]
     return worker.report
 
 
-def _summarise(job: Job, report: ValueReport, finished_before: bool, seconds: float) -> Summary:
-    """Return the summary of a run from the statuses in its file."""
-    plan = job.plan
+def _summarise(job: Job, plan: Plan, report: ValueReport, finished_before: bool, seconds: float) -> Summary:
+    """Return the summary of a run over a plan from the statuses in its file."""
     with FeatureFile(job.output) as file:
         status, failures = file.status, file.errors
     done, failed = int((status == DONE).sum()), int((status == FAILED).sum())

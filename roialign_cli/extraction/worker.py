@@ -12,6 +12,7 @@ import torch
 
 from roialign_cli.extraction.batches import Batch, Decoded, Size, load_batches
 from roialign_cli.extraction.compute import Pixels, Reports, RowComputer
+from roialign_cli.extraction.detecting import DetectingRowComputer
 from roialign_cli.extraction.job import Job
 from roialign_cli.extraction.outcomes import OutcomeRecorder
 from roialign_cli.inputs.images import ImageError
@@ -44,7 +45,9 @@ class BatchWorker:
         self.report = ValueReport()
         self._job = job
         self._device = device.device
-        self._computer = RowComputer(job, device)
+        self._computer = (
+            RowComputer(job, device) if job.backbone.detector is None else DetectingRowComputer(job, device)
+        )
         self._mark_finished = mark_finished
         self._fitting: dict[Size, int] = {}  # how many images of a size fit memory, for sizes where it ran out
 

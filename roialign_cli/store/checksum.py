@@ -21,12 +21,21 @@ IMAGE_VERSION_TABLES = (
 IMAGE_TABLES = ("images/name", "images/size", "images/error", "images/crc32", *IMAGE_VERSION_TABLES)
 BOX_TABLES = ("boxes", *COLUMNS)
 
+ZEROS = memoryview(bytes(1 << 20))
+
 Read = Callable[[str, int, int], npt.NDArray[Any]]  # dataset, first row, number of rows
 
 
 def features_crc32(values: npt.NDArray[Any], so_far: int = 0) -> int:
     """Return the CRC-32 of feature rows after those before: layer after layer in the order of the attribute `layers`."""
     return zlib.crc32(np.ascontiguousarray(values).data, so_far)
+
+
+def zeros_crc32(size: int, so_far: int = 0) -> int:
+    """Return the CRC-32 of a number of zero bytes after what was before."""
+    for begin in range(0, size, len(ZEROS)):
+        so_far = zlib.crc32(ZEROS[: size - begin], so_far)
+    return so_far
 
 
 def table_crc32(read: Read, present: Collection[str], image: int, status: int) -> int:

@@ -43,7 +43,8 @@ class Layout:
     """Describe what a file will hold: row shape of each layer, type, whether levels are stored, and its attributes.
 
     `tables` has the row shapes of `coverage` and `area`, if the file has them: float32, written with the features.
-    `versions`: whether the file records which version of each image was read, as all new files do.
+    `versions`: whether the file records which version of each image was read, as all new files do. `sparse`: whether some rows
+    may never be written, so that no space is reserved.
     """
 
     layers: dict[str, tuple[int, ...]]
@@ -51,6 +52,7 @@ class Layout:
     levels: bool
     attributes: dict[str, Any]
     versions: bool = True
+    sparse: bool = False
     tables: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def feature_bytes(self, rows: int) -> int:
@@ -87,8 +89,9 @@ def create_file(path: Path, plan: Plan, layout: Layout) -> None:
     tables = initial_tables(plan, layout)
     with replace_atomically(path, "output-create") as partial:
         _allocate(partial, plan, layout, tables)
-        with partial.open("r+b") as handle:
-            _reserve(handle.fileno(), os.fstat(handle.fileno()).st_size, path)
+        if not layout.sparse:
+            with partial.open("r+b") as handle:
+                _reserve(handle.fileno(), os.fstat(handle.fileno()).st_size, path)
         with open_file(partial) as file:
             places = extents(file, tables)
         disk = Disk(partial)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -64,34 +64,43 @@ def open_output(path: Path, plan: Plan, layout: Layout, *, overwrite: bool) -> n
     Raises OutputError naming every difference if the file belongs to another configuration.
     """
     if overwrite or not path.exists():
-        check_space(path, layout.feature_bytes(plan.rows))
+        check_space(path, 0 if layout.sparse else layout.feature_bytes(plan.rows))
         create_file(path, plan, layout)
         return np.full(plan.images, PENDING, np.uint8)
     with FeatureFile(path) as file:
-        differences = _row_differences(file, plan)
-        keys = [key for key in IDENTITY if not (differences and key == "table_sha256")]
-        attributes = layout.attributes
-        differences = [
-            *(line for key in keys for line in _differences(key, file.attributes.get(key), attributes.get(key))),
-            *differences,
-        ]
-        if differences:
-            raise OutputError(
-                "output-mismatch",
-                f"{path}: expected the output of this configuration, found another: {'; '.join(differences)}",
-                "choose another -o, or --overwrite",
-            )
+        require_same(file, layout.attributes, _row_differences(file, plan), "choose another -o, or --overwrite")
         return file.status
+
+
+def require_same(file: FeatureFile, attributes: Mapping[str, Any], differences: list[str], hint: str) -> None:
+    """Raise OutputError naming every difference if a file is not of the run that these attributes identify.
+
+    `differences` are those that were found in its rows. They, or other settings, stand for a difference in the hash of rows.
+    """
+    found = differences
+    for key in reversed(IDENTITY):
+        if key != "table_sha256" or not (differences or file.attributes.get("config") != attributes.get("config")):
+            found = [*_differences(key, file.attributes.get(key), attributes.get(key)), *found]
+    if found:
+        message = f"{file.path}: expected the output of this configuration, found another: {'; '.join(found)}"
+        raise OutputError("output-mismatch", message, hint)
+
+
+def image_differences(file: FeatureFile, plan: Plan) -> list[str]:
+    """Return the first difference between the images of a file and those of a plan."""
+    if len(file.names) != plan.images:
+        return [f"it has {len(file.names)} images, this run has {plan.images}"]
+    for i, (theirs, ours) in enumerate(zip(file.names, plan.table.names, strict=True)):
+        if theirs != ours:
+            return [f'image {i} is "{theirs}" in it, and "{ours}" in this run']
+    return []
 
 
 def _row_differences(file: FeatureFile, plan: Plan) -> list[str]:
     """Return the first image in which a file and a plan differ, by its name or its number of boxes."""
+    if differences := image_differences(file, plan):
+        return differences
     table = plan.table
-    if len(file.names) != plan.images:
-        return [f"it has {len(file.names)} images, this run has {plan.images}"]
-    for i, (theirs, ours) in enumerate(zip(file.names, table.names, strict=True)):
-        if theirs != ours:
-            return [f'image {i} is "{theirs}" in it, and "{ours}" in this run']
     different = np.flatnonzero(np.diff(file.offset) != np.diff(table.offset))
     if different.size:
         i = int(different[0])

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from roialign_cli.errors import OutputError
-from roialign_cli.store.checksum import TABLES, features_crc32, table_crc32
+from roialign_cli.store.checksum import TABLES, features_crc32, table_crc32, zeros_crc32
 from roialign_cli.store.disk import open_disk
 from roialign_cli.store.parts import read_extents
 from roialign_cli.store.schema import DONE, ERROR_BYTES, FAILED, PENDING, DatasetExtent, truncate_utf8
@@ -79,6 +79,14 @@ class FeatureWriter:
             checksum.result()  # it needs the values, too
 
         self._put(task, release, values.nbytes)
+
+    def no_features(self, dataset: str, image: int, first: int, count: int) -> None:
+        """Leave feature rows of an image zero, as they are in a new sparse file, and add them to its checksum."""
+        size, before = count * self.extents[dataset].row_bytes, self._checksums.get(image)
+        self._checksums[image] = self._checksum_threads.submit(
+            lambda: zeros_crc32(size, before.result() if before else 0)
+        )
+        self._put(lambda: self._clear(dataset, first, count))
 
     def version(self, image: int, version: FileVersion) -> None:
         """Write which version of its file an image was read from, if the feature file has tables for it."""
@@ -167,6 +175,12 @@ class FeatureWriter:
         assert values.dtype.itemsize == place.dtype.itemsize
         assert 0 <= first <= first + len(values) <= place.shape[0]
         self._disk.write(place.offset + first * place.row_bytes, values)
+
+    def _clear(self, dataset: str, first: int, count: int) -> None:
+        """Write zeros where an earlier run has left other values."""
+        found = self._read(dataset, first, count)
+        if found.any():
+            self._write(dataset, first, np.zeros_like(found))
 
     def _read(self, dataset: str, first: int, count: int) -> npt.NDArray[Any]:
         place = self.extents[dataset]

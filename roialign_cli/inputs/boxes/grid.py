@@ -6,10 +6,10 @@ import re
 
 import numpy as np
 
-from roialign_cli.arrays import PackedNames
-from roialign_cli.errors import ConfigError, InputError
+from roialign_cli.errors import ConfigError
 from roialign_cli.inputs.boxes.common import as_boxes, offsets
 from roialign_cli.inputs.boxes.names import ImageNames
+from roialign_cli.inputs.boxes.room import all_images
 from roialign_cli.types import BoxTable
 
 
@@ -26,10 +26,7 @@ def make(grid: str, images: ImageNames) -> BoxTable:
     top, left = (side.ravel() for side in np.meshgrid(y[:-1], x[:-1], indexing="ij"))
     bottom, right = (side.ravel() for side in np.meshgrid(y[1:], x[1:], indexing="ij"))
     cells = np.stack([left, top, right, bottom], axis=1)
-    names = PackedNames.from_strings(sorted(images.all))
-    if not names:
-        where = images.images.where if images.images is not None else "grid"
-        raise InputError("images-empty", f"{where}: expected images, found none")
+    names = all_images(images)
     return BoxTable(
         names=names,
         offset=offsets([len(cells)] * len(names)),
