@@ -179,6 +179,14 @@ def require_one_size(settings: Settings, what: str) -> None:
         raise ConfigError("config-value", f"output_size: expected one size for {what}, found {found}")
 
 
+def require_known_boxes(settings: Settings, what: str) -> None:
+    """Raise ConfigError if boxes are still to be found, where `what` takes known ones."""
+    if settings.detect:
+        raise ConfigError(
+            "config-value", f"detect: expected a box file for {what}, found detect", "--detect is for extract"
+        )
+
+
 def require_plain_boxes(settings: Settings, what: str) -> None:
     """Raise ConfigError unless boxes are pooled as they are, from the level of their size, where `what` takes only that."""
     if settings.context:

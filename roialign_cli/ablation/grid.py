@@ -79,6 +79,7 @@ def make_grid(settings: Settings, vary: Mapping[str, Any]) -> tuple[Variant, ...
     """
     config.require_one_size(settings, "ablate, which varies it by --vary output-size=7,14")
     config.require_plain_boxes(settings, "ablate")
+    config.require_known_boxes(settings, "ablate")
     axes: dict[str, Sequence[Any]] = {}
     for key, values in (vary or DEFAULT).items():
         name = str(key).replace("-", "_")

@@ -165,9 +165,7 @@ def _check_written_boxes(path: Path | None, settings: Settings, *, overwrite: bo
     """Return the form of the boxes that a run writes. Raises ConfigError or OutputError if it cannot write them."""
     form = "native" if settings.boxes_format == "auto" else settings.boxes_format
     if path is not None and not settings.detect:
-        raise ConfigError(
-            "usage", "write_boxes: expected --detect with it, found none", "roialign boxes --write converts"
-        )
+        raise ConfigError("usage", "write_boxes: expected --detect with it, found none", "--detect")
     if path is not None and form not in ("native", "coco-results"):
         raise ConfigError("config-value", f"boxes_format: expected native or coco-results to write, found {form}")
     if path is not None and path.exists() and not overwrite:
@@ -193,6 +191,9 @@ def _inputs(
         missing = "-o FILE" if images else "IMAGES"
         message = f"extract: expected {missing} on the command line or in a configuration, found none"
         raise ConfigError("usage", message, "roialign extract images/ boxes.json -o features.h5")
+    if boxes is None and with_boxes:
+        hint = "name one, or use --detect, --whole-image or --grid 3x3"
+        raise ConfigError("config-value", "extract: expected a box file, found none", hint)
     return images, boxes, output
 
 

@@ -189,7 +189,7 @@ def run_speed(settings: Settings, images: int, boxes: int) -> tuple[Resize, floa
 
     The regions are boxes, whichever kind the settings name: regions of another kind take about as long.
     """
-    settings = dataclasses.replace(settings, region="box", region_missing="error")
+    settings = dataclasses.replace(settings, region="box", region_missing="error", detect=False)
     with tempfile.TemporaryDirectory() as name, allocator.retain_freed_memory():
         data, table = make_data(Path(name), images, boxes)
         job = make_job(data, table, Path(name) / "ours.h5", settings)

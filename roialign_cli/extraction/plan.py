@@ -11,11 +11,13 @@ import numpy as np
 
 from roialign_cli.arrays import Floats, Integers, PackedNames
 from roialign_cli.config import Settings
-from roialign_cli.errors import InputError
+from roialign_cli.errors import ConfigError, InputError
 from roialign_cli.inputs.boxes import read_boxes
 from roialign_cli.inputs.boxes.common import as_boxes
+from roialign_cli.inputs.boxes.names import ImageNames
 from roialign_cli.inputs.boxes.outside import REFUSED_SHARE, far_outside, outside_error
 from roialign_cli.inputs.boxes.regions import in_pixels, resolve
+from roialign_cli.inputs.boxes.room import make_room
 from roialign_cli.inputs.images import IMAGE_MISSING, ImageError, ImageSet, read_size, timeout_error
 from roialign_cli.store.identity import table_sha256
 from roialign_cli.store.layout import check_space
@@ -29,11 +31,19 @@ MAX_SUGGESTED_NAMES = 10_000  # images among which a similar name is searched
 
 
 def plan_run(images: ImageSet, boxes: Path | None, output: Path, settings: Settings) -> Plan:
-    """Read boxes and check everything that can be checked without the backbone, so that mistakes are reported at once."""
+    """Read boxes and check everything that can be checked without the backbone, so that mistakes are reported at once.
+
+    With `detect` the plan has room for the boxes that the run finds.
+    """
     check_space(output, 0)
     allocator.restore_mmap_threshold()
-    table = read_boxes(boxes, images, settings)
-    return make_plan(images, table, settings)
+    if not settings.detect:
+        return make_plan(images, read_boxes(boxes, images, settings), settings)
+    if boxes is not None:
+        hint = f"leave out {boxes}, or --detect"
+        raise ConfigError("config-value", f"--detect: expected no box file beside it, found {boxes}", hint)
+    table = make_room(settings.max_boxes, ImageNames(images))
+    return replace(make_plan(images, table, settings), empty_boxes=0)  # rows without a box are not counted
 
 
 def make_plan(images: ImageSet, table: BoxTable, settings: Settings) -> Plan:
@@ -76,7 +86,7 @@ def make_plan(images: ImageSet, table: BoxTable, settings: Settings) -> Plan:
         problems=problems,
         unused_images=len(listing) - used,
         outside_boxes=outside,
-        empty_boxes=0 if settings.detect else empty,
+        empty_boxes=empty,
         boxes_depend_on_size=boxes_depend_on_size,
         table_sha256=table_sha256(read),
     )

@@ -19,6 +19,7 @@ from roialign_cli.config import SETTING_NAMES, Settings, load
 from roialign_cli.errors import OutputError
 from roialign_cli.extraction.job import make_job
 from roialign_cli.extraction.resume import version_differences
+from roialign_cli.extraction.reuse import BOX_SETTINGS
 from roialign_cli.extraction.run import run_job
 from roialign_cli.inputs.images import ImageSet
 from roialign_cli.inputs.images.file import has_changed
@@ -61,10 +62,13 @@ def recompute(
 ) -> Recomputation:
     """Compute the rows of `count` random images of a file again, in a temporary file, and compare.
 
-    `others` are settings that replace those of the file, such as the place of the weights. Raises OutputError for masks, which
-    files do not hold, and what a run raises.
+    `others` are settings that replace those of the file, such as the place of the weights. Raises OutputError for masks and for
+    vectors of a detector's proposals, which files do not hold, and what a run raises.
     """
     settings = _settings(file, others or {})
+    if file.settings.get("detect") and settings.head == "box":
+        message = f"{file.path}: expected features of the boxes in the file, found vectors of a detector's proposals"
+        raise OutputError("recompute-proposals", f"{message}, which files do not hold")
     if settings.region == "mask":
         message = f"{file.path}: expected boxes, rotated boxes or points to compute again, found masks"
         raise OutputError("recompute-masks", f"{message}, which files do not hold")
@@ -85,9 +89,7 @@ def recompute(
 def _settings(file: FeatureFile, others: Mapping[str, Any]) -> Settings:
     """Return the settings that made a file, without those that choose boxes, which are in it."""
     stated = {name: value for name, value in file.settings.items() if name in SETTING_NAMES}
-    chosen = {
-        name: getattr(Settings(), name) for name in ("labels", "min_score", "min_size", "max_boxes", "grid", "clip")
-    }
+    chosen = {name: getattr(Settings(), name) for name in BOX_SETTINGS - {"crowd", "region_missing"}}
     given = {name: value for name, value in others.items() if value is not None}
     return dataclasses.replace(load(None, {**stated, **chosen, **given}), on_nonfinite="keep", processes=1)
 

@@ -34,6 +34,7 @@ from roialign_cli.types import FileVersion
 # Settings that decide which boxes there are, and not what a box's features are: the boxes themselves are compared.
 BOX_SETTINGS = frozenset({
     "clip", "labels", "min_score", "min_size", "max_boxes", "crowd", "grid", "region_missing",
+    "detect", "proposals", "nms", "class_agnostic",
 })  # fmt: skip
 SAME_ATTRIBUTES = ("weights_sha256", "deform_sha256", "centers", "preprocessing")
 KEYS = ("boxes", "rotated", "points")  # the tables that say where a region is
@@ -159,6 +160,8 @@ def _check_same(file: FeatureFile, job: Job) -> None:
         for name in ours
         if name not in BOX_SETTINGS and before[name] != ours[name]
     ]
+    if before["detect"] and ours["head"] == "box":
+        differences.append("its vectors are those of proposals")
     for name in SAME_ATTRIBUTES:
         if file.attributes.get(name) != job.layout.attributes.get(name):
             differences.append(f"{name} differs")

@@ -24,7 +24,9 @@ from roialign_cli.config import load
 from roialign_cli.errors import ConfigError, OutputError
 from roialign_cli.extraction.benchmark import make_job
 from roialign_cli.extraction.compaction import work_path
+from roialign_cli.extraction.recompute import recompute
 from roialign_cli.extraction.run import run_job
+from roialign_cli.inputs.images import open_images
 from roialign_cli.store.check import check
 from roialign_cli.store.merge import merge
 
@@ -260,5 +262,26 @@ def test_boxes_are_written_only_with_a_detector(images: Path, roialign: Run) -> 
 
 
 def test_in_python_without_a_box_file(images: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="use --detect, --whole-image or --grid"):
+    with pytest.raises(ConfigError, match="use --whole-image or --grid"):
         extract(images, None, tmp_path / "f.h5", config_name="quickstart")
+
+
+def test_a_finished_file_is_reused_and_computed_again(images: Path, tmp_path: Path) -> None:
+    extract(images, None, tmp_path / "f.h5", **SETTINGS)
+    with FeatureFile(tmp_path / "f.h5") as file:
+        result = recompute(file, open_images(images), 3)
+    assert len(result.images) == 3
+    assert max(one.difference for one in result.images) < 1e-5
+    boxes = boxes_of(tmp_path / "f.h5")
+    boxes["000.png"] = [[1, 2, 30, 40]]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    plain = {key: value for key, value in SETTINGS.items() if key not in ("detect", "min_score", "max_boxes")}
+    summary = extract(images, tmp_path / "boxes.json", tmp_path / "again.h5", reuse=[tmp_path / "f.h5"], **plain)
+    assert (summary.reused_images, summary.done) == (IMAGES - 1, IMAGES)
+
+
+def test_a_configuration_with_a_detector_is_not_for_other_commands(images: Path, tmp_path: Path, roialign: Run) -> None:
+    (tmp_path / "c.yaml").write_text("backbone: retinanet_resnet50_fpn_v2\nweights: random:0\ndetect: true\n")
+    done = roialign("ablate", images, "-c", "c.yaml", "-o", "ab", "--vary", "sampling-ratio=1")
+    assert done.returncode == 2
+    assert "detect: expected a box file for ablate" in done.stderr

@@ -18,7 +18,7 @@ import msgspec
 from roialign_cli.arrays import unsafe_name
 from roialign_cli.config import WHOLE_IMAGE, Settings
 from roialign_cli.errors import ConfigError, InputError, quoted
-from roialign_cli.inputs.boxes import grid, room
+from roialign_cli.inputs.boxes import grid
 from roialign_cli.inputs.boxes.columns import positional_columns
 from roialign_cli.inputs.boxes.common import GZIP, MAX_EXPANDED_BYTES, Source, format_error
 from roialign_cli.inputs.boxes.formats import (
@@ -100,20 +100,17 @@ def read_boxes(path: Path | None, images: ImageSet | Path | None = None, setting
     """
     settings = settings or Settings()
     names = ImageNames(None if images is None else open_images(images))
-    if settings.grid or settings.detect:
+    if settings.grid:
         if path is not None:
             option = "--whole-image" if settings.grid == WHOLE_IMAGE else f"--grid {settings.grid}"
-            option = "--detect" if settings.detect else option
             hint = f"leave out {path}, or {option}"
             raise ConfigError("config-value", f"{option}: expected no box file beside it, found {path}", hint)
-        if settings.detect:
-            return room.make(settings.max_boxes, room.all_images(names))
         if settings.region != "box":
             raise ConfigError("config-value", f"region: expected box without a box file, found {settings.region!r}")
         return select("grid", grid.make(settings.grid, names), settings)
     if path is None:
         raise ConfigError(
-            "config-value", "expected a box file, found none", "name one, or use --detect, --whole-image or --grid 3x3"
+            "config-value", "expected a box file, found none", "name one, or use --whole-image or --grid 3x3"
         )
     if settings.boxes_format == "text" and positional_columns(Source(path, names, settings)) is None:
         message = "boxes_format: expected --columns beside text, found none"

@@ -12,8 +12,12 @@ from roialign_cli.types import BoxTable
 NO_BOX = -1.0  # the score of a row without a box
 
 
-def make(most: int, names: PackedNames) -> BoxTable:
-    """Return a table with `most` empty rows for each image; labels are numbers, and scores say which rows have a box."""
+def make_room(most: int, images: ImageNames) -> BoxTable:
+    """Return a table with `most` empty rows for each image; labels are numbers, and scores say which rows have a box.
+
+    Raises InputError if there are no images.
+    """
+    names = all_images(images)
     rows = most * len(names)
     return BoxTable(
         names=names,

@@ -24,6 +24,7 @@ from roialign_cli.regions.resize import resized
 
 SIZE, SHORT, LONG = (120, 160), 100, 200  # of the images; the resize
 MOST = 30
+SMALL = "fasterrcnn_mobilenet_v3_large_320_fpn"  # 150 proposals
 TWO_STAGE, ONE_STAGE = "fasterrcnn_resnet50_fpn_v2", "retinanet_resnet50_fpn_v2"
 
 
@@ -75,7 +76,10 @@ def maps_of_detector(backbone: Backbone, inputs: torch.Tensor) -> OrderedDict[st
     return OrderedDict((key, maps[name]) for key, name in backbone.detector.names.items())
 
 
-@pytest.mark.parametrize("name", [TWO_STAGE, ONE_STAGE, "fcos_resnet50_fpn", "keypointrcnn_resnet50_fpn"])
+@pytest.mark.parametrize(
+    "name",
+    [TWO_STAGE, ONE_STAGE, "fcos_resnet50_fpn", pytest.param("keypointrcnn_resnet50_fpn", marks=pytest.mark.slow)],
+)
 def test_equals_torchvision_on_the_same_maps(name: str, pictures: list[np.ndarray]) -> None:
     settings = make_settings(name)
     backbone, inputs, _, found = detect(settings, pictures)
@@ -153,26 +157,26 @@ def test_proposals_are_those_of_the_proposal_network(pictures: list[np.ndarray])
 def test_class_agnostic_boxes_do_not_overlap(pictures: list[np.ndarray]) -> None:
     overlaps = {}
     for agnostic in (False, True):
-        _, _, _, found = detect(make_settings(TWO_STAGE, class_agnostic=agnostic, nms=0.3, max_boxes=300), pictures[:1])
+        _, _, _, found = detect(make_settings(SMALL, class_agnostic=agnostic, nms=0.3, max_boxes=300), pictures[:1])
         shares = [torchvision.ops.box_iou(own.boxes, own.boxes).fill_diagonal_(0) for own in found]
         overlaps[agnostic] = max(float(share.max()) for share in shares)
     assert overlaps[True] <= 0.3 < overlaps[False]
 
 
 def test_weights_with_classes_of_their_own(tmp_path: Any, pictures: list[np.ndarray]) -> None:
-    model = torchvision.models.get_model(TWO_STAGE, weights=None, weights_backbone=None, num_classes=4)
+    model = torchvision.models.get_model(SMALL, weights=None, weights_backbone=None, num_classes=4)
     torch.save(model.state_dict(), tmp_path / "own.pth")
-    _, _, _, found = detect(make_settings(TWO_STAGE, weights=str(tmp_path / "own.pth")), pictures[:1])
+    _, _, _, found = detect(make_settings(SMALL, weights=str(tmp_path / "own.pth")), pictures[:1])
     assert set(found[0].labels.tolist()) <= {1, 2, 3}
 
 
 def test_weights_of_a_backbone_alone_are_refused(tmp_path: Any) -> None:
-    model = torchvision.models.get_model(TWO_STAGE, weights=None, weights_backbone=None)
+    model = torchvision.models.get_model(SMALL, weights=None, weights_backbone=None)
     part = {key: value for key, value in model.state_dict().items() if key.startswith("backbone.")}
     torch.save(part, tmp_path / "part.pth")
-    load_backbone(load(None, {"backbone": TWO_STAGE, "weights": str(tmp_path / "part.pth")}))
+    load_backbone(load(None, {"backbone": SMALL, "weights": str(tmp_path / "part.pth")}))
     with pytest.raises(BackboneError, match="are missing, the first is 'rpn"):
-        load_backbone(make_settings(TWO_STAGE, weights=str(tmp_path / "part.pth")))
+        load_backbone(make_settings(SMALL, weights=str(tmp_path / "part.pth")))
 
 
 @pytest.mark.parametrize(
