@@ -99,7 +99,8 @@ class Backbone:
         """
         assert self.detector is not None
         maps = self._compute(images, precision, None)
-        return self._by_layer(maps), self.detector(images, maps, size)
+        with float32_products(tf32=precision == "tf32"):  # the detector computes in float32 in any case
+            return self._by_layer(maps), self.detector(images, maps, size)
 
     def _names_by_layer(self) -> list[list[str]]:
         """Return the model's names of the levels of each layer; maps that only the detector reads come after them."""

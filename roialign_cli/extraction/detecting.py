@@ -5,7 +5,9 @@ The output has room for the most boxes of each image. Rows that stay empty are n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +19,7 @@ from roialign_cli.backbones.base import Maps
 from roialign_cli.backbones.detector import Detections
 from roialign_cli.extraction.compute import Pixels, Reports, RowComputer, Rows
 from roialign_cli.regions.levels import level_passes
-from roialign_cli.regions.pooling import pooled_layers
+from roialign_cli.regions.pooling import PooledLayer, pooled_layers
 from roialign_cli.regions.preprocessing import prepare
 from roialign_cli.regions.regions import batch_regions
 from roialign_cli.regions.resize import resized
@@ -42,50 +44,49 @@ class DetectingRowComputer(RowComputer):
     ) -> None:
         """Give a batch to the device, wait for what is found, and write it and its features for images with rows to do."""
         batch = self._device.submit(lambda: self._detect(pixels, size))
-        found = [_in_original(one, size, self._target(size)) for one in batch.value()[1]]
-        wanted = np.flatnonzero(np.isin(images, rows.image[todo])).tolist()
-        room = self._job.plan.table.offset
-        table = replace(
-            self._job.plan.table,
-            offset=np.cumsum([0, *(len(one.scores) for one in found)]),
-            boxes=np.concatenate([one.boxes.numpy() for one in found]),
-        )
-        regions = batch_regions(table, range(len(images)), size, self._target(size))
-        counts = np.diff(table.offset)
-        number = np.concatenate([room[image] + np.arange(count) for image, count in zip(images, counts, strict=True)])
-        all_rows = Rows(regions, number, np.repeat(images, counts), rows.pixel_area)
-        own = all_rows[np.isin(all_rows.image, [images[i] for i in wanted])]
-        for i in wanted:
-            self._write_boxes(images[i], found[i], writer)
-        backbone, settings = self._job.backbone, self._job.settings
+        target = resized(size, self._job.backbone.preprocessing.resize)
+        found = dict(zip(images, (_in_original(one, size, target) for one in batch.value()[1]), strict=True))
+        wanted = [image for image in images if image in set(rows.image[todo].tolist())]
+        for image in wanted:
+            self._write_boxes(image, found[image], writer)
+        all_found = self._found_rows(found, size, target, rows.pixel_area)
+        chosen = all_found[np.isin(all_found.image, wanted)]
         maps = Submitted(lambda: batch.value()[0], batch.wait)
+        backbone, settings = self._job.backbone, self._job.settings
         for pooled in pooled_layers(backbone.layers, settings):
-            dataset = features_path(pooled.name, len(self._job.layout.layers))
-            passes = level_passes(own.regions, backbone.layers[pooled.index], settings)
             if settings.head == "box":
-                tables = self._tables(own, pooled, torch.empty(0))
-                for name, column in tables.items():
-                    for i in wanted:
-                        writer.rows(name, int(room[images[i]]), column[own.image == images[i]])
-                for i in wanted:
-                    self._write_vectors(dataset, images[i], found[i], writer, reports)
+                self._write_vectors(pooled, chosen, {image: found[image] for image in wanted}, writer, reports)
             else:
-                self._submit_layer(maps, pooled, own, passes, writer, reports)
+                passes = level_passes(chosen.regions, backbone.layers[pooled.index], settings)
+                self._submit_layer(maps, pooled, chosen, passes, writer, reports)
                 self.finish()  # the rows of a layer come before those that stay empty
-            for i in wanted:
-                first, stop = int(room[images[i]]) + int(counts[i]), int(room[images[i] + 1])
-                writer.no_features(dataset, images[i], first, stop - first)
+            for image in wanted:
+                first, stop = self._job.plan.table.offset[image : image + 2].tolist()
+                first += len(found[image].scores)
+                writer.no_features(self._dataset(pooled), image, first, stop - first)
 
     @torch.inference_mode()
     def _detect(self, pixels: list[Pixels], size: tuple[int, int]) -> tuple[Maps, list[Detections]]:
         """Return the maps of a batch, computed on the device, and what is found on them."""
         backbone = self._job.backbone
         inputs = prepare(pixels, backbone.preprocessing, self._device.device)
-        return backbone.with_detections(inputs, self._job.settings.precision, self._target(size))
+        return backbone.with_detections(
+            inputs, self._job.settings.precision, resized(size, backbone.preprocessing.resize)
+        )
 
-    def _target(self, size: tuple[int, int]) -> tuple[int, int]:
-        """Return the (height, width) of an image in the network input."""
-        return resized(size, self._job.backbone.preprocessing.resize)
+    def _found_rows(
+        self, found: Mapping[int, Detections], size: tuple[int, int], target: tuple[int, int], pixel_area: float
+    ) -> Rows:
+        """Return the rows of the boxes that were found in the images of a batch."""
+        counts = [len(one.scores) for one in found.values()]
+        boxes = np.concatenate([one.boxes.numpy() for one in found.values()])
+        table = replace(self._job.plan.table, offset=np.cumsum([0, *counts]), boxes=boxes)
+        first = np.repeat(self._job.plan.table.offset[list(found)] - table.offset[:-1], counts)
+        regions = batch_regions(table, range(len(found)), size, target)
+        return Rows(regions, first + np.arange(len(boxes)), np.repeat(list(found), counts), pixel_area)
+
+    def _dataset(self, pooled: PooledLayer) -> str:
+        return features_path(pooled.name, len(self._job.layout.layers))
 
     def _write_boxes(self, image: int, found: Detections, writer: FeatureWriter) -> None:
         """Write the boxes of an image, and begin its features; rows without a box are empty, whatever was there before."""
@@ -99,16 +100,20 @@ class DetectingRowComputer(RowComputer):
         writer.begin(image)
 
     def _write_vectors(
-        self, dataset: str, image: int, found: Detections, writer: FeatureWriter, reports: Reports
+        self, pooled: PooledLayer, rows: Rows, found: Mapping[int, Detections], writer: FeatureWriter, reports: Reports
     ) -> None:
-        """Write the vectors of an image's boxes from the detector's own box head."""
-        vectors = found.vectors
-        assert vectors is not None
-        values = vectors.to(getattr(torch, self._job.settings.dtype))
-        if not all_finite(values):
-            report = ValueReport.from_masks(*clip_to_float16(values, lambda: vectors))
-            reports[image] = reports.get(image, ValueReport()) + report
-        writer.features(dataset, image, int(self._job.plan.table.offset[image]), values.numpy())
+        """Write the vectors of the boxes of images from the detector's own box head, and the tables beside them."""
+        tables = self._tables(rows, pooled, torch.empty(0))
+        for image, one in found.items():
+            first, vectors = int(self._job.plan.table.offset[image]), one.vectors
+            assert vectors is not None
+            for name, column in tables.items():
+                writer.rows(name, first, column[rows.image == image])
+            values = vectors.to(getattr(torch, self._job.settings.dtype))
+            if not all_finite(values):
+                report = ValueReport.from_masks(*clip_to_float16(values, partial(Tensor.float, vectors)))
+                reports[image] = reports.get(image, ValueReport()) + report
+            writer.features(self._dataset(pooled), image, first, values.numpy())
 
 
 def _in_original(found: Detections, size: tuple[int, int], target: tuple[int, int]) -> Detections:

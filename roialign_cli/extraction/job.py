@@ -24,7 +24,7 @@ from roialign_cli.ops.dispatch import choose_kernel
 from roialign_cli.regions.pooling import PooledLayer, pooled_channels, pooled_layers
 from roialign_cli.regions.resize import resized
 from roialign_cli.store.layout import Layout, check_space
-from roialign_cli.system.devices import find_devices, memory_bytes, pooling_device
+from roialign_cli.system.devices import find_devices, memory_bytes, pooling_device, processor_name
 from roialign_cli.types import Plan
 
 # Of a GPU, for each time that a batch has the pixels of a batch on the CPU. A ResNet-50 with a pyramid takes a tenth of it.
@@ -75,7 +75,12 @@ def make_job(
     devices = find_devices(settings.device, settings.processes)
     device = pooling_device(devices[0])
     kernel = _choose_kernel(settings, device)
-    made_by = {**provenance(settings, plan, backbone), "kernel": f"{kernel} on {device.type}", **attributes}
+    made_by = {
+        **provenance(settings, plan, backbone),
+        "kernel": f"{kernel} on {device.type}",
+        "processor": processor_name(devices[0]),
+        **attributes,
+    }
     layout = make_layout(backbone, settings, plan, made_by)
     free = check_space(output, 0 if output.exists() or layout.sparse else layout.feature_bytes(plan.rows))
     return Job(images, output, settings, plan, backbone, layout, devices, free)

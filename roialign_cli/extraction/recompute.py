@@ -144,6 +144,9 @@ def _changed(file: FeatureFile, now: Mapping[str, Any]) -> list[str]:
     for name in ("weights_sha256", "deform_sha256"):
         if file.attributes.get(name, "") != now.get(name, ""):
             found.append("the weights" if name == "weights_sha256" else "the head that moves bins")
+    processor = file.attributes.get("processor", now["processor"])  # older files do not say
+    if processor != now["processor"]:
+        found.append(f"the processor was {processor}, is {now['processor']}")
     before, after = file.settings, json.loads(now["config"])
     for name in ("decoder", "weights"):
         if name in before and before[name] != after[name]:

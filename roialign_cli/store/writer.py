@@ -82,6 +82,8 @@ class FeatureWriter:
 
     def no_features(self, dataset: str, image: int, first: int, count: int) -> None:
         """Leave feature rows of an image zero, as they are in a new sparse file, and add them to its checksum."""
+        if count == 0:
+            return
         size, before = count * self.extents[dataset].row_bytes, self._checksums.get(image)
         self._checksums[image] = self._checksum_threads.submit(
             lambda: zeros_crc32(size, before.result() if before else 0)

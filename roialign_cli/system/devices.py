@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import platform
 from collections.abc import Callable
 
 import torch
@@ -62,6 +63,14 @@ def find_device(name: str) -> torch.device:
 def pooling_device(device: torch.device) -> torch.device:
     """Return where the maps of a device are pooled: RoI Align has kernels for the CPU and CUDA, and others send their maps."""
     return device if device.type in ("cpu", "cuda") else torch.device("cpu")
+
+
+def processor_name(device: torch.device) -> str:
+    """Return what computes on a device: the model of a GPU, or the architecture and vector instructions of the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return name if device.type == "cpu" else f"{device.type} beside {name}"
 
 
 def memory_bytes(device: torch.device) -> int:

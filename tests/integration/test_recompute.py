@@ -90,6 +90,16 @@ def test_another_decoder_is_named(tmp_path: Path) -> None:
     assert "decoder was pillow, is torchcodec" in found.changed
 
 
+def test_another_processor_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "ABACUS")
+        extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", **QUICK)
+    with FeatureFile(tmp_path / "f.h5") as file:
+        (changed,) = recompute(file, open_images(SAMPLE_IMAGES), 1).changed
+    assert "ABACUS, is " in changed
+    assert "processor" in changed
+
+
 def test_missing_images_masks_and_usage(tmp_path: Path, roialign: Run) -> None:
     shutil.copytree(SAMPLE_IMAGES, tmp_path / "im")
     extract(tmp_path / "im", SAMPLE_BOXES, tmp_path / "f.h5", **QUICK)
