@@ -108,6 +108,7 @@ def test_stopped_and_resumed_with_the_same_bits(images: Path, tmp_path: Path) ->
     assert extract(images, None, tmp_path / "f.h5", **given).already_finished
 
 
+@pytest.mark.slow
 def test_an_image_that_changes_between_two_runs(images: Path, tmp_path: Path) -> None:
     """Its rows in the work file are replaced, and those that it has no longer are empty again."""
     given = {**SETTINGS, "batch_size": 1}
@@ -158,6 +159,7 @@ def test_killed_at_any_instant(images: Path, tmp_path: Path) -> None:
         assert sorted(path.name for path in folder.iterdir()) == ["err", "f.h5", "out"]
 
 
+@pytest.mark.slow
 def test_two_shards_and_processes(images: Path, tmp_path: Path) -> None:
     extract(images, None, tmp_path / "whole.h5", **SETTINGS)
     for number in (1, 2):
@@ -176,7 +178,15 @@ def test_two_shards_and_processes(images: Path, tmp_path: Path) -> None:
                 assert relative_error(torch.tensor(file.boxes), torch.tensor(whole.boxes)) < 1e-5
 
 
-@pytest.mark.parametrize("more", [{"head": "box"}, {"proposals": True}, {"head": "box", "dtype": "float16"}], ids=str)
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"head": "box"},
+        pytest.param({"proposals": True}, marks=pytest.mark.slow),
+        pytest.param({"head": "box", "dtype": "float16"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_a_two_stage_detector(more: dict[str, Any], images: Path, tmp_path: Path) -> None:
     given = {**SETTINGS, "backbone": "fasterrcnn_resnet50_fpn_v2", "output_size": 7, "min_score": 0.0, **more}
     summary = extract(images / "000.png", None, tmp_path / "f.h5", **given)
@@ -189,6 +199,7 @@ def test_a_two_stage_detector(more: dict[str, Any], images: Path, tmp_path: Path
         assert np.isfinite(regions.features).all()
 
 
+@pytest.mark.slow
 def test_written_boxes_and_exports_are_read_again(images: Path, tmp_path: Path, roialign: Run) -> None:
     for i in range(IMAGES):
         (images / f"{i:03}.png").rename(images / f"{i + 1}.png")

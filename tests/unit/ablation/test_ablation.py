@@ -251,7 +251,8 @@ def test_roi_pool_does_not_follow_its_box(rows: dict[str, dict[str, Any]]) -> No
     assert rows["roi_align-7x7-ratio_32-aligned-avg"]["alignment_px_mean"] < 0.01
 
 
-@pytest.mark.parametrize("columns", [pytest.param(None, marks=pytest.mark.slow), 40])
+@pytest.mark.slow
+@pytest.mark.parametrize("columns", [None, 40])
 def test_numbers_are_never_cut(tmp_path: Path, roialign: Run, columns: int | None) -> None:
     """A pipe gets the whole table; a narrow terminal fewer columns, which a line names."""
     env = {} if columns is None else {"COLUMNS": str(columns), "FORCE_COLOR": "1"}

@@ -318,7 +318,7 @@ def test_what_an_error_quotes_is_short(tmp_path: Path, folder: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the paths are POSIX's")
-@pytest.mark.parametrize("kind", [pytest.param("-", marks=pytest.mark.slow), "/dev/stdin", "<()"])
+@pytest.mark.parametrize("kind", [*(pytest.param(kind, marks=pytest.mark.slow) for kind in ("-", "/dev/stdin")), "<()"])
 def test_boxes_from_a_pipe(tmp_path: Path, folder: Path, kind: str) -> None:
     boxes, output = tmp_path / "boxes.json", tmp_path / "f.h5"
     boxes.write_text(json.dumps({"0.jpg": [[1, 2, 30, 40]]}))
