@@ -47,6 +47,8 @@ DETECTION_RESIZE = (800, 1333)  # pixels: short side and maximum of the long sid
 # maximum (measured), which is the rounding of float32. One RoI then takes 0.13 ms instead of 0.03, and seconds in mode max.
 MAX_SAMPLING_RATIO = 1024
 
+MAX_DETECTED = 10_000  # boxes of an image, for which a run makes room
+
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
 NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
@@ -389,8 +391,9 @@ def _check_detection(settings: Settings) -> None:
             if getattr(settings, name) != getattr(Settings, name):
                 raise ConfigError("config-value", f"{name}: expected detect with it, found none", "--detect")
         return
-    if settings.max_boxes == 0:
-        raise ConfigError("config-value", "max_boxes: expected at least 1 with detect, found 0")
+    if not 1 <= settings.max_boxes <= MAX_DETECTED:
+        found = f"expected 1 to {MAX_DETECTED:,} with detect, found {settings.max_boxes:,}"
+        raise ConfigError("config-value", f"max_boxes: {found}")
     if settings.proposals and settings.head != "none":
         raise ConfigError("config-value", f"head: expected none with proposals, found {settings.head!r}")
     if settings.proposals and settings.class_agnostic:

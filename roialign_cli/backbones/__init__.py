@@ -98,22 +98,28 @@ def load_backbone(settings: Settings) -> Backbone:
 def _load(settings: Settings) -> Backbone:
     from roialign_cli.backbones import custom
 
-    kind = available().get(settings.backbone)
-    if settings.head == "box" and kind != "detection":
-        message = f"{settings.backbone}: head: expected a detection model, which has a box head, found another model"
-        raise BackboneError("backbone-head", message, "--backbone fasterrcnn_resnet50_fpn")
-    if settings.detect and kind != "detection":
-        message = f"{settings.backbone}: detect: expected a detection model, found another model"
-        raise BackboneError("backbone-detect", message, "--backbone fasterrcnn_resnet50_fpn")
-    if settings.head == "c5" and kind != "classification":
-        message = f"{settings.backbone}: head: expected a ResNet, which has a stage C5, found another model"
-        raise BackboneError("backbone-head", message, "--backbone resnet101")
-    if settings.backbone == "gabor":
+    if settings.backbone == "gabor":  # without torchvision, which takes two seconds to import
+        _check_parts(settings, "built-in")
         from roialign_cli.backbones import gabor
 
         return gabor.load(settings)
     if custom.is_custom(settings.backbone):
+        _check_parts(settings, None)
         return custom.load(settings)
+    _check_parts(settings, available().get(settings.backbone))
     from roialign_cli.backbones import torchvision
 
     return torchvision.load(settings)
+
+
+def _check_parts(settings: Settings, kind: str | None) -> None:
+    """Raise BackboneError if the settings ask for a part that a kind of model does not have: a head or a detector."""
+    detector = "fasterrcnn_resnet50_fpn"
+    for part, wanted, needed, expected, hint in (
+        ("head", settings.head == "box", "detection", "a detection model, which has a box head", detector),
+        ("detect", settings.detect, "detection", "a detection model", detector),
+        ("head", settings.head == "c5", "classification", "a ResNet, which has a stage C5", "resnet101"),
+    ):
+        if wanted and kind != needed:
+            message = f"{settings.backbone}: {part}: expected {expected}, found another model"
+            raise BackboneError(f"backbone-{part}", message, f"--backbone {hint}")

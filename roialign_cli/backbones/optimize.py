@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import Any, TypeGuard
@@ -15,7 +16,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torchvision.ops.misc import FrozenBatchNorm2d
 
 TILE_SIDE = 16  # cells; smaller tiles follow the RoIs more closely, larger ones read fewer border cells twice
 MAX_TILED_SHARE = 0.6  # share of a map in tiles that are read; above it, convolving the whole map is faster
@@ -75,7 +75,9 @@ def _batch_norm(module: nn.Module | None) -> nn.BatchNorm2d | None:
     """Return a module as nn.BatchNorm2d, also for torchvision's FrozenBatchNorm2d, or None if it is not a batch norm."""
     if isinstance(module, nn.BatchNorm2d):
         return module
-    if not isinstance(module, FrozenBatchNorm2d):
+    # Importing torchvision takes two seconds; a model that has its class has imported it.
+    torchvision_ops = sys.modules.get("torchvision.ops.misc")
+    if torchvision_ops is None or not isinstance(module, torchvision_ops.FrozenBatchNorm2d):
         return None
     norm = nn.BatchNorm2d(len(module.weight), eps=module.eps).eval()
     with torch.no_grad():

@@ -12,7 +12,6 @@ import torch
 
 from roialign_cli.extraction.batches import Batch, Decoded, Size, load_batches
 from roialign_cli.extraction.compute import Pixels, Reports, RowComputer
-from roialign_cli.extraction.detecting import DetectingRowComputer
 from roialign_cli.extraction.job import Job
 from roialign_cli.extraction.outcomes import OutcomeRecorder
 from roialign_cli.inputs.images import ImageError
@@ -45,9 +44,7 @@ class BatchWorker:
         self.report = ValueReport()
         self._job = job
         self._device = device.device
-        self._computer = (
-            RowComputer(job, device) if job.backbone.detector is None else DetectingRowComputer(job, device)
-        )
+        self._computer = _make_computer(job, device)
         self._mark_finished = mark_finished
         self._fitting: dict[Size, int] = {}  # how many images of a size fit memory, for sizes where it ran out
 
@@ -127,6 +124,15 @@ class BatchWorker:
             report = reports.get(image, ValueReport())
             self.report += report
             recorder.done(image, versions[image], report)
+
+
+def _make_computer(job: Job, device: DeviceQueue) -> RowComputer:
+    """Return what computes the rows of a job on a device."""
+    if job.backbone.detector is None:
+        return RowComputer(job, device)
+    from roialign_cli.extraction.detecting import DetectingRowComputer  # imports torchvision, which takes two seconds
+
+    return DetectingRowComputer(job, device)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

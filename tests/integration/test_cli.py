@@ -61,6 +61,20 @@ for name in roialign_cli.__all__:
         _ = __import__("roialign_cli").nonesuch
 
 
+def test_a_run_without_torchvision_s_models_does_not_import_them(tmp_path: Path) -> None:
+    """Importing torchvision imports torch._dynamo: two seconds, more than everything else beside torch."""
+    (tmp_path / "own.py").write_text("import torch\ndef make(): return torch.nn.AvgPool2d(16)\n")
+    script = f"""
+import sys
+from roialign_cli import extract
+for name, given in (("gabor", {{"config_name": "quickstart"}}), ("own", {{"backbone": "own:make", "resize": "64"}})):
+    extract({str(SAMPLE_IMAGES)!r}, {str(SAMPLE_BOXES)!r}, f"{{name}}.h5", device="cpu", **given)
+    loaded = {{"torchvision", "torch._dynamo", "matplotlib", "ray", "pandas"}} & set(sys.modules)
+    assert not loaded, (name, loaded)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """Make the folder of somebody who tries things out."""

@@ -184,7 +184,8 @@ def test_weights_of_a_backbone_alone_are_refused(tmp_path: Any) -> None:
     [
         ({"nms": 0.4}, "nms: expected detect with it"),
         ({"proposals": True}, "proposals: expected detect with it"),
-        ({"detect": True, "max_boxes": 0}, "max_boxes: expected at least 1"),
+        ({"detect": True, "max_boxes": 0}, "max_boxes: expected 1 to 10,000 with detect, found 0"),
+        ({"detect": True, "max_boxes": 10_001}, "max_boxes: expected 1 to 10,000 with detect, found 10,001"),
         ({"detect": True, "region": "mask"}, "region: expected box with detect"),
         ({"detect": True, "proposals": True, "head": "box"}, "head: expected none with proposals"),
         ({"detect": True, "proposals": True, "class_agnostic": True}, "class_agnostic: expected no proposals"),
