@@ -111,7 +111,7 @@ def extract(
             with show_progress() as progress:
                 summary = extract_on_cluster(
                     plan, image_set, output, settings, cluster,
-                    join=merge, overwrite=overwrite, on_progress=progress, should_stop=should_stop,
+                    join=merge, overwrite=overwrite, reuse=reuse or [], on_progress=progress, should_stop=should_stop,
                 )  # fmt: skip
             finish(summary, as_json=json)
             return
@@ -145,9 +145,8 @@ def _check_engine(
     """Raise ConfigError if options of the engine are wrong, or do not go together with others."""
     if settings.detect and reuse:
         raise ConfigError("config-value", "reuse: expected none with detect, found an earlier file")
-    for option_name, given in (("reuse", reuse), ("detect", settings.detect)):
-        if given and engine != "local":
-            raise ConfigError("config-value", f"{option_name}: expected engine local with it, found {engine}")
+    if settings.detect and engine != "local":
+        raise ConfigError("config-value", f"detect: expected engine local with it, found {engine}")
     if engine not in ("local", "ray") or (engine == "ray" and shard is not None):
         found = engine if shard is None else f"{engine} and --shard {shard}"
         raise ConfigError("config-value", f"engine: expected local, or ray without --shard, found {found}")

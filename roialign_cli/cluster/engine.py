@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -34,6 +35,7 @@ from roialign_cli.store.merge import merge
 from roialign_cli.store.output import locked
 from roialign_cli.store.parts import Part
 from roialign_cli.store.schema import DONE, FAILED
+from roialign_cli.system.atomic import check_not_input
 from roialign_cli.types import Plan, Progress, Summary
 
 POLL_SECONDS = 1.0  # between two looks at the shards for progress
@@ -50,12 +52,14 @@ def extract_on_cluster(
     *,
     join: bool = True,
     overwrite: bool = False,
+    reuse: Sequence[Path] = (),
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Summary:
     """Extract a plan as shards; with `join` merge them into the output and remove them at the end.
 
-    The same call resumes an interrupted run. Raises what `fill_shards` and `merge` raise.
+    The same call resumes an interrupted run. What earlier files, `reuse`, hold is taken over by each shard. Raises what
+    `fill_shards` and `merge` raise.
     """
     begun = time.monotonic()
     count = cluster.shards_of(plan.images)
@@ -66,10 +70,12 @@ def extract_on_cluster(
         from roialign_cli.extraction.run import run_job  # loads torch, which otherwise only the workers do
 
         job = prepare_job(plan, images, output, settings)  # merged already: failed images are tried again here
-        return run_job(job, overwrite=False, on_progress=on_progress, should_stop=should_stop)
+        return run_job(job, overwrite=False, reuse=reuse, on_progress=on_progress, should_stop=should_stop)
+    check_not_input(output, reuse)
     with locked(output):
         stale = (output, *paths) if overwrite else ()
-        found = fill_shards(plan, shards, images, output, settings, cluster, stale, on_progress, should_stop)
+        earlier = [path.resolve() for path in reuse]
+        found = fill_shards(plan, shards, images, output, settings, cluster, stale, earlier, on_progress, should_stop)
     summary = _summarise(plan, output, paths, found)
     if join and summary.finished:
         finished = merge(paths, output, should_stop=should_stop).finished
@@ -88,6 +94,7 @@ def fill_shards(
     settings: Settings,
     cluster: Cluster,
     stale: Sequence[Path],
+    reuse: Sequence[Path],
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
 ) -> list[Summary]:
@@ -117,7 +124,7 @@ def fill_shards(
                         path.unlink(missing_ok=True)
                     left = _parts(plan, shards, result)
                 if left is not None and (part := next(left, None)) is not None:
-                    running[actor.fill.remote(*part)] = actor
+                    running[actor.fill.remote(*part, reuse)] = actor
                 else:
                     ray.kill(actor)  # its resources may be needed by an actor whose node is gone
             if left is None and time.monotonic() - begun > PLACEMENT_SECONDS:
@@ -164,7 +171,7 @@ class _Worker:
         resize: tuple[int, int | None] | None = self._backbone.preprocessing.resize
         return resize
 
-    def fill(self, shard: Shard, plan: Plan, about: dict[str, Any]) -> Summary | RoialignError:
+    def fill(self, shard: Shard, plan: Plan, about: dict[str, Any], reuse: Sequence[Path]) -> Summary | RoialignError:
         """Compute a shard, or what is missing of it; return its summary, or an error."""
         from roialign_cli.extraction.job import make_job
         from roialign_cli.extraction.run import run_job
@@ -177,7 +184,7 @@ class _Worker:
             with limit_pixels(self._settings.max_pixels):
                 output = shard.path(self._paths.output)
                 job = make_job(mine, self._images, output, self._settings, self._backbone, about)
-                return run_job(job, overwrite=False, patience=LOCK_SECONDS)
+                return run_job(job, overwrite=False, reuse=reuse, patience=LOCK_SECONDS)
         except RoialignError as error:
             return error
 
@@ -217,6 +224,7 @@ def _summarise(plan: Plan, output: Path, paths: list[Path], found: list[Summary]
             for i in np.flatnonzero(status == FAILED).tolist():
                 failures[part.map("images/name")[i].decode()] = part.map("images/error")[i].decode("utf-8", "replace")
     shapes = found[0].features if found else {}
+    computed = [one.computed for one in found if one.computed is not None]
     return Summary.of(
         plan,
         output=str(output),
@@ -229,4 +237,7 @@ def _summarise(plan: Plan, output: Path, paths: list[Path], found: list[Summary]
         already_finished=bool(found) and all(one.already_finished for one in found),
         features={layer: (plan.rows, *shape[1:]) for layer, shape in shapes.items()},
         failures=failures,
+        reused_images=sum(one.reused_images for one in found),
+        reused_boxes=sum(one.reused_boxes for one in found),
+        computed=dict(sum(map(Counter, computed), Counter())) if computed else None,
     )

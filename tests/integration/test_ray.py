@@ -73,6 +73,27 @@ def test_two_workers_make_the_same_file(data: Path, tmp_path: Path) -> None:
     assert json.loads(again.stdout)["done"] == IMAGES
 
 
+def test_what_an_earlier_file_holds_is_taken_over(data: Path, tmp_path: Path) -> None:
+    boxes = json.loads((data / "boxes.json").read_text())
+    changed = [name for name, rows in boxes.items() if rows and name != "missing.jpg"][::10]
+    for name in changed:
+        boxes[name] = [[x1, y1, x2 + 1, y2] for x1, y1, x2, y2 in boxes[name]]
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes))
+    new = [
+        str(tmp_path / "boxes.json") if part == str(data / "boxes.json") else part
+        for part in command(data, tmp_path / "f.h5")
+    ]
+    done = subprocess.run(
+        [*new, "--reuse", str(data / "whole.h5")], check=False, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 7, done.stderr
+    summary = json.loads(done.stdout)
+    assert summary["computed"] == {"with other boxes": len(changed)}
+    assert summary["reused_images"] == sum(map(bool, boxes.values())) - len(changed) - bool(boxes.get("missing.jpg"))
+    extract(data / "im", tmp_path / "boxes.json", tmp_path / "whole.h5", backbone="resnet18", weights="random")
+    assert_same(tmp_path / "f.h5", tmp_path / "whole.h5")
+
+
 def test_a_worker_is_killed_and_then_the_whole_run(data: Path, tmp_path: Path) -> None:
     output = tmp_path / "f.h5"
     first = output.with_name(f"f-0001-of-{SHARDS:04}.h5")

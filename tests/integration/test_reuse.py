@@ -191,7 +191,6 @@ def test_mistakes(data: Path, roialign: Run) -> None:
         (("-o", data / "x.h5", "--update", data / "old.h5"), 2, "expected none of -o, --reuse"),
         (("--update", data / "none.h5"), 6, "expected a feature file to update, found none"),
         (("-o", data / "old.h5", "--reuse", data / "old.h5"), 6, "expected an output that is none of the inputs"),
-        (("-o", data / "x.h5", "--reuse", data / "old.h5", "--engine", "ray"), 2, "expected engine local"),
         (("-o", data / "x.h5", "--reuse", boxes), 6, "expected an HDF5 file"),
     ):
         done = roialign("extract", data / "im", boxes, *common, *arguments)
