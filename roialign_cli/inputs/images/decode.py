@@ -57,7 +57,8 @@ def decode_image(file: ImageFile, decoder: str = "pillow") -> DecodedImage:
             pixels = _decode_with_torchcodec(opened)
         else:
             image.load()  # raises decoding errors here, because Pillow may not raise them again later
-            pixels = np.ascontiguousarray(_to_rgb(ImageOps.exif_transpose(image)))
+            ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies upright images, too
+            pixels = np.ascontiguousarray(_to_rgb(image))
         version = FileVersion(*before, digest(opened))
         if file.state() != before:
             raise ImageError("image-changed", "expected an unchanged file, found that it changed while it was read")
@@ -160,4 +161,4 @@ def _to_rgb(image: Image.Image) -> npt.NDArray[np.uint8]:
         black = Image.new("RGB", layer.size)
         black.paste(layer, mask=layer.getchannel("A"))
         return np.asarray(black)
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
