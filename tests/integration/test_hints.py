@@ -47,7 +47,8 @@ CASES = {
     "no boxes to extract": ("extract im -c quickstart -o f.h5", "--grid 3x3", "{command} --grid 3x3"),
     "detect": ("extract im --backbone gabor --detect -o f.h5", "--backbone fasterrcnn_resnet50_fpn",
                "{command} {hint} --weights random --resize 64"),
-    "nms": (f"extract im boxes.json {QUICK} --nms 0.4 -o f.h5", "--detect", "{command} {hint}"),
+    "nms": ("extract im --nms 0.4 --backbone retinanet_resnet50_fpn --weights random --resize 64 -o f.h5", "--detect",
+            "{command} {hint}"),
     "fuse": (f"extract im boxes.json {QUICK} --fuse sum -o f.h5", "--levels all", "{command} {hint}"),
     "same layer": (
         "extract im boxes.json --backbone squeezenet1_0 --weights random --layers features,features.12 -o f.h5",
