@@ -98,10 +98,12 @@ def extract(
     boxes_form = _check_written_boxes(write_boxes, settings, overwrite=overwrite)
     from roialign_cli.extraction.plan import plan_run
     from roialign_cli.inputs.images import limit_pixels, open_images
+    from roialign_cli.system.garbage import put_off
 
     with stop_on_interrupt() as should_stop, limit_pixels(settings.max_pixels):
         image_set = open_images(images, boxes)
-        plan = plan_run(image_set, boxes, output, settings)  # reports bad input before torch is loaded
+        with put_off():
+            plan = plan_run(image_set, boxes, output, settings)  # reports bad input before torch is loaded
         if engine == "ray" and not dry_run:
             from roialign_cli.cluster.connection import Cluster
             from roialign_cli.cluster.engine import extract_on_cluster
@@ -115,10 +117,11 @@ def extract(
                 )  # fmt: skip
             finish(summary, as_json=json)
             return
-        from roialign_cli.extraction.job import prepare_job
-        from roialign_cli.extraction.run import run_job, run_update
+        with put_off():
+            from roialign_cli.extraction.job import prepare_job
+            from roialign_cli.extraction.run import run_job, run_update
 
-        job = prepare_job(plan, image_set, output, settings, part)
+            job = prepare_job(plan, image_set, output, settings, part)
         if dry_run:
             warn_of_plan(job.plan, settings)
             print_plan(job, reuse or [], as_json=json)
