@@ -9,13 +9,18 @@ import pytest
 from roialign_cli.system.garbage import put_off
 
 
+def fail_where_it_is_put_off() -> None:
+    with put_off():
+        assert not gc.isenabled()
+        _ = 1 / 0
+
+
 @pytest.mark.parametrize("enabled", [True, False])
 def test_put_off_and_as_before(enabled: bool) -> None:
     (gc.enable if enabled else gc.disable)()
     try:
-        with pytest.raises(ZeroDivisionError), put_off():
-            assert not gc.isenabled()
-            _ = 1 / 0
+        with pytest.raises(ZeroDivisionError):
+            fail_where_it_is_put_off()
         assert gc.isenabled() == enabled
     finally:
         gc.unfreeze()
