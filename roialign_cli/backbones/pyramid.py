@@ -87,12 +87,13 @@ def load(settings: Settings, whole: Any, weights: Weights) -> Backbone:
         if not any(key.startswith("backbone.") for key in state):
             state = {f"backbone.{key}": value for key, value in state.items()}
         own = {key for key in state if key.startswith("backbone.")}
-        if settings.detect:
+        if settings.detect:  # the whole model is used, with its pyramid and head
             load_matching(whole, state, known_keys, weights.name)
-        unused = known_keys if own else set()  # a fine-tuned head may have any shape, because it is not used here
-        load_matching(model, {key: state[key] for key in own}, unused, weights.name)
-        if head is not None:
-            load_part(head, "roi_heads.box_head.", state, weights.name)
+        else:
+            unused = known_keys if own else set()  # a fine-tuned head may have any shape, because it is not used here
+            load_matching(model, {key: state[key] for key in own}, unused, weights.name)
+            if head is not None:
+                load_part(head, "roi_heads.box_head.", state, weights.name)
         if weights.origin is not None and weights.origin.name in ("COCO_V1", "COCO_LEGACY"):
             _set_legacy_epsilon(settings.backbone, model)
     folded = fold(model)  # before it runs: torch 2.11 refuses an epsilon of 0
@@ -127,17 +128,12 @@ def _detector(
     return Detector(whole, names, strides, settings, categories)
 
 
-def _has_heads(model: Any) -> bool:
-    """Return whether a model is a two-stage detector."""
-    return hasattr(model, "roi_heads")
-
-
 def _box_head(settings: Settings, whole: Any) -> tuple[nn.Module, int]:
     """Return the model's box head and the length of its vectors. Raises BackboneError if the settings do not fit it.
 
     The head takes RoIs that are pooled from the whole pyramid in the output size that it was trained with.
     """
-    if not _has_heads(whole):
+    if not hasattr(whole, "roi_heads"):
         message = f"{settings.backbone}: head: expected a two-stage detector, which has a box head, found another model"
         raise BackboneError("backbone-head", message, "--backbone fasterrcnn_resnet50_fpn")
     size = tuple(whole.roi_heads.box_roi_pool.output_size)

@@ -9,23 +9,25 @@ from typing import Any
 
 import numpy.typing as npt
 
+from roialign_cli.inputs.boxes.native_json import box_entry, exact, write_entries
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.regions import Regions
 
 
 def write_native(_: FeatureFile, __: Sequence[str], images: Iterator[Regions], path: Path, ___: str) -> None:
-    """Write {"image": {"boxes": [[x1, y1, x2, y2], ...], "labels": [...], "scores": [...]}}, in pixels, exactly."""
-    with path.open("w", encoding="utf-8", errors="surrogateescape") as file:
-        file.write("{")
-        for i, regions in enumerate(images):
-            entry: dict[str, Any] = {"boxes": [_exact(box) for box in regions.boxes]}
-            for key in ("labels", "ids"):
-                if (column := getattr(regions, key)) is not None:
-                    entry[key] = _plain(column)
-            if regions.scores is not None:
-                entry["scores"] = _exact(regions.scores)
-            file.write(f"{',' if i else ''}\n {json.dumps(regions.name)}: {json.dumps(entry)}")
-        file.write("\n}\n")
+    """Write {"image": {"boxes": [[x1, y1, x2, y2], ...], "labels": [...], "scores": [...]}}, in pixels, exactly.
+
+    Rotated boxes and points are written, too; of masks, which files do not hold, the boxes around them.
+    """
+
+    def entry(regions: Regions) -> dict[str, Any]:
+        labels, ids = (None if column is None else _plain(column) for column in (regions.labels, regions.ids))
+        others = {"rotated": regions.rotated, "points": regions.points}
+        shapes = {key: exact(column) for key, column in others.items() if column is not None}
+        return box_entry(regions.boxes, labels, ids, regions.scores) | shapes
+
+    with path.open("w", encoding="utf-8") as file:
+        write_entries(file, ((regions.name, entry(regions)) for regions in images))
 
 
 def write_coco_results(_: FeatureFile, __: Sequence[str], images: Iterator[Regions], path: Path, ___: str) -> None:
@@ -39,18 +41,13 @@ def write_coco_results(_: FeatureFile, __: Sequence[str], images: Iterator[Regio
         for regions in images:
             image = int(regions.name) if regions.name.isascii() and regions.name.isdecimal() else regions.name
             labels = [1] * len(regions) if regions.labels is None else _plain(regions.labels)
-            scores = [1.0] * len(regions) if regions.scores is None else _exact(regions.scores)
+            scores = [1.0] * len(regions) if regions.scores is None else exact(regions.scores)
             for box, label, score in zip(regions.boxes.astype(float), labels, scores, strict=True):
                 x1, y1, x2, y2 = box.tolist()
                 result = {"image_id": image, "category_id": label, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
                 file.write(f"{'' if first else ','}\n {json.dumps(result)}")
                 first = False
         file.write("\n]\n")
-
-
-def _exact(values: npt.NDArray[Any]) -> list[float]:
-    """Return float32 numbers with the fewest digits that are exact."""
-    return [float(str(value)) for value in values]
 
 
 def _plain(column: npt.NDArray[Any]) -> list[int] | list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,25 +104,22 @@ def run_job(
 
     What earlier files, `reuse`, hold of the same images and boxes is taken over first.
     """
+    fill = partial(_fill, overwrite=overwrite, strict=strict, on_progress=on_progress, should_stop=should_stop)
     if job.backbone.detector is None:
-        return _fill(
-            job, overwrite=overwrite, strict=strict, reuse=reuse, on_progress=on_progress, should_stop=should_stop,
-            patience=patience,
-        )  # fmt: skip
+        return fill(job, reuse=reuse, patience=patience)
     if reuse:
         raise ConfigError("config-value", "reuse: expected none with detect, found an earlier file")
+    return _detect(job, fill, overwrite=overwrite, patience=patience)
+
+
+def _detect(job: Job, fill: Callable[[Job], Summary], *, overwrite: bool, patience: float) -> Summary:
+    """Fill a work file of a job whose boxes are found on the way, and make the output from it; see `compaction`."""
     started = time.monotonic()
     work = work_path(job.output)
     with locked(job.output, patience):
         if job.output.exists() and not overwrite:
             return _summarise(job, check_finished(job), ValueReport(), True, time.monotonic() - started)
-        summary = _fill(
-            replace(job, output=work),
-            overwrite=overwrite,
-            strict=strict,
-            on_progress=on_progress,
-            should_stop=should_stop,
-        )
+        summary = fill(replace(job, output=work))
         if not summary.finished:
             boxes = int(count_boxes(work).sum())
             shapes = {layer: (boxes, *shape) for layer, shape in job.layout.layers.items()}
@@ -135,10 +133,10 @@ def _fill(
     job: Job,
     *,
     overwrite: bool,
-    strict: bool = False,
+    strict: bool,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
     reuse: Sequence[Path] = (),
-    on_progress: Callable[[Progress], None] = lambda _: None,
-    should_stop: Callable[[], bool] = lambda: False,
     patience: float = 0.0,
 ) -> Summary:
     """Lay out a job's file, or open it, and compute what is missing."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from roialign_cli.inputs.boxes.native_json import box_entry, exact, write_entries
 from roialign_cli.shapes import KIND_NAMES, POLYGONS
 from roialign_cli.system.atomic import replace_atomically
 from roialign_cli.types import BoxTable, Plan
@@ -100,38 +98,28 @@ def suspicions(plan: Plan) -> Iterator[str]:
 def write_native(plan: Plan, path: Path) -> None:
     """Write boxes and regions as native JSON, in pixels, exactly. Raises OutputError if the file cannot be written."""
     table = plan.table
+
+    def entry(rows: slice) -> dict[str, object]:
+        labels, ids = (None if column is None else column[rows].tolist() for column in (table.labels, table.ids))
+        boxes = box_entry(table.boxes[rows], labels, ids, None if table.scores is None else table.scores[rows])
+        return boxes | _native_regions(table, rows)
+
     with replace_atomically(path) as partial, partial.open("w", encoding="utf-8") as file:
-        file.write("{")
-        for i, name in enumerate(table.names):
-            rows = table.rows_of(i)
-            entry: dict[str, object] = {"boxes": [[float(str(v)) for v in box] for box in table.boxes[rows]]}
-            for key, column in (("labels", table.labels), ("ids", table.ids), ("scores", table.scores)):
-                if column is not None:
-                    entry[key] = [float(str(v)) for v in column[rows]] if key == "scores" else column[rows].tolist()
-            entry |= _native_regions(table, rows)
-            file.write(f"{',' if i else ''}\n {json.dumps(name)}: {json.dumps(entry)}")
-        file.write("\n}\n")
+        write_entries(file, ((name, entry(table.rows_of(i))) for i, name in enumerate(table.names)))
 
 
 def _native_regions(table: BoxTable, rows: slice) -> dict[str, object]:
     """Return the regions of an image under the keys of native JSON; none for boxes."""
     if table.rotated is not None:
-        return {"rotated": _exact(table.rotated[rows])}
+        return {"rotated": exact(table.rotated[rows])}
     if table.points is not None:
-        return {"points": _exact(table.points[rows])}
+        return {"points": exact(table.points[rows])}
     if table.shapes is None:
         return {}
     shapes = [table.shapes[row] for row in range(rows.start, rows.stop)]
-    polygons = [
-        [_exact(np.ravel(part)) for part in shape.parts] if shape.kind == POLYGONS else None for shape in shapes
-    ]
+    polygons = [[exact(np.ravel(part)) for part in shape.parts] if shape.kind == POLYGONS else None for shape in shapes]
     masks = [
         None if shape.kind == POLYGONS else {"size": list(shape.size), "counts": np.asarray(shape.counts).tolist()}
         for shape in shapes
     ]
     return {"polygons": polygons, "rle": masks} if any(masks) else {"polygons": polygons}
-
-
-def _exact(values: npt.NDArray[np.float32]) -> Any:
-    """Return numbers as lists, with the fewest digits that are exact."""
-    return [_exact(value) if value.ndim else float(str(value)) for value in values]

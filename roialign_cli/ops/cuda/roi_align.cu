@@ -5,13 +5,13 @@
 //     -DELEMENT=float|double|float16|bfloat16  -DWRITTEN=<the same choices, for the output>  -DMODE=AVG|MAX|EXACT  -DVECTOR=<channels per load, a power of two>
 //     -DLONG_LISTS=0|1  whether lists of weights may exceed the shared memory reserved for them
 //
-// Maps may have any strides; the kernel is made for channels-last, which VECTOR > 1 requires. A block owns one RoI, a
-// chunk of `lanes * VECTOR` channels and `rows` x `columns` of its bins. It first writes the weights of both axes to
+// Maps may have any strides; the kernel is made for channels-last, which VECTOR > 1 requires. A block owns one RoI,
+// `lanes * VECTOR` channels at a time and `rows` x `columns` of its bins. It first writes the weights of both axes to
 // shared memory: the mean over samples and the integral are separable, so one short list of (cell, weight) per axis and
 // bin describes them. Then each group of `lanes` threads processes strips of bins: a thread sums its own channels down
-// each column of cells and keeps the last even and the last odd column in registers (neighbouring bins share at most two,
-// of neighbouring cells), so that it loads a cell once per row of bins. The results pass through a tile in shared memory,
-// because [K, C, PH, PW] needs runs of bins where threads hold runs of channels.
+// each column of cells and keeps the last two columns in registers, since neighbouring bins share no others, so that it loads a
+// cell once per row of bins. The results pass through a tile in shared memory, because [K, C, PH, PW] needs runs of bins where
+// threads hold runs of channels. If its tile is too small for all of its channels, the block computes them in `chunks`.
 //
 // There are no atomics, and every sum has one order, so the same call gives the same bits. The tests also compile this
 // file with a C++ compiler; everything that only a device understands is in one section below.

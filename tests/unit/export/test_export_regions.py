@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import io
+import json
 import sys
 from pathlib import Path
 
@@ -88,6 +89,17 @@ def test_parquet(file: FeatureFile, content: Content, tmp_path: Path) -> None:
     for layer, values in content.layers.items():
         name = "features" if len(content.layers) == 1 else layer
         assert np.array_equal(np.array(found[name], np.float32), values[:5].reshape(5, -1))
+
+
+def test_native_json_has_rotated_boxes_and_points(file: FeatureFile, content: Content, tmp_path: Path) -> None:
+    export(file, tmp_path / "n.json", "native")
+    found = json.loads((tmp_path / "n.json").read_text())
+    for name in file.done_names:
+        entry, regions = found[name], file[name]
+        assert {"rotated", "points"} & entry.keys() == {"rotated", "points"} & TABLES[content.kind]
+        for table in {"boxes", "rotated", "points"} & entry.keys():
+            stored = getattr(regions, table)
+            assert np.array_equal(np.array(entry[table], np.float32).reshape(stored.shape), stored)
 
 
 def test_tsv_has_no_place_for_the_tables(tmp_path: Path) -> None:
