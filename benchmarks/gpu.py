@@ -5,8 +5,8 @@
 Uses the maps and boxes of benchmarks/cpu.py and a five-level pyramid of eight 800 x 1333 images, with random data and enough
 input sets in rotation to exceed the L2 cache. The calls on all sets are captured in a CUDA graph, so that the device is timed
 and not Python (`eager` is one call from Python, for comparison); medians of the rounds. torchvision gets its best layout
-(NCHW), and float16 where it has no bfloat16. `3 blocks` is our kernel on channels-last maps, compiled for so
-many blocks per multiprocessor instead of four. The floor is moving every map and the output once at the bandwidth of a large copy. --dry runs
+(NCHW), and float16 where it has no bfloat16. `3 blocks` is our kernel on channels-last maps, compiled for so many blocks per
+multiprocessor instead of four. The floor is moving every map and the output once at the bandwidth of a large copy. --dry runs
 two small cases on the CPU, to see that the script works.
 """
 

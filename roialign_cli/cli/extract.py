@@ -95,7 +95,7 @@ def extract(
     images, boxes, output = _inputs(config, images, boxes, output, with_boxes=not (settings.grid or settings.detect))
     part = parse_shard(shard) if shard else None
     _check_engine(engine, None if part is None else shard, num_shards, gpus_per_worker, reuse, settings)
-    boxes_form = _check_written_boxes(write_boxes, settings, overwrite=overwrite)
+    boxes_form = _check_written_boxes(write_boxes, output, settings, overwrite=overwrite)
     from roialign_cli.extraction.plan import plan_run
     from roialign_cli.inputs.images import limit_pixels, open_images
     from roialign_cli.system.garbage import put_off
@@ -158,13 +158,16 @@ def _check_engine(
         raise ConfigError("config-value", f"engine: expected numbers of at least 0, found {found}")
 
 
-def _check_written_boxes(path: Path | None, settings: Settings, *, overwrite: bool) -> str:
+def _check_written_boxes(path: Path | None, output: Path, settings: Settings, *, overwrite: bool) -> str:
     """Return the form of the boxes that a run writes. Raises ConfigError or OutputError if it cannot write them."""
     form = "native" if settings.boxes_format == "auto" else settings.boxes_format
     if path is not None and not settings.detect:
         raise ConfigError("usage", "write_boxes: expected --detect with it, found none", "--detect")
     if path is not None and form not in ("native", "coco-results"):
         raise ConfigError("config-value", f"boxes_format: expected native or coco-results to write, found {form}")
+    if path is not None and path.absolute() == output.absolute():
+        message = f"write_boxes: expected another file than the output, found {path}"
+        raise ConfigError("usage", message)
     if path is not None and path.exists() and not overwrite:
         message = f"{path}: expected nothing there, found a file"
         raise OutputError("output-exists", message, "choose another --write-boxes, or --overwrite")

@@ -23,9 +23,9 @@ from roialign_cli.store.check import features_match, tables_match
 from roialign_cli.store.layout import check_space, create_file
 from roialign_cli.store.output import image_differences, require_same
 from roialign_cli.store.reader import FeatureFile
-from roialign_cli.store.schema import DONE, features_path
+from roialign_cli.store.schema import DONE, features_path, open_file
 from roialign_cli.store.writer import FeatureWriter, open_writer
-from roialign_cli.system.atomic import replace_atomically
+from roialign_cli.system.atomic import foreign_file_error, replace_atomically
 from roialign_cli.types import FileVersion, Plan
 
 SUFFIX = ".detecting"
@@ -34,6 +34,15 @@ SUFFIX = ".detecting"
 def work_path(output: Path) -> Path:
     """Return the path of the work file of an output."""
     return output.with_name(output.name + SUFFIX)
+
+
+def check_work_file(work: Path) -> None:
+    """Raise OutputError if something is in the place of a work file that is none."""
+    if work.exists():
+        try:
+            open_file(work).close()
+        except OutputError:
+            raise foreign_file_error(work, "something else") from None
 
 
 def count_boxes(work: Path) -> Integers:

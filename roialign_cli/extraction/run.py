@@ -11,7 +11,7 @@ from typing import Any
 
 from roialign_cli.config import load as load_settings
 from roialign_cli.errors import ConfigError, OutputError
-from roialign_cli.extraction.compaction import check_finished, compact, count_boxes, work_path
+from roialign_cli.extraction.compaction import check_finished, check_work_file, compact, count_boxes, work_path
 from roialign_cli.extraction.job import Job, pending_batches, prepare_job
 from roialign_cli.extraction.outcomes import record_known_outcomes
 from roialign_cli.extraction.plan import plan_run
@@ -117,6 +117,7 @@ def _detect(job: Job, fill: Callable[[Job], Summary], *, overwrite: bool, patien
     started = time.monotonic()
     work = work_path(job.output)
     with locked(job.output, patience):
+        check_work_file(work)  # which may be removed or replaced
         if job.output.exists() and not overwrite:
             return _summarise(job, check_finished(job), ValueReport(), True, time.monotonic() - started)
         summary = fill(replace(job, output=work))

@@ -130,6 +130,19 @@ def test_an_image_that_changes_between_two_runs(images: Path, tmp_path: Path) ->
         extract(images, None, tmp_path / "f.h5", **given)
 
 
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_file_of_somebody_else_in_the_place_of_the_work_file(overwrite: bool, images: Path, tmp_path: Path) -> None:
+    """It is neither replaced nor removed, also beside a finished output."""
+    work = work_path(tmp_path / "f.h5")
+    for _ in range(2):
+        work.write_text("my notes")
+        with pytest.raises(OutputError, match="expected nothing, or what an earlier run left, found something else"):
+            extract(images / "000.png", None, tmp_path / "f.h5", overwrite=overwrite, **SETTINGS)
+        assert work.read_text() == "my notes"
+        work.unlink()
+        extract(images / "000.png", None, tmp_path / "f.h5", overwrite=overwrite, **SETTINGS)
+
+
 @pytest.mark.slow
 def test_killed_at_any_instant(images: Path, tmp_path: Path) -> None:
     """The output is absent or complete, and the same command completes it."""
@@ -246,6 +259,7 @@ def test_images_that_fail(images: Path, tmp_path: Path, roialign: Run) -> None:
         (["boxes.json"], "--detect: expected no box file beside it, found boxes.json"),
         (["--reuse", "old.h5"], "reuse: expected none with detect"),
         (["--engine", "ray"], "detect: expected engine local with it, found ray"),
+        (["--write-boxes", "f.h5"], "write_boxes: expected another file than the output, found f.h5"),
         (["--write-boxes", "there.json"], "there.json: expected nothing there, found a file"),
         (
             ["--write-boxes", "b.json", "--boxes-format", "voc"],
