@@ -7,10 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.nn.functional import interpolate, pad
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.functional import resize
 
-from roialign_cli.backbones.base import Preprocessing
+from roialign_cli.backbones.base import IMAGENET_MEAN, IMAGENET_STD, Preprocessing
 from roialign_cli.regions.preprocessing import prepare
 from roialign_cli.regions.resize import resized
 
@@ -43,3 +44,26 @@ def test_shrinking_is_antialiased() -> None:
     found = prepare([image], Preprocessing((0, 0, 0), (1, 1, 1), (40, None)), torch.device("cpu"))[0]
     expected = resize(torch.from_numpy(image).permute(2, 0, 1), [50, 40], antialias=True) / 255
     assert (found - expected).abs().max() <= 1 / 255
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize(("size", "multiple"), [((37, 91), 1), ((37, 91), 32), ((64, 96), 32), ((1, 1), 1)])
+@pytest.mark.parametrize("resize", [None, (29, None)])
+def test_bits_are_those_of_the_plain_formula(
+    count: int, size: tuple[int, int], multiple: int, resize: tuple[int, None] | None
+) -> None:
+    """Read-only images, as Pillow gives them, and others, with all values that a pixel can have."""
+    values = np.random.default_rng(0).integers(0, 256, (count, *size, 3), np.uint8)
+    values.reshape(-1)[:256] = np.arange(min(256, values.size))
+    images = list(values)
+    images[0].setflags(write=False)
+    pixels = torch.from_numpy(values).permute(0, 3, 1, 2).float() / 255
+    target = resized(size, resize)
+    if target != size:
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        pixels = interpolate(pixels, target, mode="bilinear", antialias=True)
+    expected = (pixels - torch.tensor(IMAGENET_MEAN)[:, None, None]) / torch.tensor(IMAGENET_STD)[:, None, None]
+    expected = pad(expected, (0, -target[1] % multiple, 0, -target[0] % multiple))
+    found = prepare(images, Preprocessing(IMAGENET_MEAN, IMAGENET_STD, resize, multiple=multiple), torch.device("cpu"))
+    assert torch.equal(found.view(torch.int32), expected.view(torch.int32))
+    assert found.is_contiguous(memory_format=torch.channels_last)
