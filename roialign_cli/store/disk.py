@@ -55,8 +55,8 @@ class Disk:
         data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
         begin = -position % BLOCK_BYTES
         end = max(begin, len(data) - (position + len(data)) % BLOCK_BYTES)
-        aligned = (data.ctypes.data - position) % SECTOR_BYTES == 0
-        if self._direct is None or not aligned or end - begin < DIRECT_IO_MIN_BYTES:
+        is_long = end - begin >= DIRECT_IO_MIN_BYTES
+        if self._direct is None or not is_long or (data.ctypes.data - position) % SECTOR_BYTES:
             _write(self._cached, position, data)
             return
         _write(self._cached, position, data[:begin])

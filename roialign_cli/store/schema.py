@@ -6,10 +6,12 @@ leave these tables out of the checksums.
 
 from __future__ import annotations
 
+import math
 import stat
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,15 +45,15 @@ class DatasetExtent:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
 
-    @property
+    @cached_property
     def raw_dtype(self) -> np.dtype[Any]:
         """The type without HDF5's metadata, such as that strings are UTF-8."""
         return np.dtype(f"S{self.dtype.itemsize}") if self.dtype.kind == "S" else self.dtype
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
 
 
 def string_dtype(length: int) -> np.dtype[Any]:

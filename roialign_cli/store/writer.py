@@ -94,9 +94,7 @@ class FeatureWriter:
         """Write which version of its file an image was read from, if the feature file has tables for it."""
         if "images/sha256" not in self.extents:
             return
-        self.rows("images/file_size", image, np.array([version.size]))
-        self.rows("images/modified", image, np.array([version.modified]))
-        self.rows("images/sha256", image, np.frombuffer(version.sha256, np.uint8).reshape(1, -1))
+        self._put(lambda: self._write_version(image, version))
 
     def reopen(self, images: npt.NDArray[np.integer]) -> None:
         """Mark images as pending, durably, before anything of theirs is written again."""
@@ -177,6 +175,11 @@ class FeatureWriter:
         assert values.dtype.itemsize == place.dtype.itemsize
         assert 0 <= first <= first + len(values) <= place.shape[0]
         self._disk.write(place.offset + first * place.row_bytes, values)
+
+    def _write_version(self, image: int, version: FileVersion) -> None:
+        self._write("images/file_size", image, np.array([version.size]))
+        self._write("images/modified", image, np.array([version.modified]))
+        self._write("images/sha256", image, np.frombuffer(version.sha256, np.uint8).reshape(1, -1))
 
     def _clear(self, dataset: str, first: int, count: int) -> None:
         """Write zeros where an earlier run has left other values."""
