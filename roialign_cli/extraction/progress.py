@@ -20,6 +20,7 @@ class ProgressTracker:
         self._on_progress = on_progress
         # How many boxes a detector finds is not known: its plan has room for the most.
         self._box_counts = np.diff(job.plan.table.offset) * (not job.layout.sparse)
+        self._all_boxes = int(self._box_counts.sum())
         self._images, self._boxes = int(done.sum()), int(self._box_counts[done].sum())
 
     def mark_finished(self, image: int) -> None:
@@ -30,4 +31,4 @@ class ProgressTracker:
         self._images += 1
         self._boxes += int(self._box_counts[image])
         plan, stored = self._job.plan, self._job.layout.feature_bytes(self._boxes)
-        self._on_progress(Progress(self._images, plan.images, self._boxes, int(self._box_counts.sum()), stored))
+        self._on_progress(Progress(self._images, plan.images, self._boxes, self._all_boxes, stored))
