@@ -72,6 +72,11 @@ class Backbone:
             if head is not None:
                 head.to(pooling_device(device))
 
+    @property
+    def computes_on_demand(self) -> bool:
+        """Whether the model computes only what `reads` need; other models compute all of their maps."""
+        return isinstance(self.model, OnDemand)
+
     def __call__(self, images: Tensor, precision: str = "float32", reads: Reads | None = None) -> Maps:
         """Return the maps of every layer, levels finest first; with `reads`, only what those rectangles need.
 

@@ -141,8 +141,8 @@ class RowComputer:
         # A region keeps its levels whatever its context, and the file has one level per region.
         passes = [level_passes(rows.regions, layer, settings) for layer in backbone.layers]
         shape = input_size(size, backbone.preprocessing)
-        reads = None  # all of the maps: it is not known before how far bins move
-        if backbone.deform is None:
+        reads = None  # all of the maps: with `deform` it is not known before how far bins move
+        if backbone.computes_on_demand and backbone.deform is None:
             scaled = [rows.regions.scaled_about_centre(scale) for scale in settings.context or (1.0,)]
             reads = [
                 reads_of_passes(scaled, of_layer, layer, shape, settings)

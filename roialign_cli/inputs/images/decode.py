@@ -7,6 +7,7 @@ gray is scaled to 8 bits; animations and multi-page files are represented by the
 from __future__ import annotations
 
 import importlib
+import io
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from roialign_cli.inputs.images.file import ImageFile, digest
 from roialign_cli.types import FileVersion
 
 TORCHCODEC_FORMATS = frozenset({"JPEG", "PNG", "WEBP", "AVIF"})
+BUFFERED_BYTES = 64 << 20  # files up to this size are read at once; larger ones as Pillow asks for their parts
 SWAPPED_ORIENTATIONS = frozenset({5, 6, 7, 8})  # EXIF orientations that swap height and width
 
 
@@ -52,7 +54,7 @@ def decode_image(file: ImageFile, decoder: str = "pillow") -> DecodedImage:
 
     `decoder` is pillow or torchcodec; the latter leaves to Pillow what is not a plain color or gray image of its formats.
     """
-    with _open(file) as (image, opened, before):
+    with _open(file, BUFFERED_BYTES) as (image, opened, before):
         if decoder == "torchcodec" and _is_plain(image):
             pixels = _decode_with_torchcodec(opened)
         else:
@@ -87,15 +89,18 @@ def limit_pixels(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
 
 
 @contextmanager
-def _open(source: ImageFile) -> Iterator[tuple[Image.Image, BinaryIO, tuple[int, int]]]:
+def _open(source: ImageFile, buffered: int = 0) -> Iterator[tuple[Image.Image, BinaryIO, tuple[int, int]]]:
     """Open an image; yield it, its file, and the state of the file before.
 
-    Every error of reading and decoding in this context becomes an ImageError.
+    A file of up to `buffered` bytes is read into memory at once. Pillow reads a JPEG in forty parts, and after each of them a
+    thread that decodes would wait for the others. Every error of reading and decoding in this context becomes an ImageError.
     """
     try:
         before = source.state() if source.exists() else (0, 0)  # `open` reports a file that is missing
-        with source.open() as file, Image.open(file) as image:
-            yield image, file, before
+        with source.open() as file:
+            content = io.BytesIO(file.read()) if before[0] <= buffered else file
+            with Image.open(content) as image:
+                yield image, content, before
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
