@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from roialign_cli.errors import ExitCode
+from roialign_cli.system.openmp import limit_spinning
 from roialign_cli.system.signals import Stop
 from roialign_cli.system.stdout import Output, discard, take_stdout
 
@@ -24,6 +25,7 @@ ANYWHERE = ("--debug", "--quiet")  # options that may be given before or after t
 def main() -> None:
     """Run the command line; anywhere on it, `--debug` shows tracebacks, and `--quiet` hides all but errors and JSON."""
     stop, output = Stop(), take_stdout()
+    limit_spinning()
     code = _run(sys.argv[1:], stop, output)
     code = code if output is None else _end_output(output, code)
     if sys.stderr is not None:
