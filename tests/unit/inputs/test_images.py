@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,21 @@ def test_lossless_rgb_is_as_it_is(tmp_path: Path, name: str) -> None:
     path = saved(tmp_path, Image.fromarray(RGB), name, **({"lossless": True} if name.endswith("webp") else {}))
     assert np.array_equal(decode(path), RGB)
     assert read_size(ImageFile(path)) == (6, 9)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.bmp", "x.tiff", "x.webp", "x.jpg"])
+def test_large_files_are_read_in_parts_and_give_the_same(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = ImageFile(saved(tmp_path, Image.fromarray(RGB), name))
+    whole = decode_image(file)
+    assert whole.version.sha256 == hashlib.sha256(file.path.read_bytes()).digest()
+    decoding = importlib.import_module("roialign_cli.inputs.images.decode")  # a function has the same name
+    monkeypatch.setattr(decoding, "BUFFERED_BYTES", 10)
+    monkeypatch.setattr(decoding, "io", None)  # nothing is read into memory
+    parts = decode_image(file)
+    assert np.array_equal(parts.pixels, whole.pixels)
+    assert parts.version == whole.version
 
 
 def test_gray_palette_and_bilevel_become_rgb(tmp_path: Path) -> None:
