@@ -11,7 +11,8 @@ from torch import Tensor
 
 from roialign_cli.ops.cells import Cells, Lists, fill_lists
 from roialign_cli.ops.cpu import kernel
-from roialign_cli.ops.cpu.run import SINGLE_THREAD_ELEMENTS, STORED, STREAM_BYTES, Indices, describe, new_output
+from roialign_cli.ops.cpu.output import STORED, new_output
+from roialign_cli.ops.cpu.run import SINGLE_THREAD_ELEMENTS, STREAM_BYTES, Indices, describe
 from roialign_cli.ops.cpu.threads import run_all
 from roialign_cli.ops.request import finish
 

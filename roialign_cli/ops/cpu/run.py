@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +11,7 @@ import torch
 from torch import Tensor
 
 from roialign_cli.ops.cpu import kernel
+from roialign_cli.ops.cpu.output import STORED, new_output
 from roialign_cli.ops.cpu.threads import run_all
 from roialign_cli.ops.request import Request
 
@@ -20,16 +19,8 @@ Indices = npt.NDArray[np.int64]
 
 MODES = {"avg": kernel.AVG, "max": kernel.MAX, "exact": kernel.EXACT}
 REDUCTIONS = {"none": kernel.NONE, "mean": kernel.MEAN, "max": kernel.LARGEST}
-# The type that carries each element type: NumPy has no bfloat16, so its bits are unsigned and those of float16 signed.
-STORED: dict[torch.dtype, np.dtype[Any]] = {
-    torch.float32: np.dtype(np.float32),
-    torch.float64: np.dtype(np.float64),
-    torch.bfloat16: np.dtype(np.uint16),
-    torch.float16: np.dtype(np.int16),
-}
 SLAB_BYTES = 32 << 20  # maps of other layouts are copied channels-last in slabs of at most this size
 STREAM_BYTES = 8 << 20  # outputs above this are written past the caches
-PAGE_BYTES = 4096  # the smallest page of memory
 SINGLE_THREAD_ELEMENTS = 1 << 15  # below this many output elements, threads cost more than they save
 
 
@@ -47,21 +38,6 @@ def run(request: Request, out: Tensor | None) -> Tensor:
     else:
         _pool_by_slabs(request, out, order)
     return out
-
-
-def new_output(request: Request) -> Tensor:
-    """Return a new output whose pages exist before the threads write to them.
-
-    NumPy asks the system for huge pages and torch does not. Threads that touch new pages at once wait for each other in the
-    system (241 MB: 24 ms touched by one thread, 47 ms by two, measured), so one thread touches them first.
-    """
-    written = STORED[request.dtype]
-    size = math.prod(request.shape) * written.itemsize
-    buffer = np.empty(size + kernel.LINE, np.uint8)
-    if size > STREAM_BYTES:
-        buffer[::PAGE_BYTES] = 0
-    start = -buffer.ctypes.data % kernel.LINE
-    return torch.from_numpy(buffer[start : start + size].view(written).reshape(request.shape)).view(request.dtype)
 
 
 def describe(features: Tensor) -> list[int]:
