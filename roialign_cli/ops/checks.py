@@ -45,8 +45,6 @@ def check_maps(features: Tensor | Sequence[Tensor]) -> list[Tensor]:
             found = f"{list(m.shape)} {m.dtype} on {m.device}"
             expected = f"expected N, C, type and device of features[0], {list(first.shape)}"
             raise input_error(where, f"{expected}, found {found}")
-        if m.requires_grad and torch.is_grad_enabled():
-            raise input_error(where, "expected no gradient, found requires_grad", "call under torch.inference_mode()")
     return maps
 
 
@@ -103,8 +101,12 @@ def check_bin_values(where: str, values: Tensor, shape: Sequence[int]) -> None:
         raise input_error(where, f"expected shape {list(shape)}, found {found}")
     check_memory(where, values)
     _check_real(where, values)
+
+
+def check_no_gradient(where: str, values: Tensor) -> None:
+    """Check that no gradient is asked for where there is none."""
     if values.requires_grad and torch.is_grad_enabled():
-        raise input_error(where, "expected no gradient, found requires_grad", "call under torch.inference_mode()")
+        raise input_error(where, "expected no gradient, found requires_grad", "pass them with .detach()")
 
 
 def check_finite(where: str, values: npt.NDArray[np.float64]) -> None:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from roialign_cli.config import Mode, Reduce
-from roialign_cli.ops import checks, reference_regions
+from roialign_cli.ops import checks, reference_regions, transposed
+from roialign_cli.ops.backward import derivative, rows_of
 from roialign_cli.ops.cells import Cells, channels_last, host_arrays
+from roialign_cli.ops.cpu import kernel as cpu_kernel
 from roialign_cli.ops.dispatch import pool_cells
+from roialign_cli.ops.gradient import register_gradient
 from roialign_cli.ops.node import call, empty_result, names_errors, register
-from roialign_cli.ops.products import fill_products
+from roialign_cli.ops.products import NO_OFFSETS, fill_products
 from roialign_cli.ops.request import Request
 
 MODES = ("avg", "exact")
@@ -62,6 +68,7 @@ def deform_roi_align(
     """
     maps = checks.check_maps(features)
     table = checks.check_rois(rois, maps[0])
+    checks.check_no_gradient("rois", table)
     size = checks.check_output_size(output_size)
     request = checks.make_request(
         maps, table, output_size, spatial_scale, sampling_ratio, aligned, mode, levels, reduce, dtype, modes=MODES
@@ -80,11 +87,50 @@ def _pool(
 ) -> Tensor:
     """Pool a prepared request."""
     checks.check_values(request)
-    moved, factors = host_arrays(offsets, torch.empty(0, 1, 1) if modulation is None else modulation)
+    moved, factors = _arrays(offsets, modulation)
     checks.check_finite("offsets", moved)
     checks.check_finite("modulation", factors)
     cells = Cells(replace(request, maps=channels_last(request.maps)), fill_products(request, moved, factors, gamma))
     return pool_cells(cells, kernel, lambda: reference_regions.deformable(request, moved, factors, gamma), out)
 
 
-_NODE = register("deform_roi_align", "Tensor offsets, Tensor? modulation, float gamma, str kernel", _pool, empty_result)
+def _arrays(offsets: Tensor, modulation: Tensor | None) -> list[npt.NDArray[np.float64]]:
+    """Return offsets and modulation on the host; no modulation is an empty array."""
+    return host_arrays(offsets, torch.empty(0, 1, 1) if modulation is None else modulation)
+
+
+def _backward(passed: Tensor, request: Request, rest: tuple[Any, ...], wanted: Sequence[bool]) -> list[Tensor]:
+    """Return the gradients of the maps, offsets and modulation; see `ops.gradient`."""
+    offsets, modulation, gamma, _ = rest
+    moved, factors = _arrays(offsets, modulation)
+    nothing = passed.new_empty(0)
+    maps = [nothing] * len(request.maps)
+    if wanted[0]:
+        lists = fill_products(request, moved, factors, gamma)
+        maps = transposed.map_gradients(Cells(replace(request, maps=channels_last(request.maps)), lists), passed)
+
+    def derived(factors: npt.NDArray[np.float64], towards: int) -> npt.NDArray[np.float64]:
+        return derivative(
+            request, passed,
+            lambda rows: fill_products(rows_of(request, rows), moved[rows], factors[rows], gamma, towards),
+        )  # fmt: skip
+
+    of_offsets = of_modulation = nothing
+    if wanted[2]:
+        slopes = np.stack([derived(factors, cpu_kernel.SHIFT_X), derived(factors, cpu_kernel.SHIFT_Y)], axis=1)
+        of_offsets = torch.from_numpy(slopes * gamma * _extents(request)[:, :, None, None]).to(offsets)
+    if modulation is not None and wanted[3]:
+        of_modulation = torch.from_numpy(derived(NO_OFFSETS[:, 0], cpu_kernel.NOTHING)).to(modulation)
+    return [*maps, nothing, of_offsets, *([] if modulation is None else [of_modulation])]
+
+
+def _extents(request: Request) -> npt.NDArray[np.float64]:
+    """Return the width and height [K, 2] of RoIs in map cells."""
+    rois, levels = request.table
+    extents: npt.NDArray[np.float64] = (rois[:, 3:5] - rois[:, 1:3]) * np.array(request.scales)[levels][:, None]
+    return extents if request.aligned else np.maximum(extents, 1.0)
+
+
+_EXTRA = "Tensor offsets, Tensor? modulation, float gamma, str kernel"
+_NODE = register("deform_roi_align", _EXTRA, _pool, empty_result)
+register_gradient("deform_roi_align", _EXTRA, _NODE, _backward)

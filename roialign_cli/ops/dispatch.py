@@ -70,17 +70,17 @@ def run_kernel(request: Request, kernel: str, name: str, out: Tensor | None) -> 
         return KERNELS["torchvision"](request, out)
 
 
-def pool_cells(cells: Cells, kernel: str, define: Callable[[], Tensor], out: Tensor | None) -> Tensor:
+def pool_cells(cells: Cells, kernel: str, define: Callable[[], Tensor] | None, out: Tensor | None) -> Tensor:
     """Return the pooled features of regions whose bins are lists of cells.
 
-    `define` computes [K, C, PH, PW] by the definition, for kernel `reference`. Raises KernelError if no kernel can serve the
-    call: torchvision has none for such regions.
+    `define` computes [K, C, PH, PW] by the definition, for kernel `reference`; None if there is none. Raises
+    KernelError if no kernel can serve the call: torchvision has none for such regions.
     """
     request = cells.request
     device = request.maps[0].device
     if out is not None:
         checks.check_out_shape(out, request.shape, request.dtype, device)
-    if kernel == "reference":
+    if kernel == "reference" and define is not None:
         return finish(define().to(device), request, out).to(request.dtype)
     if kernel not in ("auto", "cpu", "cuda"):
         raise KernelError("kernel-unknown", f"kernel: expected auto, cpu, cuda or reference, found {kernel!r}")

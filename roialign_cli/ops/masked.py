@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from roialign_cli.config import Mode, Reduce
-from roialign_cli.ops import checks, reference_regions
+from roialign_cli.ops import checks, reference_regions, transposed
 from roialign_cli.ops.cells import Cells, Indices, Lists, channels_last, host_arrays
 from roialign_cli.ops.dispatch import pool_cells
+from roialign_cli.ops.gradient import register_gradient
 from roialign_cli.ops.masks import Mask, Trapezoids, parse_masks
-from roialign_cli.ops.node import call, empty_result, names_errors, register
-from roialign_cli.ops.request import Request
+from roialign_cli.ops.node import call, empty_result, names_errors, needs_gradient, register
+from roialign_cli.ops.request import Request, sum_type
 
 MODES = ("exact", "avg")
 NORMALIZE = ("mask", "bin")
@@ -67,12 +68,17 @@ def roi_align_masked(
     """
     maps = checks.check_maps(features)
     table = checks.check_rois(rois, maps[0])
+    checks.check_no_gradient("rois", table)
     pieces = masks if isinstance(masks, Trapezoids) else parse_masks(masks, table.shape[0])
     checks.check_choice("normalize", normalize, NORMALIZE)
+    pieces_of = (pieces.first, pieces.sides, normalize, kernel)
     request = checks.make_request(
         maps, table, output_size, spatial_scale, sampling_ratio, aligned, mode, levels, reduce, dtype, modes=MODES
     )  # fmt: skip
-    pooled, coverage = call(_NODE, request, pieces.first, pieces.sides, normalize, kernel, out=out)
+    if reduce != "none" and out is None and needs_gradient(request):  # autograd derives the reduction
+        bins, coverage = call(_NODE, replace(request, reduce="none", dtype=sum_type(request)), *pieces_of, out=None)
+        return _reduce(bins, coverage, reduce, normalize).to(request.dtype), coverage
+    pooled, coverage = call(_NODE, request, *pieces_of, out=out)
     return pooled, coverage
 
 
@@ -143,6 +149,14 @@ def _fake(request: Request, _rest: tuple[object, ...]) -> tuple[Tensor, Tensor]:
     return empty_result(request), request.maps[0].new_empty(covered, dtype=torch.float32)
 
 
-_NODE = register(
-    "roi_align_masked", "Tensor first, Tensor sides, str normalize, str kernel", _pool, _fake, "(Tensor, Tensor)"
-)
+def _backward(passed: Tensor, request: Request, rest: tuple[Any, ...], _wanted: Sequence[bool]) -> list[Tensor]:
+    """Return the gradients of the maps; see `ops.gradient`."""
+    first, sides, normalize, _ = rest
+    coverage = np.zeros((request.rois.shape[0], *request.output_size))
+    gradients = transposed.map_gradients(cells_of(request, first, sides, normalize, coverage), passed)
+    return [*gradients, *(passed.new_empty(0) for _ in range(3))]
+
+
+_EXTRA = "Tensor first, Tensor sides, str normalize, str kernel"
+_NODE = register("roi_align_masked", _EXTRA, _pool, _fake, "(Tensor, Tensor)")
+register_gradient("roi_align_masked", _EXTRA, _NODE, _backward)

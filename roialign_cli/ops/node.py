@@ -1,10 +1,10 @@
-"""Register operators with torch.library: torch.compile and torch.export see one node each."""
+"""Register operators with torch.library: torch.compile and torch.export see one node each, autograd its gradient."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from roialign_cli.errors import OperatorInputError
 from roialign_cli.ops import checks
-from roialign_cli.ops.request import SCHEMA, Request
+from roialign_cli.ops.request import SCHEMA, Request, finish, sum_type
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,7 +23,7 @@ class Node:
     """An operator: `run(request, *extra, out)` computes it, `registered(*request.arguments(), *extra)` is its node."""
 
     run: Callable[..., Any]
-    registered: Callable[..., Any]
+    registered: Any  # what torch.library.custom_op returns
 
 
 def register(name: str, extra: str, run: Callable[..., Any], fake: Callable[..., Any], returns: str = "Tensor") -> Node:
@@ -35,16 +35,16 @@ def register(name: str, extra: str, run: Callable[..., Any], fake: Callable[...,
     named = _name_errors(name, run)
 
     def compute(*arguments: Any) -> Any:
-        request, rest = _split(arguments)
+        request, rest = split_arguments(arguments)
         return named(request.prepared(), *rest, None)
 
     schema = f"({SCHEMA}, {extra}) -> {returns}"
     registered = torch.library.custom_op(f"roialign::{name}", compute, mutates_args=(), schema=schema)
-    registered.register_fake(lambda *arguments: fake(*_split(arguments)))
+    registered.register_fake(lambda *arguments: fake(*split_arguments(arguments)))
     return Node(run, registered)
 
 
-def _split(arguments: tuple[Any, ...]) -> tuple[Request, tuple[Any, ...]]:
+def split_arguments(arguments: tuple[Any, ...]) -> tuple[Request, tuple[Any, ...]]:
     """Return the request of a node's arguments, and the others; no type of the result means that of the maps."""
     fields, rest = list(arguments[: SCHEMA.count(",") + 1]), arguments[SCHEMA.count(",") + 1 :]
     fields[-1] = fields[-1] or fields[0][0].dtype
@@ -60,6 +60,14 @@ def call(node: Node, request: Request, *extra: Any, out: Tensor | None) -> Any:
     """Compute an operator, through its node only where something traces; the first result is written into `out`, if given."""
     if out is not None:
         checks.check_out(out, request)
+    if needs_gradient(request, *extra):
+        if out is not None:
+            hint = "call under torch.no_grad()"
+            raise checks.input_error("out", "expected none where gradients are needed, found one", hint)
+        if request.reduce != "none":  # autograd derives the reduction
+            bins = node.registered(*replace(request, reduce="none", dtype=sum_type(request)).arguments(), *extra)
+            return finish(bins, request, None).to(request.dtype)
+        return node.registered(*request.arguments(), *extra)
     # Plain tensors skip torch's dispatcher, which takes longer than a small call does.
     stand_in = checks.has_stand_in(request) or any(isinstance(e, Tensor) and checks.is_stand_in(e) for e in extra)
     plain = out is not None or (all(type(m) is Tensor for m in request.maps) and not stand_in)
@@ -72,6 +80,18 @@ def call(node: Node, request: Request, *extra: Any, out: Tensor | None) -> Any:
     checks.check_out_shape(out, first.shape, first.dtype, request.maps[0].device)
     out.copy_(first)
     return out if isinstance(result, Tensor) else (out, *result[1:])
+
+
+def needs_gradient(request: Request, *extra: Any) -> bool:
+    """Return whether autograd will ask for gradients of a call."""
+    tensors = (*request.maps, request.rois, *(e for e in extra if isinstance(e, Tensor)))
+    return torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+
+
+def check_gradient_mode(request: Request) -> None:
+    """Check that the maximum over samples is not asked for gradients, for operators that have none in this mode."""
+    if request.mode == "max" and needs_gradient(request):
+        raise checks.input_error("mode", "expected avg or exact where gradients are needed, found max")
 
 
 def names_errors(operator: Callable[P, R]) -> Callable[P, R]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from roialign_cli.config import Mode, Reduce
-from roialign_cli.ops import checks, reference_regions
+from roialign_cli.ops import checks, reference_regions, transposed
 from roialign_cli.ops.cells import Cells
 from roialign_cli.ops.cpu.run import pack_bins
 from roialign_cli.ops.dispatch import pool_cells
+from roialign_cli.ops.gradient import register_gradient
 from roialign_cli.ops.node import call, names_errors, register
 from roialign_cli.ops.products import fill_products
 from roialign_cli.ops.request import Request
@@ -57,6 +59,7 @@ def ps_roi_align(
     """
     maps = checks.check_maps(features)
     table = checks.check_rois(rois, maps[0])
+    checks.check_no_gradient("rois", table)
     size = checks.check_output_size(output_size)
     if maps[0].shape[1] % (size[0] * size[1]):
         expected = f"expected a multiple of {size[0]} * {size[1]} channels, found {maps[0].shape[1]}"
@@ -77,8 +80,7 @@ def _pool(request: Request, kernel: str, out: Tensor | None) -> Tensor:
 
 def cells_of(request: Request) -> Cells:
     """Return a prepared request as a call of the kernels."""
-    none = np.empty((0, 2, 1, 1))
-    fill = fill_products(request, none, none[:, 0], 0.0)
+    fill = fill_products(request)
     bins = request.output_size[0] * request.output_size[1]
     own = replace(request, maps=[_by_bin(m, bins) for m in request.maps])
     return Cells(own, fill, maps_per_image=bins)
@@ -99,4 +101,16 @@ def _fake(request: Request, _rest: tuple[object, ...]) -> Tensor:
     return request.maps[0].new_empty(shape if request.reduce == "none" else shape[:2], dtype=request.dtype)
 
 
-_NODE = register("ps_roi_align", "str kernel", _pool, _fake)
+def _backward(passed: Tensor, request: Request, _rest: tuple[Any, ...], _wanted: Sequence[bool]) -> list[Tensor]:
+    """Return the gradients of the maps; see `ops.gradient`."""
+    bins = math.prod(request.output_size)
+    gradients = [
+        by_bin.view(-1, bins, *by_bin.shape[1:]).transpose(1, 2).reshape(features.shape)
+        for features, by_bin in zip(request.maps, transposed.map_gradients(cells_of(request), passed), strict=True)
+    ]
+    return [*(g.contiguous(memory_format=torch.channels_last) for g in gradients), passed.new_empty(0)]
+
+
+_EXTRA = "str kernel"
+_NODE = register("ps_roi_align", _EXTRA, _pool, _fake)
+register_gradient("ps_roi_align", _EXTRA, _NODE, _backward)

@@ -11,13 +11,19 @@ from roialign_cli.ops.cpu import kernel
 from roialign_cli.ops.cpu.run import MODES
 from roialign_cli.ops.request import Request
 
+NO_OFFSETS = np.empty((0, 2, 1, 1))
+
 
 def fill_products(
-    request: Request, offsets: npt.NDArray[np.float64], modulation: npt.NDArray[np.float64], gamma: float
+    request: Request,
+    offsets: npt.NDArray[np.float64] = NO_OFFSETS,
+    modulation: npt.NDArray[np.float64] = NO_OFFSETS[:, 0],
+    gamma: float = 0.0,
+    towards: int = kernel.NOTHING,
 ) -> Fill:
     """Return what fills the lists of bins that are moved by offsets [K, 2, PH, PW] and multiplied by modulation [K, PH, PW].
 
-    Either may be empty, with the same number of dimensions.
+    Either may be empty, with the same number of dimensions. `towards`: what the weights are derived by, see ops/cpu/kernel.py.
     """
     height, width = request.output_size
     shape = (height, width, request.sampling_ratio, request.aligned, MODES[request.mode])
@@ -25,6 +31,8 @@ def fill_products(
 
     def fill(rows: Indices, maps: Indices, lists: Lists) -> int:
         moved = (offsets, modulation, gamma)
-        return int(kernel.product_lists(rows, table, maps, shape, moved, lists.ptr, lists.offset, lists.weight))
+        return int(
+            kernel.product_lists(rows, table, maps, shape, moved, towards, lists.ptr, lists.offset, lists.weight)
+        )
 
     return fill

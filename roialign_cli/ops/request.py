@@ -87,6 +87,11 @@ SCHEMA = (  # of the fields, as torch.compile and torch.export see them
 )
 
 
+def sum_type(request: Request) -> torch.dtype:
+    """Return the type of the sums of a request."""
+    return torch.float64 if request.maps[0].dtype == torch.float64 else torch.float32
+
+
 def finish(pooled: Tensor, request: Request, out: Tensor | None) -> Tensor:
     """Reduce pooled features [K, C, PH, PW] as requested, into `out` if given; for kernels that do not reduce themselves."""
     if request.reduce != "none":

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from roialign_cli.config import Mode, Reduce
-from roialign_cli.ops import checks, reference_regions
+from roialign_cli.ops import checks, reference_regions, transposed
 from roialign_cli.ops.cells import Cells, Indices, Lists, channels_last
 from roialign_cli.ops.dispatch import pool_cells
-from roialign_cli.ops.node import call, empty_result, names_errors, register
+from roialign_cli.ops.gradient import register_gradient
+from roialign_cli.ops.node import call, check_gradient_mode, empty_result, names_errors, register
 from roialign_cli.ops.request import MODES, Request
 
 
@@ -65,9 +67,11 @@ def roi_align_rotated(
     """
     maps = checks.check_maps(features)
     table = checks.check_rotated_boxes(rois)
+    checks.check_no_gradient("rois", rois)
     request = checks.make_request(
         maps, table, output_size, spatial_scale, sampling_ratio, aligned, mode, levels, reduce, dtype, modes=MODES
     )  # fmt: skip
+    check_gradient_mode(request)
     pooled: Tensor = call(_NODE, request, bool(clockwise), kernel, out=out)
     return pooled
 
@@ -94,4 +98,11 @@ def cells_of(request: Request, clockwise: bool) -> Cells:
     return Cells(replace(request, maps=channels_last(request.maps)), fill, maximum=request.mode == "max")
 
 
-_NODE = register("roi_align_rotated", "bool clockwise, str kernel", _pool, empty_result)
+def _backward(passed: Tensor, request: Request, rest: tuple[Any, ...], _wanted: Sequence[bool]) -> list[Tensor]:
+    """Return the gradients of the maps; see `ops.gradient`."""
+    return [*transposed.map_gradients(cells_of(request, rest[0]), passed), passed.new_empty(0)]
+
+
+_EXTRA = "bool clockwise, str kernel"
+_NODE = register("roi_align_rotated", _EXTRA, _pool, empty_result)
+register_gradient("roi_align_rotated", _EXTRA, _NODE, _backward)

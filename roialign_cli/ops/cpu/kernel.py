@@ -1,7 +1,7 @@
 """The compiled CPU kernel: per-axis weights, banded sums over channels, tiled transpose (Numba, `nogil`).
 
-Everything that Numba compiles is in this one file: Numba's disk cache notices changes to the file of the cached function,
-but not to the files of the functions that it calls. docs/explanation/kernels.md derives the weights.
+All functions that this kernel calls are in this one file: Numba's disk cache notices changes to the file of the cached
+function, but not to the files of the functions that it calls. docs/explanation/kernels.md derives the weights.
 
 Maps are read channels-last through a table of addresses, so one compiled function serves any number of levels:
 
@@ -16,128 +16,22 @@ vectorising the loops over channels (16 times slower, measured).
 from collections import namedtuple
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
+from roialign_cli.ops.cpu.intrinsics import (
+    LANES,
+    LINE,
+    fence,
+    narrow_float,
+    pointer,
+    stream_line,
+    transpose,
+    widen_float,
+)
 from roialign_cli.ops.cpu.jit import inlined, jit, rounded
 
 AVG, MAX, EXACT = 0, 1, 2
 NONE, MEAN, LARGEST = 0, 1, 2
-LANES = 16
-LINE = 64  # bytes of a cache line
 BLOCK = 256  # channels at a time: the runs are long enough, and the tile of a 14x14 output fits the second-level cache
-
-# --- what Numba does not offer: pointers, narrow floats, transposes in registers ----------------------------------------------
-
-
-@intrinsic
-def _pointer(typing, address, witness):
-    """Cast an integer address to a C pointer to the element type of the witness array."""
-
-    def codegen(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return types.CPointer(witness.dtype)(types.int64, witness), codegen
-
-
-@intrinsic
-def _widen(typing, value, unit):
-    """Convert a stored element to the type of the sums."""
-
-    def codegen(context, builder, signature, arguments):
-        element = arguments[0]
-        if value == types.uint16:
-            wide = builder.shl(builder.zext(element, ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
-            return builder.bitcast(wide, ir.FloatType())
-        if value == types.int16:
-            return builder.fpext(builder.bitcast(element, ir.HalfType()), ir.FloatType())
-        return element
-
-    return unit.dtype(value, unit), codegen
-
-
-@intrinsic
-def _narrow(typing, value, written):
-    """Convert a sum to an element of the output, rounded to nearest even; NaN stays NaN."""
-
-    def codegen(context, builder, signature, arguments):
-        element = arguments[0]
-        word, short = ir.IntType(32), ir.IntType(16)
-        if value == types.float64 and written.dtype != types.float64:
-            element = builder.fptrunc(element, ir.FloatType())
-        if value == types.float32 and written.dtype == types.float64:
-            return builder.fpext(element, ir.DoubleType())
-        if written.dtype == types.uint16:
-            bits = builder.bitcast(element, word)
-            odd = builder.and_(builder.lshr(bits, ir.Constant(word, 16)), ir.Constant(word, 1))
-            rounded = builder.add(builder.add(bits, ir.Constant(word, 0x7FFF)), odd)
-            quiet = builder.or_(bits, ir.Constant(word, 0x400000))
-            bits = builder.select(builder.fcmp_unordered("uno", element, element), quiet, rounded)
-            return builder.trunc(builder.lshr(bits, ir.Constant(word, 16)), short)
-        if written.dtype == types.int16:
-            return builder.bitcast(builder.fptrunc(element, ir.HalfType()), short)
-        return element
-
-    return written.dtype(value, written), codegen
-
-
-@intrinsic
-def _transpose(typing, source, source_stride, target, target_stride):
-    """target[c][s] = source[s][c] of a LANES x LANES tile, in registers: log2(LANES) rounds of pairwise shuffles."""
-
-    def codegen(context, builder, signature, arguments):
-        source_pointer, stride_in, target_pointer, stride_out = arguments
-        element = context.get_value_type(source.dtype)
-        vector = ir.VectorType(element, LANES)
-        width = context.get_abi_sizeof(element)
-
-        def row(pointer, stride, i):
-            address = builder.gep(pointer, [builder.mul(stride, ir.Constant(stride.type, i))])
-            return builder.bitcast(address, vector.as_pointer())
-
-        rows = [builder.load(row(source_pointer, stride_in, i), align=width) for i in range(LANES)]
-        distance = 1
-        while distance < LANES:
-            lower = [LANES + lane - distance if lane & distance else lane for lane in range(LANES)]
-            upper = [LANES + lane if lane & distance else lane + distance for lane in range(LANES)]
-            masks = [ir.Constant(ir.VectorType(ir.IntType(32), LANES), mask) for mask in (lower, upper)]
-            for i in range(LANES):
-                if not i & distance:
-                    pair = rows[i], rows[i + distance]
-                    rows[i], rows[i + distance] = (builder.shuffle_vector(*pair, mask) for mask in masks)
-            distance *= 2
-        for i, values in enumerate(rows):
-            builder.store(values, row(target_pointer, stride_out, i), align=width)
-        return context.get_dummy_value()
-
-    return types.void(source, types.int64, target, types.int64), codegen
-
-
-@intrinsic
-def _stream_line(typing, target, source):
-    """Copy one cache line past the caches to an aligned target, so that the line is not read before it is overwritten."""
-
-    def codegen(context, builder, signature, arguments):
-        line = ir.VectorType(ir.IntType(32), LINE // 4).as_pointer()
-        to, origin = (builder.inttoptr(argument, line) for argument in arguments)
-        store = builder.store(builder.load(origin, align=1), to, align=LINE)
-        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
-@intrinsic
-def _fence(typing):
-    """Order streamed lines before any later write that signals them to another thread."""
-
-    def codegen(context, builder, signature, arguments):
-        builder.fence("seq_cst")
-        return context.get_dummy_value()
-
-    return types.void(), codegen
-
 
 # --- one axis: samples, or the integral, as weights of map cells ------------------------------------------------------
 
@@ -262,7 +156,7 @@ def _index_unique_columns(count, weight64, index, weight, column, columns):
 @jit
 def _combine(out, source, stored, offset, weight, first, stop, n):
     """out[c] = sum over e of weight[e] * source[offset[e] bytes][c] for c < n; four terms per pass save loads of out."""
-    o = _pointer(out, weight)
+    o = pointer(out, weight)
     if first == stop:
         for c in range(n):
             o[c] = 0.0
@@ -270,47 +164,49 @@ def _combine(out, source, stored, offset, weight, first, stop, n):
     while e < stop:
         left = min(stop - e, 4)
         w0 = w1 = w2 = w3 = weight[e]
-        s0 = s1 = s2 = s3 = _pointer(source + offset[e], stored)
+        s0 = s1 = s2 = s3 = pointer(source + offset[e], stored)
         if left > 1:
-            w1, s1 = weight[e + 1], _pointer(source + offset[e + 1], stored)
+            w1, s1 = weight[e + 1], pointer(source + offset[e + 1], stored)
         if left > 2:
-            w2, s2 = weight[e + 2], _pointer(source + offset[e + 2], stored)
+            w2, s2 = weight[e + 2], pointer(source + offset[e + 2], stored)
         if left > 3:
-            w3, s3 = weight[e + 3], _pointer(source + offset[e + 3], stored)
+            w3, s3 = weight[e + 3], pointer(source + offset[e + 3], stored)
         if e > first:  # continuing the sum needs one more term, of weight one
             left = 4 if left == 4 else min(left, 2)
         if left == 4 and e > first:
             for c in range(n):
-                o[c] += (w0 * _widen(s0[c], weight) + w1 * _widen(s1[c], weight)) + (
-                    w2 * _widen(s2[c], weight) + w3 * _widen(s3[c], weight)
+                o[c] += (w0 * widen_float(s0[c], weight) + w1 * widen_float(s1[c], weight)) + (
+                    w2 * widen_float(s2[c], weight) + w3 * widen_float(s3[c], weight)
                 )
         elif left == 4:
             for c in range(n):
-                o[c] = (w0 * _widen(s0[c], weight) + w1 * _widen(s1[c], weight)) + (
-                    w2 * _widen(s2[c], weight) + w3 * _widen(s3[c], weight)
+                o[c] = (w0 * widen_float(s0[c], weight) + w1 * widen_float(s1[c], weight)) + (
+                    w2 * widen_float(s2[c], weight) + w3 * widen_float(s3[c], weight)
                 )
         elif left == 3:
             for c in range(n):
-                o[c] = w0 * _widen(s0[c], weight) + w1 * _widen(s1[c], weight) + w2 * _widen(s2[c], weight)
+                o[c] = (
+                    w0 * widen_float(s0[c], weight) + w1 * widen_float(s1[c], weight) + w2 * widen_float(s2[c], weight)
+                )
         elif left == 2 and e > first:
             for c in range(n):
-                o[c] += w0 * _widen(s0[c], weight) + w1 * _widen(s1[c], weight)
+                o[c] += w0 * widen_float(s0[c], weight) + w1 * widen_float(s1[c], weight)
         elif left == 2:
             for c in range(n):
-                o[c] = w0 * _widen(s0[c], weight) + w1 * _widen(s1[c], weight)
+                o[c] = w0 * widen_float(s0[c], weight) + w1 * widen_float(s1[c], weight)
         elif e > first:
             for c in range(n):
-                o[c] += w0 * _widen(s0[c], weight)
+                o[c] += w0 * widen_float(s0[c], weight)
         else:
             for c in range(n):
-                o[c] = w0 * _widen(s0[c], weight)
+                o[c] = w0 * widen_float(s0[c], weight)
         e += left
 
 
 @jit
 def _max_into(out, value, unit, n):
     """out[c] = max(out[c], value[c]); NaN wins."""
-    o, v = _pointer(out, unit), _pointer(value, unit)
+    o, v = pointer(out, unit), pointer(value, unit)
     for c in range(n):
         o[c] = v[c] if (v[c] > o[c]) | (v[c] != v[c]) else o[c]
 
@@ -318,13 +214,13 @@ def _max_into(out, value, unit, n):
 @jit
 def _reduce(tile, bins, n, reduce, unit):
     """Replace the first row of a tile [bins, n] by the mean or the maximum over its rows."""
-    o = _pointer(tile, unit)
+    o = pointer(tile, unit)
     for s in range(1, bins):
         row = tile + s * n * unit.itemsize
         if reduce == LARGEST:
             _max_into(tile, row, unit, n)
         else:
-            v = _pointer(row, unit)
+            v = pointer(row, unit)
             for c in range(n):
                 o[c] += v[c]
     if reduce == MEAN:
@@ -339,9 +235,9 @@ def _store(out, tile, bins, n, narrow, staging, written, unit):
     source = tile
     if narrow.size:
         source = narrow.ctypes.data
-        t, q = _pointer(tile, unit), _pointer(source, written)
+        t, q = pointer(tile, unit), pointer(source, written)
         for i in range(bins * n):
-            q[i] = _narrow(t[i], written)
+            q[i] = narrow_float(t[i], written)
     if bins >= LANES and n >= LANES:
         for c_start in range(0, n, LANES):
             c = min(c_start, n - LANES)
@@ -350,11 +246,11 @@ def _store(out, tile, bins, n, narrow, staging, written, unit):
             for s_start in range(0, bins, LANES):
                 s = min(s_start, bins - LANES)
                 square = source + (s * n + c) * width
-                _transpose(_pointer(square, written), n, _pointer(target + s * width, written), bins)
+                transpose(pointer(square, written), n, pointer(target + s * width, written), bins)
             if staging.size:
                 _stream(place, target, LANES * bins, written)
     else:
-        q, o = _pointer(source, written), _pointer(out, written)
+        q, o = pointer(source, written), pointer(out, written)
         for c in range(n):
             for s in range(bins):
                 o[c * bins + s] = q[s * n + c]
@@ -365,13 +261,13 @@ def _stream(target, source, count, written):
     """Copy elements past the caches: stream whole lines, store the ends before and after them."""
     width = written.itemsize
     head = min((-target % LINE) // width, count)
-    o, q = _pointer(target, written), _pointer(source, written)
+    o, q = pointer(target, written), pointer(source, written)
     for i in range(head):
         o[i] = q[i]
     lines = (count - head) * width // LINE
     for line in range(lines):
         at = head * width + line * LINE
-        _stream_line(target + at, source + at)
+        stream_line(target + at, source + at)
     for i in range(head + lines * LINE // width, count):
         o[i] = q[i]
 
@@ -483,7 +379,7 @@ def _pool_max(work, source, level, grid_y, grid_x, n, elements):
         for q in range(pw):
             target = tile + (p * pw + q) * n * unit.itemsize
             inside = (y_ptr[p + 1] - y_ptr[p]) * (x_ptr[q + 1] - x_ptr[q])
-            o = _pointer(target, unit)
+            o = pointer(target, unit)
             for c in range(n):
                 o[c] = -np.inf if inside > 0 and inside == grid_y * grid_x else 0.0
             for i in range(y_ptr[p], y_ptr[p + 1]):
@@ -534,19 +430,135 @@ def pool(out, channels, first, stop, order, table, maps, shape, stream, types_of
                 _reduce(tile, rows * cols, n, reduce, unit)
             place = out + (k * channels + c) * bins * written.itemsize
             _store(place, tile, bins, n, narrow, staging, written, unit)
-    _fence()
+    fence()
     return work.row.size + work.tile.size  # the last use: Numba frees an array after it, and addresses do not count
 
 
-# --- regions whose bins are no products of two axes ---------------------------------------------------------------------
+# --- lists of weights, for what is not pooled here ------------------------------------------------------------------------
+
+# What weights are derived by: the low or high edge of the RoI along an axis, or a shift of the bin along it. The values of an
+# axis follow each other.
+NOTHING, LOW_X, HIGH_X, SHIFT_X, LOW_Y, HIGH_Y, SHIFT_Y = range(7)
 
 
 @jit
-def product_lists(rows, table, maps, shape, moved, ptr, cells, weight):
+def _rates(towards, low, p, bins, fixed):
+    """Return whether to derive along an axis, whose first value of `towards` is `low`, and how fast the ends of bin p move."""
+    kind = towards - low
+    if towards == NOTHING or not 0 <= kind <= 2:
+        return False, 0.0, 0.0
+    if kind == 2 or fixed:
+        rate = 0.0 if kind == 1 else 1.0
+        return True, rate, rate
+    if kind == 1:
+        return True, p / bins, (p + 1) / bins
+    return True, 1.0 - p / bins, 1.0 - (p + 1) / bins
+
+
+@rounded
+def _list_bin(start, bin_size, grid, size, mode, rates, scratch, cell, weight):
+    """Write the cells and weights of one bin along one axis, or their derivatives; return how many there are."""
+    derive, rate_start, rate_end = rates
+    sample_ptr, at, ptr = scratch
+    if derive and (mode != EXACT or bin_size <= 0.0):
+        return _slope_of_samples(
+            start, bin_size, grid if mode != EXACT else 1.0, size, rate_start, rate_end, cell, weight
+        )
+    if mode == EXACT:
+        _exact_axis(start, bin_size, 1, size, ptr, cell, weight)
+    else:
+        _sample_axis(start, bin_size, grid, 1, size, sample_ptr, at)
+        _average_axis(grid, 1, size, sample_ptr, at, ptr, cell, weight)
+    count = ptr[1]
+    if derive:
+        # With M the mean of f over [a, b]: dM/da = (M - f(a)) / (b - a) and dM/db = (f(b) - M) / (b - a).
+        for e in range(count):
+            weight[e] *= (rate_start - rate_end) / bin_size
+        count = _add_point(count, start, size, -rate_start / bin_size, cell, weight)
+        count = _add_point(count, start + bin_size, size, rate_end / bin_size, cell, weight)
+    return count
+
+
+@rounded
+def _slope_of_samples(start, bin_size, grid, size, rate_start, rate_end, cell, weight):
+    """Write the derivative of the mean over the samples of a bin.
+
+    It is that to the right where the interpolated surface has a kink, and 0 for samples that are clamped or outside.
+    """
+    count = 0
+    step = bin_size / grid if grid > 0.0 else 0.0
+    i, stop = 0.0, grid
+    if step > 0.0:  # as in _sample_axis
+        i = max(i, np.floor((-1.0 - start) / step) - 1.0)
+        stop = min(stop, np.ceil((size - start) / step) + 1.0)
+    for _ in range(int(max(stop - i, 0.0))):
+        place = (i + 0.5) / grid
+        sample = start + (i + 0.5) * step
+        i += 1.0
+        if 0.0 <= sample < size - 1.0:
+            share = (rate_start + (rate_end - rate_start) * place) / grid
+            count = _put(count, int(sample), -share, cell, weight)
+            count = _put(count, int(sample) + 1, share, cell, weight)
+    return count
+
+
+@jit
+def _add_point(count, at, size, share, cell, weight):
+    """Add a share of the surface at a coordinate to a list."""
+    if not -1.0 <= at <= size:
+        return count
+    inside = min(max(at, 0.0), size - 1.0)
+    low = int(inside)
+    if inside > low:
+        count = _put(count, low + 1, share * (inside - low), cell, weight)
+    return _put(count, low, share * (low + 1 - inside), cell, weight)
+
+
+@jit
+def _put(count, index, part, cell, weight):
+    """Add a weight to the entry of a cell in an ascending list, or append it."""
+    e = count - 1
+    while e >= 0 and cell[e] > index:
+        e -= 1
+    if e >= 0 and cell[e] == index:
+        weight[e] += part
+        return count
+    cell[count] = index
+    weight[count] = part
+    return count + 1
+
+
+@jit
+def axis_lists(rows, table, maps, shape, y_lists, x_lists):
+    """Write the weights of both axes of RoIs: for the i-th one, bin p reads cell[i, ptr[i, p]:ptr[i, p + 1]].
+
+    Lists are (ptr [R, bins + 1], cell [R, E], weight [R, E]); E is at least the side of the largest map + 3 * bins + 4.
+    """
+    rois, levels, scales = table
+    ph, pw, ratio, aligned, mode = shape
+    side, most_bins = max(maps[:, 1].max(), maps[:, 2].max()), max(ph, pw)
+    sample_ptr, at = np.empty(most_bins + 1, np.int64), np.empty(2 * side + (max(ratio, 1) + 3) * most_bins + 8)
+    for i in range(len(rows)):
+        k = rows[i]
+        level, scale = maps[levels[k]], scales[levels[k]]
+        for axis in range(2):
+            ptr, cell, weight = y_lists if axis else x_lists
+            bins, size = (ph, level[1]) if axis else (pw, level[2])
+            start, _, bin_size, grid = _cut_axis(rois[k, 1 + axis], rois[k, 3 + axis], scale, aligned, bins, ratio)
+            if mode == EXACT:
+                _exact_axis(start, bin_size, bins, size, ptr[i], cell[i], weight[i])
+            else:
+                _sample_axis(start, bin_size, grid, bins, size, sample_ptr, at)
+                _average_axis(grid, bins, size, sample_ptr, at, ptr[i], cell[i], weight[i])
+
+
+@jit
+def product_lists(rows, table, maps, shape, moved, towards, ptr, cells, weight):
     """Fill the lists of bins that are upright rectangles of their own, as rotated_weights.py does for other regions.
 
     `moved` is (offsets [K, 2, ph, pw], modulation [K, ph, pw], gamma): bin (p, q) is moved by gamma * offset * (width, height)
-    of its RoI and its weights are multiplied by its modulation. Either is empty, [0, ...], if there is none.
+    of its RoI and its weights are multiplied by its modulation. Either is empty, [0, ...], if there is none. `towards` is
+    NOTHING, or what the weights are derived by, in map cells.
     """
     rois, levels, scales = table
     ph, pw, ratio, aligned, mode = shape
@@ -554,7 +566,7 @@ def product_lists(rows, table, maps, shape, moved, ptr, cells, weight):
     bins, count = ph * pw, 0
     side = max(maps[:, 1].max(), maps[:, 2].max())
     samples, entries = 2 * side + max(ratio, 1) + 11, side + 7
-    sample_ptr, at, one = np.empty(2, np.int64), np.empty(samples), np.empty(2, np.int64)
+    scratch = np.empty(2, np.int64), np.empty(samples), np.empty(2, np.int64)
     y_cell, x_cell = np.empty(entries, np.int64), np.empty(entries, np.int64)
     y_weight, x_weight = np.empty(entries), np.empty(entries)
     ptr[0] = 0
@@ -566,28 +578,23 @@ def product_lists(rows, table, maps, shape, moved, ptr, cells, weight):
         height, width, scale = level[1], level[2], scales[levels[k]]
         x, roi_w, bin_w, grid_x = _cut_axis(rois[k, 1], rois[k, 3], scale, aligned, pw, ratio)
         y, roi_h, bin_h, grid_y = _cut_axis(rois[k, 2], rois[k, 4], scale, aligned, ph, ratio)
+        fixed_x = not aligned and (rois[k, 3] - rois[k, 1]) * scale < 1.0  # one cell, wherever the far edge is
+        fixed_y = not aligned and (rois[k, 4] - rois[k, 2]) * scale < 1.0
         y_count = 0
         for p in range(ph):
             for q in range(pw):
                 if q == 0 or offsets.size > 0:
                     start = y + p * bin_h + (gamma * offsets[k, 1, p, q] * roi_h if offsets.size > 0 else 0.0)
-                    if mode == EXACT:
-                        _exact_axis(start, bin_h, 1, height, one, y_cell, y_weight)
-                    else:
-                        _sample_axis(start, bin_h, grid_y, 1, height, sample_ptr, at)
-                        _average_axis(grid_y, 1, height, sample_ptr, at, one, y_cell, y_weight)
-                    y_count = one[1]
+                    rates = _rates(towards, LOW_Y, p, ph, fixed_y)
+                    y_count = _list_bin(start, bin_h, grid_y, height, mode, rates, scratch, y_cell, y_weight)
                 start = x + q * bin_w + (gamma * offsets[k, 0, p, q] * roi_w if offsets.size > 0 else 0.0)
-                if mode == EXACT:
-                    _exact_axis(start, bin_w, 1, width, one, x_cell, x_weight)
-                else:
-                    _sample_axis(start, bin_w, grid_x, 1, width, sample_ptr, at)
-                    _average_axis(grid_x, 1, width, sample_ptr, at, one, x_cell, x_weight)
-                if count + y_count * one[1] > cells.size:
+                rates = _rates(towards, LOW_X, q, pw, fixed_x)
+                x_count = _list_bin(start, bin_w, grid_x, width, mode, rates, scratch, x_cell, x_weight)
+                if count + y_count * x_count > cells.size:
                     return i
                 factor = modulation[k, p, q] if modulation.size > 0 else 1.0
                 for e in range(y_count):
-                    for f in range(one[1]):
+                    for f in range(x_count):
                         cells[count] = y_cell[e] * level[4] + x_cell[f] * level[5]
                         weight[count] = factor * y_weight[e] * x_weight[f]
                         count += 1
@@ -628,14 +635,14 @@ def pool_lists(out, channels, rows, lists, where, maps, bins, maximum, stream, t
                 if not maximum:
                     _combine(target, origin, stored, offset, weight, first, stop, n)
                     continue
-                o = _pointer(target, unit)
+                o = pointer(target, unit)
                 for d in range(n):
                     o[d] = 0.0 if outside[i * bins + b] or first == stop else -np.inf
                 for e in range(first, stop, 4):
                     _combine(value, origin, stored, offset, weight, e, e + 4, n)
                     _max_into(target, value, unit, n)
             _store(out + (k * channels + c) * bins * written.itemsize, tile, bins, n, narrow, staging, written, unit)
-    _fence()
+    fence()
     return tile_of.size + value_of.size  # the last use, see `pool`
 
 
@@ -651,13 +658,13 @@ def pack(target, source, stride_c, stride_y, stride_x, top, bottom, left, width,
             if n >= LANES and width >= LANES and stride_x == size:
                 for x_start in range(0, width, LANES):
                     x = min(x_start, width - LANES)
-                    tile = _pointer(line + x * size, stored)
-                    _transpose(tile, stride_c // size, _pointer(out + x * n * size, stored), n)
+                    tile = pointer(line + x * size, stored)
+                    transpose(tile, stride_c // size, pointer(out + x * n * size, stored), n)
             else:
                 for x in range(width):
-                    o = _pointer(out + x * n * size, stored)
+                    o = pointer(out + x * n * size, stored)
                     for d in range(min(LANES, n)):
-                        o[d] = _pointer(line + d * stride_c + x * stride_x, stored)[0]
+                        o[d] = pointer(line + d * stride_c + x * stride_x, stored)[0]
 
 
 def cache_folder() -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from roialign_cli.ops.cpu import kernel
+from roialign_cli.ops.cpu.intrinsics import LANES
 from roialign_cli.ops.cpu.output import STORED, new_output
 from roialign_cli.ops.cpu.threads import run_all
 from roialign_cli.ops.request import Request
@@ -85,9 +86,9 @@ def _pool_by_slabs(request: Request, out: Tensor, order: Indices) -> None:
         top, left, height, width = _window(request, group, level)
         stored = STORED[features.dtype]
         line = width * stored.itemsize
-        fit = max(SLAB_BYTES // (height * line) // kernel.LANES, 1) * kernel.LANES
+        fit = max(SLAB_BYTES // (height * line) // LANES, 1) * LANES
         slabs = -(-channels // fit)
-        per_slab = -(-channels // slabs // kernel.LANES) * kernel.LANES
+        per_slab = -(-channels // slabs // LANES) * LANES
         slab = np.empty(height * width * min(per_slab, channels), stored)
         maps = np.zeros((len(request.maps), 6), np.int64)
         for first in range(0, channels, per_slab):

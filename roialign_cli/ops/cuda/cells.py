@@ -50,9 +50,13 @@ def run(cells: Cells, out: Tensor | None) -> Tensor:
     return out
 
 
-def fill_all(cells: Cells) -> Iterator[ListTensors]:
-    """Yield the lists of all RoIs in parts, filled on all threads; a thread's parts are in memory at a time."""
-    maps = np.array([describe(m) for m in cells.request.maps], np.int64)
+def fill_all(cells: Cells, maps: Indices | None = None) -> Iterator[ListTensors]:
+    """Yield the lists of all RoIs in parts, filled on all threads; a thread's parts are in memory at a time.
+
+    maps: their description, if it is not that of the request's maps.
+    """
+    if maps is None:
+        maps = np.array([describe(m) for m in cells.request.maps], np.int64)
     count = len(cells.request.rois)
     parts = iter(np.array_split(np.arange(count), max(1, -(-count // ROWS))))
     while window := list(islice(parts, torch.get_num_threads())):

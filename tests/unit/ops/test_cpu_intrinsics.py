@@ -8,7 +8,7 @@ import pytest
 import torch
 from numba import njit
 
-from roialign_cli.ops.cpu import kernel
+from roialign_cli.ops.cpu import intrinsics
 from roialign_cli.ops.cpu.jit import OPTIONS
 
 STORED = [np.float32, np.float64, np.uint16, np.int16]  # uint16 holds bfloat16 bits, int16 float16 bits
@@ -46,7 +46,7 @@ def as_floats(stored: npt.NDArray[np.generic]) -> npt.NDArray[np.floating]:
 
 @jit
 def copy_by_pointer(target, source, first, count, witness):
-    t, s = kernel._pointer(target, witness), kernel._pointer(source, witness)
+    t, s = intrinsics.pointer(target, witness), intrinsics.pointer(source, witness)
     for i in range(first, first + count):
         t[i] = s[i]
 
@@ -64,7 +64,7 @@ def test_a_pointer_reaches_elements_on_both_sides_of_its_address(dtype: npt.DTyp
 @jit
 def widen_all(stored, out):
     for i in range(stored.size):
-        out[i] = kernel._widen(stored[i], out)
+        out[i] = intrinsics.widen_float(stored[i], out)
 
 
 def widened(stored: npt.NDArray[np.generic], unit: npt.DTypeLike) -> npt.NDArray[np.floating]:
@@ -88,7 +88,7 @@ def test_wide_floats_stay_as_they_are(dtype: npt.DTypeLike) -> None:
 @jit
 def narrow_all(sums, out):
     for i in range(sums.size):
-        out[i] = kernel._narrow(sums[i], out)
+        out[i] = intrinsics.narrow_float(sums[i], out)
 
 
 def narrowed(sums: npt.NDArray[np.floating], written: npt.DTypeLike) -> npt.NDArray[np.generic]:
@@ -144,13 +144,15 @@ def test_float32_becomes_float64_exactly() -> None:
 
 @jit
 def transpose_square(source, source_stride, target, target_stride, witness):
-    kernel._transpose(kernel._pointer(source, witness), source_stride, kernel._pointer(target, witness), target_stride)
+    intrinsics.transpose(
+        intrinsics.pointer(source, witness), source_stride, intrinsics.pointer(target, witness), target_stride
+    )
 
 
 @pytest.mark.parametrize("dtype", STORED)
 def test_a_square_is_transposed_and_nothing_else_is_written(dtype: npt.DTypeLike) -> None:
     """The squares begin at odd elements of wider rows, so nothing is aligned to a vector."""
-    lanes = kernel.LANES
+    lanes = intrinsics.LANES
     source, target = random_elements((lanes, lanes + 5), dtype), random_elements((lanes, lanes + 7), dtype, seed=1)
     expected = target.copy()
     expected[:, 3 : 3 + lanes] = source[:, 1 : 1 + lanes].T
@@ -160,12 +162,12 @@ def test_a_square_is_transposed_and_nothing_else_is_written(dtype: npt.DTypeLike
 
 @jit
 def stream_line_and_fence(target, source):
-    kernel._stream_line(target, source)
-    kernel._fence()
+    intrinsics.stream_line(target, source)
+    intrinsics.fence()
 
 
 def test_a_line_is_streamed_whole_past_the_caches_and_fenced() -> None:
-    line = kernel.LINE
+    line = intrinsics.LINE
     memory, source = (
         random_elements((5 * line,), np.uint16).view(np.uint8),
         np.arange(100, 100 + line + 3, dtype=np.uint8),
