@@ -232,8 +232,13 @@ def check_values(request: Request) -> None:
 
 
 def is_stand_in(tensor: Tensor) -> bool:
-    """Return whether a tensor only stands in for one: a fake tensor of torch, or a subclass that overrides every operation."""
-    return type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    """Return whether a tensor only stands in for one.
+
+    This is a fake tensor of torch, one inside a transform of torch.func, or a subclass that overrides every operation.
+    """
+    if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+        return True
+    return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def check_memory(where: str, tensor: Tensor) -> None:
@@ -244,9 +249,12 @@ def check_memory(where: str, tensor: Tensor) -> None:
         raise input_error(where, f"expected a strided tensor, found layout {tensor.layout}", "convert with .to_dense()")
     if torch.compiler.is_compiling():
         return  # tensors are stand-ins then, which torch handles
-    if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
-        found = "expected a plain tensor, found one inside a transform of torch.func such as vmap"
-        raise input_error(where, found, "use a loop")
+    inner = tensor
+    while torch._C._functorch.is_functorch_wrapped_tensor(inner):
+        if not torch._C._functorch.is_gradtrackingtensor(inner):
+            found = "expected a plain tensor, found one inside a transform of torch.func such as vmap"
+            raise input_error(where, found, "use a loop")
+        inner = torch._C._functorch.get_unwrapped(inner)
     if tensor.device.type == "meta" and not is_stand_in(tensor):
         raise input_error(where, "expected a tensor with values, found one on the meta device")
 

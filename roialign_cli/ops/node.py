@@ -18,12 +18,16 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Node:
-    """An operator: `run(request, *extra, out)` computes it, `registered(*request.arguments(), *extra)` is its node."""
+    """An operator: `run(request, *extra, out)` computes it, `registered(*request.arguments(), *extra)` is its node.
+
+    transformed: the same as the node, inside transforms of torch.func; ops/gradient.py sets it.
+    """
 
     run: Callable[..., Any]
     registered: Any  # what torch.library.custom_op returns
+    transformed: Callable[..., Any] | None = None
 
 
 def register(name: str, extra: str, run: Callable[..., Any], fake: Callable[..., Any], returns: str = "Tensor") -> Node:
@@ -64,10 +68,7 @@ def call(node: Node, request: Request, *extra: Any, out: Tensor | None) -> Any:
         if out is not None:
             hint = "call under torch.no_grad()"
             raise checks.input_error("out", "expected none where gradients are needed, found one", hint)
-        if request.reduce != "none":  # autograd derives the reduction
-            bins = node.registered(*replace(request, reduce="none", dtype=sum_type(request)).arguments(), *extra)
-            return finish(bins, request, None).to(request.dtype)
-        return node.registered(*request.arguments(), *extra)
+        return _differentiable(node, request, *extra)
     # Plain tensors skip torch's dispatcher, which takes longer than a small call does.
     stand_in = checks.has_stand_in(request) or any(isinstance(e, Tensor) and checks.is_stand_in(e) for e in extra)
     plain = out is not None or (all(type(m) is Tensor for m in request.maps) and not stand_in)
@@ -80,6 +81,17 @@ def call(node: Node, request: Request, *extra: Any, out: Tensor | None) -> Any:
     checks.check_out_shape(out, first.shape, first.dtype, request.maps[0].device)
     out.copy_(first)
     return out if isinstance(result, Tensor) else (out, *result[1:])
+
+
+def _differentiable(node: Node, request: Request, *extra: Any) -> Any:
+    """Compute an operator for autograd, which derives the reduction itself."""
+    if request.reduce != "none":
+        bins = _differentiable(node, replace(request, reduce="none", dtype=sum_type(request)), *extra)
+        return finish(bins, request, None).to(request.dtype)
+    tensors = (t for t in (*request.maps, request.rois, *extra) if isinstance(t, Tensor))
+    inside = not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
+    function = node.transformed if inside and node.transformed is not None else node.registered
+    return function(*request.arguments(), *extra)
 
 
 def needs_gradient(request: Request, *extra: Any) -> bool:

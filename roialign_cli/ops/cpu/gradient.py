@@ -28,8 +28,10 @@ def accumulate(request: Request, passed: Tensor, totals: Sequence[Tensor]) -> No
     """
     if passed.numel() == 0:
         return
-    passed = passed.contiguous()
     unit, channels = totals[0].dtype, passed.shape[1]
+    if torch.float64 in (unit, passed.dtype):
+        passed = passed.to(unit)  # the kernel widens elements of two bytes itself
+    passed = passed.contiguous()
     rois, levels = request.table
     order = np.lexsort((rois[:, 1], rois[:, 2], rois[:, 0], levels))
     maps = np.array([describe(m) for m in totals], np.int64)
