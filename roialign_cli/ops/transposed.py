@@ -25,26 +25,29 @@ def map_gradients(cells: Cells, passed: Tensor) -> list[Tensor]:
 
     cells: without reduction and not of maxima. passed [K, C, PH, PW]: the gradient of the result.
     """
-    maps = cells.request.maps
+    kernel = cpu_cells if passed.device.type == "cpu" else cuda_cells
+    gradients = []
+    for features, call in zip(cells.request.maps, transposed_calls(cells, passed), strict=True):
+        n, channels, height, width = features.shape
+        lines = kernel.run(call, None).view(n, height, channels, width)
+        gradients.append(lines.permute(0, 2, 1, 3).contiguous(memory_format=torch.channels_last))
+    return gradients
+
+
+def transposed_calls(cells: Cells, passed: Tensor) -> list[Cells]:
+    """Return a call per map that pools its gradient from what is passed back, as [N * H, C, 1, W]."""
     unit = sum_type(cells.request)
     # [K * bins, C] as a map of one column, of which bin b of RoI k is cell k * bins + b.
     source = passed.to(unit).flatten(2).transpose(1, 2).reshape(1, -1, 1, passed.shape[1]).permute(0, 3, 1, 2)
     cell, bin_of, weight, level = _entries(cells)
-    gradients = []
-    for i, features in enumerate(maps):
-        n, channels, height, width = features.shape
-        if not (level == i).any() or channels == 0:
-            gradients.append(torch.zeros_like(features, dtype=unit, memory_format=torch.channels_last))
-            continue
-        own = level == i
-        order = np.argsort(cell[own], kind="stable")
-        ptr = np.searchsorted(cell[own][order], np.arange(n * height * width + 1))
-        lines = _lines(source, (n * height, width), ptr, bin_of[own][order], weight[own][order])
-        kernel = cpu_cells if source.device.type == "cpu" else cuda_cells
-        pooled = kernel.run(lines, None)  # [N * H, C, 1, W]
-        by_image = pooled.view(n, height, channels, width).permute(0, 2, 1, 3)
-        gradients.append(by_image.contiguous(memory_format=torch.channels_last))
-    return gradients
+    calls = []
+    for i, features in enumerate(cells.request.maps):
+        n, _, height, width = features.shape
+        own = np.flatnonzero(level == i)
+        own = own[np.argsort(cell[own], kind="stable")]
+        ptr = np.searchsorted(cell[own], np.arange(n * height * width + 1))
+        calls.append(_lines(source, (n * height, width), ptr, bin_of[own], weight[own]))
+    return calls
 
 
 def _entries(cells: Cells) -> tuple[Indices, Indices, npt.NDArray[np.float64], Indices]:
