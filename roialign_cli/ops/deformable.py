@@ -48,9 +48,9 @@ def deform_roi_align(
 ) -> Tensor:
     """Pool RoIs whose bins are moved, as Deformable ConvNets do (arXiv:1703.06211, section 2.2; arXiv:1811.11168, section 3.2).
 
-    Bin (p, q) is moved by gamma * offset * (width, height of the RoI in map cells). Inference only. `torch.compile` and
-    `torch.export` see one node, `roialign::deform_roi_align`. Arguments that are not listed are those of `roi_align`. Maps that
-    are not channels-last are copied whole.
+    Bin (p, q) is moved by gamma * offset * (width, height of the RoI in map cells). Has gradients to maps, offsets and
+    modulation. `torch.compile` and `torch.export` see one node, `roialign::deform_roi_align`. Arguments that are not listed
+    are those of `roi_align`. Maps that are not channels-last are copied whole.
 
     Args:
         offsets: [K, 2, PH, PW], of each bin along x and along y.

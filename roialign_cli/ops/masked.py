@@ -44,9 +44,9 @@ def roi_align_masked(
 ) -> tuple[Tensor, Tensor]:
     """Pool the part of each bin that a mask covers, without resizing the mask to the map.
 
-    Inference only. `torch.compile` and `torch.export` see one node, `roialign::roi_align_masked`; for them, masks must be
-    turned into pieces before, by `ops.masks.parse_masks`. Arguments that are not listed are those of `roi_align`; rois are
-    usually the boxes of the masks. Maps that are not channels-last are copied whole.
+    Has gradients to the maps. `torch.compile` and `torch.export` see one node, `roialign::roi_align_masked`; for them,
+    masks must be turned into pieces before, by `ops.masks.parse_masks`. Arguments that are not listed are those of
+    `roi_align`; rois are usually the boxes of the masks. Maps that are not channels-last are copied whole.
 
     Args:
         masks: one per RoI, in image pixels; pixel (row r, column c) is [c, c + 1] x [r, r + 1]. Run lengths as COCO has them,

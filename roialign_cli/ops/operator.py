@@ -34,7 +34,8 @@ def roi_align(
 ) -> Tensor:
     """Pool RoIs from feature maps without rounding their coordinates (Mask R-CNN, arXiv:1703.06870, section 3).
 
-    Inference only. `torch.compile` and `torch.export` see one node, `roialign::roi_align`.
+    Has gradients to the maps, and to `rois` if they require it. `torch.compile` and `torch.export` see one node,
+    `roialign::roi_align`.
 
     Args:
         features: [N, C, H, W], or a list of such maps, one per level; float32, float64, float16 or bfloat16, any

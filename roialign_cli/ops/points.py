@@ -26,7 +26,8 @@ def point_sample(
     """Interpolate feature maps at points, as RoI Align does at its samples (Mask R-CNN, arXiv:1703.06870, section 3).
 
     Inside the map it equals `grid_sample` of torch with `padding_mode="border"` and `align_corners=False`. Up to one cell
-    outside, a point is moved to the border; further outside the result is 0. Inference only; see `roi_align` for kernels.
+    outside, a point is moved to the border; further outside the result is 0. Has gradients to maps and points. See
+    `roi_align` for kernels.
 
     Args:
         features: [N, C, H, W], or a list of such maps, one per level.

@@ -41,8 +41,8 @@ def ps_roi_align(
     """Pool RoIs of which each bin reads its own channels (R-FCN, arXiv:1605.06409, section 2, eq. 1).
 
     Bin (p, q) of output channel c reads channel (c * PH + p) * PW + q of the maps. Equals `torchvision.ops.ps_roi_align`.
-    Inference only. `torch.compile` and `torch.export` see one node, `roialign::ps_roi_align`. Arguments that are not listed are
-    those of `roi_align`.
+    Has gradients to the maps. `torch.compile` and `torch.export` see one node, `roialign::ps_roi_align`. Arguments that are
+    not listed are those of `roi_align`.
 
     Args:
         features: [N, C * PH * PW, H, W], or a list of such maps, one per level; they are copied once, so that the channels of a

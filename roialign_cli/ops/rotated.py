@@ -37,7 +37,8 @@ def roi_align_rotated(
 ) -> Tensor:
     """Pool rotated boxes: RoI Align on a grid of bins that is turned with the box (detectron2's ROIAlignRotated).
 
-    Inference only. `torch.compile` and `torch.export` see one node, `roialign::roi_align_rotated`.
+    Has gradients to the maps, in modes `avg` and `exact`. `torch.compile` and `torch.export` see one node,
+    `roialign::roi_align_rotated`.
 
     Args:
         features: [N, C, H, W], or a list of such maps, one per level, as `roi_align` takes them; maps that are not

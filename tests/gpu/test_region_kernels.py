@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers.tensors import make_rois, relative_error
 
-from roialign_cli import deform_roi_align, ps_roi_align, roi_align_masked, roi_align_rotated
+from roialign_cli import deform_roi_align, ps_roi_align, roi_align, roi_align_masked, roi_align_rotated
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 pytestmark = pytest.mark.gpu
@@ -66,3 +66,50 @@ def test_many_lists_in_several_launches(device: torch.device) -> None:
     rois = torch.tensor([[0, 168.0, 100, 300, 180, 20]]).repeat(300, 1)
     expected = roi_align_rotated(maps, rois, 7)
     assert relative_error(roi_align_rotated(maps.to(device), rois, 7).cpu(), expected) < 1e-5
+
+
+GRADIENTS = {
+    **{name: call for name, call in CALLS.items() if name != "rotated max"},
+    "boxes": lambda maps: roi_align(maps, ROIS, 7, spatial_scale=0.5),
+    "boxes exact": lambda maps: roi_align(maps, ROIS, (3, 5), spatial_scale=0.5, mode="exact"),
+    "boxes max": lambda maps: roi_align(maps, ROIS[9:], 7, spatial_scale=0.5, sampling_ratio=2, mode="max"),
+    "reduced": lambda maps: roi_align(maps, ROIS, 7, spatial_scale=0.5, reduce="mean"),
+}
+
+
+def gradient(name: str, maps: torch.Tensor) -> torch.Tensor:
+    leaf = maps.clone().requires_grad_()
+    result = GRADIENTS[name](leaf)
+    passed = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result)
+    return torch.autograd.grad(result, leaf, passed)[0]
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_gradients_equal_those_of_the_cpu(device: torch.device, dtype: torch.dtype, name: str) -> None:
+    for channels in (4, 256):
+        maps = features(channels, dtype)
+        expected = gradient(name, maps)
+        for there in (maps.to(device), maps.to(device).contiguous(memory_format=torch.channels_last)):
+            found = gradient(name, there)
+            assert found.device == device
+            assert found.dtype == dtype
+            assert relative_error(found.cpu(), expected) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_the_same_backward_pass_gives_the_same_bits(device: torch.device, name: str) -> None:
+    maps = features(256, torch.float32).to(device)
+    assert torch.equal(gradient(name, maps), gradient(name, maps))
+
+
+def test_gradients_to_boxes_and_offsets(device: torch.device) -> None:
+    maps = features(16, torch.float32)
+    found = []
+    for place in (torch.device("cpu"), device):
+        rois, offsets = ROIS[9:].to(place).requires_grad_(), OFFSETS[9:].to(place).requires_grad_()
+        there = maps.to(place)
+        loss = roi_align(there, rois, 7, spatial_scale=0.5, mode="exact").square().sum()
+        loss = loss + deform_roi_align(there, ROIS[9:].to(place), offsets, 7, spatial_scale=0.5).square().sum()
+        found.append([g.cpu() for g in torch.autograd.grad(loss, (rois, offsets))])
+    assert all(relative_error(there, here) < 1e-4 for here, there in zip(*found, strict=True))

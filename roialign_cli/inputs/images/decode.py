@@ -98,7 +98,7 @@ def _open(source: ImageFile, buffered: int = 0) -> Iterator[tuple[Image.Image, B
     try:
         before = source.state() if source.exists() else (0, 0)  # `open` reports a file that is missing
         with source.open() as file:
-            content = io.BytesIO(file.read()) if before[0] <= buffered else file
+            content = io.BytesIO(file.read(buffered)) if before[0] <= buffered else file
             with Image.open(content) as image:
                 yield image, content, before
     except ImageError:

@@ -14,7 +14,7 @@ from helpers.requests import make_request
 from helpers.tensors import make_rois, relative_error
 
 from roialign_cli.errors import KernelError
-from roialign_cli.ops import masked, position_sensitive, rotated
+from roialign_cli.ops import masked, position_sensitive, rotated, transposed
 from roialign_cli.ops.cells import Cells
 from roialign_cli.ops.cpu import cells as cpu_cells
 from roialign_cli.ops.cuda import launch, list_launch, nvrtc
@@ -91,6 +91,27 @@ def test_masks_and_channels_of_each_bin(shim: Shim) -> None:
         levels = torch.arange(len(rois)) % 2
         request = make_request(several, rois, levels, (3, 5), [0.5, 0.25], 2, True, "avg")
         check(shim, position_sensitive.cells_of(request))
+
+
+@needs_compiler
+def test_gradients_of_maps_of_every_operator(shim: Shim) -> None:
+    """A gradient is pooled by the same kernel, from lists that are turned round: see ops/transposed.py."""
+    rois = make_rois(6, batch=2, width=38, height=22).double()
+    maps, levels = (
+        [features(12), features(12)[:, :, ::2, ::2].contiguous(memory_format=torch.channels_last)],
+        torch.arange(15) % 2,
+    )
+    request = make_request(maps, rois, levels, (2, 3), [0.5, 0.25], 0, True, "avg")
+    every = [
+        Cells(request, fill_products(request)),
+        turned(maps, (2, 3), "avg", torch.arange(9) % 2),
+        position_sensitive.cells_of(make_request([features(24)], rois, None, (2, 3), [0.5], 0, True, "exact")),
+    ]
+    for cells in every:
+        k, channels = len(cells.request.rois), cells.request.maps[0].shape[1]
+        passed = torch.randn(k, channels, 2, 3, generator=torch.Generator().manual_seed(0))
+        for call in transposed.transposed_calls(cells, passed):
+            check(shim, call)
 
 
 @needs_compiler
