@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from roialign_cli.ops import transposed
+from roialign_cli.ops import torchvision, transposed
 from roialign_cli.ops.cells import Cells, Fill, channels_last
 from roialign_cli.ops.cpu import gradient as cpu_gradient
 from roialign_cli.ops.cpu import kernel
@@ -97,9 +97,11 @@ def _grids(request: Request) -> npt.NDArray[np.int64]:
 
 
 def _add_map_gradients(part: Request, passed: Tensor, totals: Sequence[Tensor]) -> None:
-    """Add the gradients of the maps."""
-    if passed.device.type == "cpu":
-        cpu_gradient.accumulate(part, passed, totals)
+    """Add the gradients of the maps, by the kernel that `choose_kernel` finds for the forward pass."""
+    name = choose_kernel("auto", passed.device, part.mode, part.maps[0].dtype)
+    if name != "cuda":
+        accumulate = cpu_gradient.accumulate if name == "cpu" else torchvision.accumulate
+        accumulate(part, passed, totals)
         return
     cells = Cells(replace(part, maps=channels_last(part.maps)), fill_products(part))
     for total, gradient in zip(totals, transposed.map_gradients(cells, passed), strict=True):

@@ -28,6 +28,22 @@ def run(request: Request, out: Tensor | None) -> Tensor:
     return finish(pooled, request, out)
 
 
+def accumulate(request: Request, passed: Tensor, totals: Sequence[Tensor]) -> None:
+    """Add the gradients of the maps of a request in mode avg to `totals`, where our kernel cannot run.
+
+    torchvision's kernels on GPUs add atomically, so the last bits of the sums differ from call to call.
+    """
+    import torchvision  # noqa: F401  registers the operator
+
+    rois, levels = request.rois.to(passed.device, totals[0].dtype), request.levels
+    (height, width), passed = request.output_size, passed.to(totals[0].dtype)
+    for level, (total, scale) in enumerate(zip(totals, request.scales, strict=True)):
+        rows = slice(None) if levels is None else torch.nonzero(levels == level).squeeze(1)
+        total += torch.ops.torchvision._roi_align_backward(
+            passed[rows], rois[rows], scale, height, width, *total.shape, request.sampling_ratio, request.aligned
+        )
+
+
 def _check_samples(request: Request) -> None:
     """Raise KernelError if a RoI has more samples than torchvision supports."""
     rois, levels = request.table

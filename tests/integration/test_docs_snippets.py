@@ -49,7 +49,9 @@ def samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("samples")
-@pytest.mark.parametrize("page", ["tutorial.md", "reference/python.md", "how-to/train.md"])
+@pytest.mark.parametrize(
+    "page", ["tutorial.md", "reference/python.md", pytest.param("how-to/train.md", marks=pytest.mark.slow)]
+)
 def test_python_examples_run(page: str) -> None:
     execute(page)
 

@@ -23,8 +23,10 @@ from roialign_cli import (
     roi_align_masked,
     roi_align_rotated,
 )
+from roialign_cli.ops import torchvision as ops_torchvision
 from roialign_cli.ops import transposed
 from roialign_cli.ops.cells import Cells, channels_last
+from roialign_cli.ops.cpu import gradient as cpu_gradient
 from roialign_cli.ops.products import fill_products
 from roialign_cli.ops.request import Request
 
@@ -40,6 +42,10 @@ TURNED = torch.cat(
 )
 TRIANGLE = [[1.0, 1, 9, 2, 5, 8]]
 
+REDUCTIONS = pytest.mark.parametrize(
+    "reduce", ["none", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mean", "max"))]
+)
+
 
 def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
@@ -49,7 +55,7 @@ def features(channels: int = 3, height: int = 7, width: int = 9) -> Tensor:
     return random(2, channels, height, width, seed=channels).requires_grad_()
 
 
-@pytest.mark.parametrize("reduce", ["none", "mean", "max"])
+@REDUCTIONS
 @pytest.mark.parametrize("aligned", [True, False])
 @pytest.mark.parametrize("ratio", [0, 2])
 @pytest.mark.parametrize("mode", ["avg", "exact", "max"])
@@ -74,7 +80,7 @@ def test_a_pyramid_by_finite_differences() -> None:
     assert torch.equal(only, both[0])
 
 
-@pytest.mark.parametrize("reduce", ["none", "mean", "max"])
+@REDUCTIONS
 @pytest.mark.parametrize("mode", ["avg", "exact"])
 def test_other_regions_by_finite_differences(mode: Any, reduce: Any) -> None:
     arguments: dict[str, Any] = {"spatial_scale": 0.5, "mode": mode, "reduce": reduce}
@@ -186,6 +192,34 @@ def test_boxes_on_a_ramp_in_closed_form(mode: Any) -> None:
         assert (gradient - expected).abs().max() < 1e-12
 
 
+# The cases of mmcv's tests/test_ops/test_prroi_pool.py: map, box, and the gradients of the sum of 2 x 2 bins to both.
+NINTH = (
+    torch.tensor([1.0, 2, 2, 1], dtype=torch.float64)
+    .outer(torch.tensor([1.0, 2, 2, 1], dtype=torch.float64))
+    .div(9)
+    .tolist()
+)
+PRECISE = [
+    ([[[1, 2], [3, 4]]], [0, 0, 1, 1], [[[1, 1], [1, 1]]], [2, 4, 2, 4]),
+    ([[[1, 2], [3, 4]], [[4, 3], [2, 1]]], [0, 0, 1, 1], [[[1, 1], [1, 1]]] * 2, [0, 0, 0, 0]),
+    (
+        [[[1, 2, 5, 6], [3, 4, 7, 8], [9, 10, 13, 14], [11, 12, 15, 16]]], [0, 0, 3, 3],
+        [NINTH], [10 / 3, 20 / 3, 10 / 3, 20 / 3],
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("values", "box", "of_map", "of_box"), PRECISE, ids=["one", "opposite", "larger"])
+def test_equals_the_literals_of_precise_roi_pooling(values: Any, box: Any, of_map: Any, of_box: Any) -> None:
+    maps = torch.tensor([values], dtype=torch.float64, requires_grad=True)
+    boxes = torch.tensor([box], dtype=torch.float64, requires_grad=True)
+    roi_align(maps, [boxes], 2, mode="exact", aligned=False).sum().backward()
+    assert maps.grad is not None
+    assert boxes.grad is not None
+    assert (maps.grad - torch.tensor([of_map], dtype=torch.float64)).abs().max() < 1e-12
+    assert (boxes.grad - torch.tensor([of_box], dtype=torch.float64)).abs().max() < 1e-12
+
+
 def test_boxes_given_as_lists_and_boxes_outside() -> None:
     boxes = [ROIS[[0, 3, 4], 1:].float().requires_grad_(), ROIS[[1], 1:].float().requires_grad_()]
     found = roi_align(features().detach().float(), boxes, 2, spatial_scale=0.5, mode="exact")
@@ -269,6 +303,18 @@ def test_the_lists_of_a_gpu_give_the_same_gradient() -> None:
         cells = Cells(Request(**{**vars(request), "maps": channels_last(request.maps)}), fill_products(request))
         (found,) = transposed.map_gradients(cells, passed)
         assert relative_error(found, expected) < 1e-12
+
+
+def test_the_gradient_of_torchvision_where_our_kernel_cannot_run() -> None:
+    fine, coarse, rois = random(2, 3, 7, 9), random(2, 3, 4, 5), ROIS[[0, 1, 4, 5]]
+    request = Request(
+        [fine, coarse], rois, LEVELS[[0, 1, 4, 5]], (2, 3), (0.5, 0.25), 2, True, "avg", "none", torch.float64
+    ).prepared()
+    passed = random(4, 3, 2, 3)
+    ours, theirs = cpu_gradient.new_totals(request), cpu_gradient.new_totals(request)
+    cpu_gradient.accumulate(request, passed, ours)
+    ops_torchvision.accumulate(request, passed, theirs)
+    assert all(relative_error(f, e) < 1e-12 for f, e in zip(ours, theirs, strict=True))
 
 
 @pytest.mark.parametrize(

@@ -93,6 +93,7 @@ def specialisations() -> list[tuple[int, launch.Defines]]:
     return wanted
 
 
+@pytest.mark.slow
 def test_every_specialisation_spills_a_few_values_at_most() -> None:
     """Registers for four blocks are worth more than a few values kept in memory, outside of the loops over cells."""
 
