@@ -30,11 +30,15 @@ def read(name: str) -> Any:
 
 
 def operator_speeds() -> dict[str, float]:
-    """Return the speed of RoI Align on the CPU over torchvision's, the geometric mean of the cases."""
+    """Return the speed of RoI Align on the CPU over torchvision's, the geometric mean of the cases.
+
+    With gradients, it is that of a forward and a backward pass over both of torchvision's.
+    """
     means = read("cpu")["means"]
     return {
         "OpenVINO": means["openvino"], "torchvision": 1.0, "onnxruntime": means["onnxruntime"],
         "roialign": means["channels-last"], "roialign, into out=": means["out="],
+        "roialign, with gradients": read("gradients")["means"]["roialign"],
     }  # fmt: skip
 
 

@@ -358,10 +358,16 @@ def _pool_average(work, source, stride_x, rows, cols, columns, n, elements):
     row_at, tile_at, width = work.row.ctypes.data, work.tile.ctypes.data, unit.itemsize
     for e in range(x_ptr[cols]):
         x_offset[e] = x_index[e] * n * width
+    beside = stride_x == n * stored.itemsize  # cells side by side are one run
     for p in range(rows):
-        for j in range(columns):
-            cell = source + map_columns[j] * stride_x
-            _combine(row_at + j * n * width, cell, stored, y_offset, y_weight, y_ptr[p], y_ptr[p + 1], n)
+        j = 0
+        while j < columns:
+            end = j + 1
+            while beside and end < columns and map_columns[end] == map_columns[end - 1] + 1:
+                end += 1
+            cell, run = source + map_columns[j] * stride_x, (end - j) * n
+            _combine(row_at + j * n * width, cell, stored, y_offset, y_weight, y_ptr[p], y_ptr[p + 1], run)
+            j = end
         for q in range(cols):
             target = tile_at + (p * cols + q) * n * width
             _combine(target, row_at, unit, x_offset, x_weight, x_ptr[q], x_ptr[q + 1], n)
