@@ -45,6 +45,11 @@ def roi_align_backward(
     return [*(maps or empty), torch.from_numpy(boxes).to(request.rois)]
 
 
+def reads_maps(request: Request) -> bool:
+    """Return whether `roi_align_backward` needs the values of the maps, not only their shapes."""
+    return request.mode == "max" or request.rois.requires_grad
+
+
 def bins_at_a_time(request: Request, output_size: Sequence[int]) -> int:
     """Return how many RoIs have PART_BYTES of bins of an output size in float32, at least one."""
     return max(1, PART_BYTES // (4 * max(1, request.maps[0].shape[1]) * math.prod(output_size)))
@@ -103,8 +108,8 @@ def _add_map_gradients(part: Request, passed: Tensor, totals: Sequence[Tensor]) 
         accumulate = cpu_gradient.accumulate if name == "cpu" else torchvision.accumulate
         accumulate(part, passed, totals)
         return
-    cells = Cells(replace(part, maps=channels_last(part.maps)), fill_products(part))
-    for total, gradient in zip(totals, transposed.map_gradients(cells, passed), strict=True):
+    gradients = transposed.map_gradients(Cells(part, fill_products(part)), passed)
+    for total, gradient in zip(totals, gradients, strict=True):
         total += gradient
 
 

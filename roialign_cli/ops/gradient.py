@@ -19,8 +19,14 @@ Backward = Callable[[Tensor, Request, tuple[Any, ...], Sequence[bool]], list[Ten
 Others = list[tuple[Any] | None]
 
 
-def register_gradient(name: str, extra: str, node: Node, backward: Backward) -> None:
-    """Register `roialign::name_backward`, and let autograd call it for the operator `roialign::name`."""
+def register_gradient(
+    name: str, extra: str, node: Node, backward: Backward, reads_maps: Callable[[Request], bool] = lambda _: True
+) -> None:
+    """Register `roialign::name_backward`, and let autograd call it for the operator `roialign::name`.
+
+    reads_maps: whether the gradients of a call depend on the values of its maps. Otherwise only shapes are kept, so that maps
+    can be changed or freed before the backward pass.
+    """
 
     def compute(passed: Tensor, *arguments: Any) -> list[Tensor]:
         request, rest = split_arguments(arguments[:-1])
@@ -45,6 +51,8 @@ def register_gradient(name: str, extra: str, node: Node, backward: Backward) -> 
 
     def keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         maps, *others = inputs
+        if not reads_maps(split_arguments(inputs)[0]):
+            maps = [features.new_empty(1, 1, 1, 1).expand(features.shape) for features in maps]
         _keep(ctx, len(maps), *_apart(maps, others), output)
 
     def derive(ctx: Any, passed: Tensor, *_: Any) -> tuple[Any, ...]:

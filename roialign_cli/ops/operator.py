@@ -9,7 +9,7 @@ from torch import Tensor
 
 from roialign_cli.config import Mode, Reduce
 from roialign_cli.ops import checks
-from roialign_cli.ops.backward import roi_align_backward
+from roialign_cli.ops.backward import reads_maps, roi_align_backward
 from roialign_cli.ops.dispatch import choose_kernel, run_kernel
 from roialign_cli.ops.gradient import register_gradient
 from roialign_cli.ops.node import call, empty_result, register
@@ -84,4 +84,4 @@ def _pool(request: Request, kernel: str, validate: bool, out: Tensor | None) -> 
 
 _EXTRA = "str kernel, bool validate"
 _NODE = register("roi_align", _EXTRA, _pool, empty_result)
-register_gradient("roi_align", _EXTRA, _NODE, roi_align_backward)
+register_gradient("roi_align", _EXTRA, _NODE, roi_align_backward, reads_maps)

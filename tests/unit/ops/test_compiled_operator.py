@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from helpers.tensors import make_rois
+from torch.export.experimental import _export_forward_backward
 
 from roialign_cli import deform_roi_align, ps_roi_align, roi_align, roi_align_masked, roi_align_rotated
 from roialign_cli.ops.masks import parse_masks
@@ -116,3 +117,45 @@ def test_compiled_regions_give_the_same_values() -> None:
         for found, expected in zip(compiled(MAPS[0], ROIS), pool(MAPS[0], ROIS), strict=True):
             assert torch.equal(found, expected)
     assert len(seen) == 4
+
+
+GRADIENT_CALLS = {
+    "boxes": lambda m, rois: roi_align(
+        [m, m[:, :, ::2, ::2]], rois, (3, 5), spatial_scale=[0.5, 0.25], levels=LEVELS[9:], reduce="mean"
+    ),
+    "max": lambda m, rois: roi_align(m, rois, 2, spatial_scale=0.5, sampling_ratio=2, mode="max"),
+    "position-sensitive": lambda m, rois: ps_roi_align(m, rois.detach(), (2, 1), spatial_scale=0.5),
+    "moved": lambda m, rois: deform_roi_align(
+        m, rois.detach(), rois[:, 1:3].reshape(-1, 2, 1, 1), 1, spatial_scale=0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GRADIENT_CALLS)
+def test_a_compiled_training_step_has_the_same_gradients(name: str) -> None:
+    def step(maps: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+        return GRADIENT_CALLS[name](maps.sin(), rois).square().sum()
+
+    leaves = MAPS[0].clone().requires_grad_(), ROIS[9:].clone().requires_grad_()
+    expected = torch.autograd.grad(step(*leaves), leaves, allow_unused=True)
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    found = torch.autograd.grad(compiled(*leaves), leaves, allow_unused=True)
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_an_exported_training_step_has_a_node_for_the_gradient() -> None:
+    class Loss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.convolution = torch.nn.Conv2d(6, 4, 3, padding=1)
+
+        def forward(self, maps: torch.Tensor, rois: torch.Tensor) -> torch.Tensor:
+            return roi_align(self.convolution(maps), rois, 2, spatial_scale=0.5).square().sum()
+
+    exported = torch.export.export(Loss(), (MAPS[0], ROIS))
+    joint = _export_forward_backward(exported)
+    assert [name.removesuffix(".default") for name in nodes(joint.graph_module)] == [
+        "roialign.roi_align", "roialign.roi_align_backward",
+    ]  # fmt: skip

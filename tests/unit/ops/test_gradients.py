@@ -281,6 +281,23 @@ def test_the_forward_pass_does_not_change() -> None:
         assert relative_error(derived.detach(), plain) < (1e-6 if reduce == "mean" else 1e-30)
 
 
+def test_maps_may_change_before_the_backward_pass() -> None:
+    """Only shapes are kept where values do not matter; elsewhere autograd notices the change."""
+    for mode, rois in (("avg", ROIS), ("exact", ROIS)):
+        maps = features()
+        hidden = maps * 2
+        pooled = roi_align(hidden, rois, 2, spatial_scale=0.5, mode=mode)
+        expected = torch.autograd.grad(pooled.sum(), maps, retain_graph=True)[0]
+        hidden.data.fill_(float("nan"))
+        assert torch.equal(torch.autograd.grad(pooled.sum(), maps)[0], expected)
+    for arguments in ({"mode": "max"}, {"rois": ROIS.clone().requires_grad_()}):
+        hidden = features() * 2
+        pooled = roi_align(hidden, output_size=2, **{"rois": ROIS, **arguments})
+        hidden.mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            pooled.sum().backward()
+
+
 def test_one_map_twice_and_no_rois() -> None:
     maps = features()
     twice = roi_align([maps, maps], ROIS, 2, levels=LEVELS, spatial_scale=0.5).sum()
