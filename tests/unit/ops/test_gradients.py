@@ -80,6 +80,12 @@ def test_a_pyramid_by_finite_differences() -> None:
     assert torch.equal(only, both[0])
 
 
+def test_coverage_has_no_gradient() -> None:
+    pooled, coverage = roi_align_masked(features(), ROIS, [TRIANGLE] * 6, (2, 3), spatial_scale=0.5)
+    assert pooled.requires_grad
+    assert not coverage.requires_grad
+
+
 @REDUCTIONS
 @pytest.mark.parametrize("mode", ["avg", "exact"])
 def test_other_regions_by_finite_differences(mode: Any, reduce: Any) -> None:
