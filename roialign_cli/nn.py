@@ -1,4 +1,4 @@
-"""Modules for networks that are trained or run in torch: the operators with the signatures of torchvision's modules.
+"""Modules for networks that are trained or run in torch, with the arguments of torchvision's modules and of mmcv's.
 
 model.roi_heads.box_roi_pool = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2)
 """
@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from roialign_cli.config import Mode
 from roialign_cli.errors import OperatorInputError
-from roialign_cli.ops import deform_roi_align, roi_align
+from roialign_cli.ops import checks, deform_roi_align, roi_align
 from roialign_cli.regions.levels import assign_levels
 
 Size = int | Sequence[int]
@@ -74,8 +73,7 @@ class MultiScaleRoIAlign(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.featmap_names = list(featmap_names)
-        # torchvision's heads read its size as a pair.
-        self.output_size = (output_size, output_size) if isinstance(output_size, int) else tuple(output_size)
+        self.output_size = tuple(checks.check_output_size(output_size))  # torchvision's heads read it as a pair
         self.sampling_ratio, self.aligned, self.mode = sampling_ratio, aligned, mode
         self.canonical_scale, self.canonical_level = canonical_scale, canonical_level
 
@@ -84,19 +82,25 @@ class MultiScaleRoIAlign(nn.Module):
     ) -> Tensor:
         """Return [K, C, PH, PW] of the boxes [L, 4] of each image, (x1, y1, x2, y2) in pixels of images of (height, width).
 
-        Raises OperatorInputError if there is no such map.
+        Raises OperatorInputError if there is no such map, or strides do not double from map to map.
         """
-        maps = [features for name, features in x.items() if name in self.featmap_names]
-        if not maps or not image_shapes:
-            found = f"expected one of the maps {self.featmap_names} and image_shapes, found {list(x)} and {list(image_shapes)}"
-            raise OperatorInputError("roi-align-input", f"MultiScaleRoIAlign: {found}")
+        if not isinstance(x, Mapping) or not any(name in self.featmap_names for name in x) or not image_shapes:
+            found = f"found {list(x)} and {image_shapes}"
+            raise _input_error(f"expected one of the maps {self.featmap_names} and image_shapes, {found}")
+        maps = checks.check_maps([features for name, features in x.items() if name in self.featmap_names])
+        table = checks.check_rois(boxes, maps[0])
         height = max(shape[0] for shape in image_shapes)
-        strides = tuple(2 ** -round(math.log2(m.shape[2] / height)) for m in maps)
+        if height <= 0:
+            raise _input_error(f"expected image_shapes (height, width) of at least a pixel, found {list(image_shapes)}")
+        powers = [-round(math.log2(m.shape[2] / height)) for m in maps]
+        if powers[-1] - powers[0] >= len(maps):
+            raise _input_error(f"expected maps whose strides double, found strides {[2**power for power in powers]}")
+        strides = tuple(2**power for power in powers)
         levels = None
-        if len(maps) > 1:
-            levels = assign_levels(_joined(boxes), strides, self.canonical_level, self.canonical_scale)
+        if len(maps) > 1:  # levels are whole numbers, so they are outside of autograd
+            levels = assign_levels(table[:, 1:].detach(), strides, self.canonical_level, self.canonical_scale)
         return roi_align(
-            maps, boxes, self.output_size, spatial_scale=[1 / stride for stride in strides], levels=levels,
+            maps, table, self.output_size, spatial_scale=[1 / stride for stride in strides], levels=levels,
             sampling_ratio=max(self.sampling_ratio, 0), aligned=self.aligned, mode=self.mode,
         )  # fmt: skip
 
@@ -149,6 +153,5 @@ class DeformRoIAlign(nn.Module):
         )
 
 
-def _joined(boxes: Sequence[Tensor]) -> Tensor:
-    """Return the boxes of all images as one table [K, 4], outside of autograd: levels are whole numbers."""
-    return torch.cat([b.detach() for b in boxes])
+def _input_error(found: str) -> OperatorInputError:
+    return OperatorInputError("roi-align-input", f"MultiScaleRoIAlign: {found}")

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from roialign_cli.ops import torchvision, transposed
 from roialign_cli.ops.cells import Cells, Fill, channels_last
+from roialign_cli.ops.checks import input_error
 from roialign_cli.ops.cpu import gradient as cpu_gradient
 from roialign_cli.ops.cpu import kernel
 from roialign_cli.ops.dispatch import choose_kernel, pool_cells, run_kernel
@@ -25,6 +26,7 @@ from roialign_cli.ops.request import Request, sum_type
 Array = npt.NDArray[np.float64]
 
 PART_BYTES = 64 << 20  # of the values that are computed again at a time
+SAMPLE_BYTES = 256 << 20  # of the samples of one RoI in float32, in mode max
 EDGES = {1: kernel.LOW_X, 2: kernel.LOW_Y, 3: kernel.HIGH_X, 4: kernel.HIGH_Y}  # by their column in rois
 
 
@@ -69,7 +71,9 @@ def _samples(request: Request, passed: Tensor) -> Iterator[tuple[Any, Request, T
     if request.mode != "max":
         yield slice(None), request, passed
         return
-    grids = _grids(request)
+    if passed.numel() == 0:
+        return
+    grids = check_samples(request)
     for grid in np.unique(grids, axis=0).tolist():
         if min(grid) == 0:  # without samples the result is 0
             continue
@@ -85,6 +89,23 @@ def _samples(request: Request, passed: Tensor) -> Iterator[tuple[Any, Request, T
             of_samples = torch.zeros_like(values).flatten(2)
             of_samples.scatter_(2, largest.flatten(2), passed[index].to(unit).flatten(2))
             yield rows, fine, of_samples.view(values.shape)
+
+
+def check_samples(request: Request) -> npt.NDArray[np.int64]:
+    """Return the samples per bin of each RoI, [K, 2] along y and x, for gradients in mode max.
+
+    Raises OperatorInputError for a RoI of more samples than are computed again at a time.
+    """
+    grids = _grids(request)
+    sizes = grids.prod(axis=1, dtype=np.float64) * math.prod(request.output_size) * request.maps[0].shape[1] * 4
+    if sizes.max(initial=0) > SAMPLE_BYTES:
+        row = int(sizes.argmax())
+        raise input_error(
+            f"rois row {row}",
+            f"expected at most {SAMPLE_BYTES >> 20} MiB of samples for a gradient in mode max, found {sizes[row] / 2**20:.4g}",
+            "clip boxes to their image, or use mode avg or exact",
+        )
+    return grids
 
 
 def _grids(request: Request) -> npt.NDArray[np.int64]:

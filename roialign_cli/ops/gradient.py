@@ -63,7 +63,7 @@ def register_gradient(
     node.registered.register_autograd(derive, setup_context=keep)
 
     class Once(torch.autograd.Function):
-        """The backward pass inside such transforms; it has no derivative of its own."""
+        """Compute the backward pass inside transforms of torch.func; it has no derivative of its own."""
 
         @staticmethod
         def forward(levels: int, others: Others, wanted: Sequence[bool], passed: Tensor, *tensors: Tensor) -> Any:
@@ -84,7 +84,7 @@ def register_gradient(
         return Once.apply(len(maps), template, wanted, passed, *tensors)
 
     class Transformed(torch.autograd.Function):
-        """The same for transforms of torch.func such as grad, which autograd of registered operators does not support."""
+        """Compute the operator inside transforms of torch.func such as grad, which registered operators do not support."""
 
         @staticmethod
         def forward(levels: int, others: Others, *tensors: Tensor) -> Any:
@@ -134,7 +134,8 @@ def _derive(
     ctx: Any, registered: Any, passed: Tensor, of_maps: bool, of_others: Sequence[bool]
 ) -> tuple[list[Tensor | None], list[Tensor | None]]:
     """Return the gradients of the maps and of the other arguments; None where there is none, or none is needed."""
-    maps, tensors = list(ctx.saved_tensors[: ctx.levels]), ctx.saved_tensors[ctx.levels :]
+    saved = ctx.saved_tensors  # once: each access unpacks them, which checkpointing allows once
+    maps, tensors = list(saved[: ctx.levels]), saved[ctx.levels :]
     # Levels are whole numbers: what can have gradients is the first of the others, rois, and those behind the request.
     can = [other is None and (i == 0 or i + 1 >= len(FIELDS)) for i, other in enumerate(ctx.others)]
     wanted = [of_maps, *(need for need, possible in zip(of_others, can, strict=True) if possible)]

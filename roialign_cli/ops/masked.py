@@ -70,6 +70,7 @@ def roi_align_masked(
     table = checks.check_rois(rois, maps[0])
     checks.check_no_gradient("rois", table)
     pieces = masks if isinstance(masks, Trapezoids) else parse_masks(masks, table.shape[0])
+    checks.check_no_gradient("masks", pieces.sides)
     checks.check_choice("normalize", normalize, NORMALIZE)
     pieces_of = (pieces.first, pieces.sides, normalize, kernel)
     request = checks.make_request(

@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from roialign_cli.errors import OperatorInputError
 from roialign_cli.ops import checks
@@ -64,11 +65,15 @@ def call(node: Node, request: Request, *extra: Any, out: Tensor | None) -> Any:
     """Compute an operator, through its node only where something traces; the first result is written into `out`, if given."""
     if out is not None:
         checks.check_out(out, request)
+    if not torch.compiler.is_compiling() and _has_tangent(*request.maps, request.rois, *extra):
+        raise checks.input_error(
+            "features", "expected no tangent, found one of forward-mode derivatives", "use torch.func.vjp"
+        )
     if needs_gradient(request, *extra):
         if out is not None:
             hint = "call under torch.no_grad()"
             raise checks.input_error("out", "expected none where gradients are needed, found one", hint)
-        return _differentiable(node, request, *extra)
+        return _compute_for_autograd(node, request, *extra)
     # Plain tensors skip torch's dispatcher, which takes longer than a small call does.
     stand_in = checks.has_stand_in(request) or any(isinstance(e, Tensor) and checks.is_stand_in(e) for e in extra)
     plain = out is not None or (all(type(m) is Tensor for m in request.maps) and not stand_in)
@@ -83,15 +88,20 @@ def call(node: Node, request: Request, *extra: Any, out: Tensor | None) -> Any:
     return out if isinstance(result, Tensor) else (out, *result[1:])
 
 
-def _differentiable(node: Node, request: Request, *extra: Any) -> Any:
+def _compute_for_autograd(node: Node, request: Request, *extra: Any) -> Any:
     """Compute an operator for autograd, which derives the reduction itself."""
     if request.reduce != "none":
-        bins = _differentiable(node, replace(request, reduce="none", dtype=sum_type(request)), *extra)
+        bins = _compute_for_autograd(node, replace(request, reduce="none", dtype=sum_type(request)), *extra)
         return finish(bins, request, None).to(request.dtype)
     tensors = (t for t in (*request.maps, request.rois, *extra) if isinstance(t, Tensor))
     inside = not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
     function = node.transformed if inside and node.transformed is not None else node.registered
     return function(*request.arguments(), *extra)
+
+
+def _has_tangent(*values: Any) -> bool:
+    """Return whether a tensor carries a tangent of forward-mode differentiation, which operators would lose."""
+    return any(isinstance(t, Tensor) and forward_ad.unpack_dual(t).tangent is not None for t in values)  # type: ignore[no-untyped-call]
 
 
 def needs_gradient(request: Request, *extra: Any) -> bool:

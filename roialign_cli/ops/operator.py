@@ -9,10 +9,10 @@ from torch import Tensor
 
 from roialign_cli.config import Mode, Reduce
 from roialign_cli.ops import checks
-from roialign_cli.ops.backward import reads_maps, roi_align_backward
+from roialign_cli.ops.backward import check_samples, reads_maps, roi_align_backward
 from roialign_cli.ops.dispatch import choose_kernel, run_kernel
 from roialign_cli.ops.gradient import register_gradient
-from roialign_cli.ops.node import call, empty_result, register
+from roialign_cli.ops.node import call, empty_result, needs_gradient, register
 from roialign_cli.ops.request import MODES, Request
 
 
@@ -66,6 +66,14 @@ def roi_align(
     request = checks.make_request(
         maps, table, output_size, spatial_scale, sampling_ratio, aligned, mode, levels, reduce, dtype, modes=MODES
     )  # fmt: skip
+    if (
+        mode == "max"
+        and needs_gradient(request)
+        and not (torch.compiler.is_compiling() or checks.has_stand_in(request))
+    ):
+        prepared = request.prepared()
+        checks.check_values(prepared)
+        check_samples(prepared)  # now, rather than in the backward pass
     pooled: Tensor = call(_NODE, request, kernel, validate, out=out)
     return pooled
 

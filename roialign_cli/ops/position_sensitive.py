@@ -105,10 +105,11 @@ def _backward(passed: Tensor, request: Request, _rest: tuple[Any, ...], _wanted:
     """Return the gradients of the maps; see `ops.gradient`."""
     bins = math.prod(request.output_size)
     gradients = [
-        by_bin.view(-1, bins, *by_bin.shape[1:]).transpose(1, 2).reshape(features.shape)
+        by_bin.reshape(len(features), bins, *by_bin.shape[1:]).transpose(1, 2).reshape(features.shape)
         for features, by_bin in zip(request.maps, transposed.map_gradients(cells_of(request), passed), strict=True)
     ]
-    return [*(g.contiguous(memory_format=torch.channels_last) for g in gradients), passed.new_empty(0)]
+    channels_last = (torch.empty_like(g, memory_format=torch.channels_last).copy_(g) for g in gradients)
+    return [*channels_last, passed.new_empty(0)]
 
 
 _EXTRA = "str kernel"

@@ -19,27 +19,34 @@ from roialign_cli.ops.cuda import cells as cuda_cells
 from roialign_cli.ops.cuda.cells import fill_all
 from roialign_cli.ops.request import Request, sum_type
 
+ROWS = 128  # RoIs whose lists are in memory at a time
+
 
 def map_gradients(cells: Cells, passed: Tensor) -> list[Tensor]:
     """Return the gradients [N, C, H, W] of the maps of a call, channels-last, in the type of its sums.
 
     cells: without reduction and not of maxima. passed [K, C, PH, PW]: the gradient of the result.
     """
-    kernel = cpu_cells if passed.device.type == "cpu" else cuda_cells
-    gradients = []
-    for features, call in zip(cells.request.maps, transposed_calls(cells, passed), strict=True):
-        n, channels, height, width = features.shape
-        lines = kernel.run(call, None).view(n, height, channels, width)
-        gradients.append(lines.permute(0, 2, 1, 3).contiguous(memory_format=torch.channels_last))
-    return gradients
-
-
-def transposed_calls(cells: Cells, passed: Tensor) -> list[Cells]:
-    """Return a call per map that pools its gradient from what is passed back, as [N * H, C, 1, W]."""
     unit = sum_type(cells.request)
-    # [K * bins, C] as a map of one column, of which bin b of RoI k is cell k * bins + b.
-    source = passed.to(unit).flatten(2).transpose(1, 2).reshape(1, -1, 1, passed.shape[1]).permute(0, 3, 1, 2)
-    cell, bin_of, weight, level = _entries(cells)
+    totals = [torch.zeros_like(m, dtype=unit, memory_format=torch.channels_last) for m in cells.request.maps]
+    if passed.numel() == 0:
+        return totals
+    kernel = cpu_cells if passed.device.type == "cpu" else cuda_cells
+    for begin in range(0, len(passed), ROWS):
+        rows = np.arange(begin, min(begin + ROWS, len(passed)))
+        for total, call in zip(totals, transposed_calls(cells, passed, rows), strict=True):
+            n, channels, height, width = total.shape
+            total += kernel.run(call, None).view(n, height, channels, width).permute(0, 2, 1, 3)
+    return totals
+
+
+def transposed_calls(cells: Cells, passed: Tensor, rows: Indices) -> list[Cells]:
+    """Return a call per map that pools its gradient from what some RoIs pass back, as [N * H, C, 1, W]."""
+    bins = math.prod(cells.request.output_size)
+    # [R * bins, C] as a map of one column, of which bin b of the i-th RoI is cell i * bins + b.
+    some = passed[int(rows[0]) : int(rows[-1]) + 1].to(sum_type(cells.request)).flatten(2).transpose(1, 2)
+    source = some.reshape(1, len(rows) * bins, 1, passed.shape[1]).permute(0, 3, 1, 2)
+    cell, bin_of, weight, level = _entries(cells, rows)
     calls = []
     for i, features in enumerate(cells.request.maps):
         n, _, height, width = features.shape
@@ -50,22 +57,25 @@ def transposed_calls(cells: Cells, passed: Tensor) -> list[Cells]:
     return calls
 
 
-def _entries(cells: Cells) -> tuple[Indices, Indices, npt.NDArray[np.float64], Indices]:
-    """Return the entries of all lists: their cell, counted through the maps of their level, their bin, weight and level."""
+def _entries(cells: Cells, rows: Indices) -> tuple[Indices, Indices, npt.NDArray[np.float64], Indices]:
+    """Return the entries of the lists of RoIs: their cell, counted through the maps of their level, bin, weight and level.
+
+    rows: RoIs that follow each other. Bins are counted from that of the first RoI.
+    """
     request = cells.request
     bins = math.prod(request.output_size)
     sizes = np.array([m.shape[2:] for m in request.maps], np.int64)
     # With these strides, offsets are numbers of cells.
     maps = np.array([[0, height, width, 0, width, 1] for height, width in sizes], np.int64)
-    found: list[tuple[npt.NDArray[np.generic], ...]] = [(np.empty(0, np.int64),) * 4]
-    for lists in fill_all(cells, maps):
+    found: list[tuple[npt.NDArray[np.generic], ...]] = []
+    for lists in fill_all(cells, rows, maps):
         counts = np.diff(lists.ptr.numpy())
         image = lists.images.numpy().repeat(bins)
         if cells.maps_per_image > 1:
             image += np.tile(np.arange(bins), len(lists.rows))
         level = lists.levels.numpy().repeat(bins).repeat(counts)
         cell = image.repeat(counts) * sizes.prod(axis=1)[level] + lists.offset.numpy()
-        numbers = (lists.rows.numpy()[:, None] * bins + np.arange(bins)).ravel()
+        numbers = ((lists.rows.numpy() - rows[0])[:, None] * bins + np.arange(bins)).ravel()
         found.append((cell, numbers.repeat(counts), lists.weight.numpy(), level))
     cell, number, weight, level = (np.concatenate(column) for column in zip(*found, strict=True))
     return cell.astype(np.int64), number.astype(np.int64), weight.astype(np.float64), level.astype(np.int64)

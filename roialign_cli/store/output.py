@@ -17,6 +17,7 @@ from roialign_cli.errors import OutputError
 from roialign_cli.store.layout import Layout, check_space, create_file
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.schema import PENDING
+from roialign_cli.system.atomic import foreign_file_error
 from roialign_cli.types import Plan
 
 # Attributes that a run must share with the file that it resumes; the last three are those of shards.
@@ -63,6 +64,8 @@ def open_output(path: Path, plan: Plan, layout: Layout, *, overwrite: bool) -> n
 
     Raises OutputError naming every difference if the file belongs to another configuration.
     """
+    if path.is_symlink() and not path.exists() and not overwrite:
+        raise foreign_file_error(path, "a link to nothing")
     if overwrite or not path.exists():
         check_space(path, 0 if layout.sparse else layout.feature_bytes(plan.rows))
         create_file(path, plan, layout)

@@ -192,6 +192,16 @@ def test_reader(tmp_path: Path) -> None:
             file["dog.jpg"]
 
 
+def test_a_link_to_nothing_is_not_replaced(tmp_path: Path) -> None:
+    output = tmp_path / "f.h5"
+    output.symlink_to("elsewhere")
+    with pytest.raises(OutputError, match="found a link to nothing"):
+        extract(SAMPLE_IMAGES, SAMPLE_BOXES, output, config="quickstart")
+    assert output.is_symlink()
+    extract(SAMPLE_IMAGES, SAMPLE_BOXES, output, config="quickstart", overwrite=True)
+    assert len(FeatureFile(output)) == 5
+
+
 def test_several_output_sizes(tmp_path: Path) -> None:
     """They come from one pass of the backbone, and each equals a run of its own."""
     options = {"backbone": "fasterrcnn_mobilenet_v3_large_320_fpn", "weights": "random:0", "resize": "64"}

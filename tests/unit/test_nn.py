@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -63,6 +64,21 @@ def test_a_missing_map_and_no_images() -> None:
     for maps, shapes in (({"a": random(1, 1, 4, 4)}, [(8, 8)]), ({"0": random(1, 1, 4, 4)}, [])):
         with pytest.raises(ValueError, match="MultiScaleRoIAlign: expected one of the maps"):
             MultiScaleRoIAlign(["0"], 2, 1)(maps, [torch.zeros(1, 4)], shapes)
+
+
+def test_strides_that_do_not_double() -> None:
+    maps = {"0": random(1, 1, 64, 64), "2": random(1, 1, 16, 16)}
+    with pytest.raises(ValueError, match=r"expected maps whose strides double, found strides \[4, 16\]"):
+        MultiScaleRoIAlign(["0", "2"], 2, 1)(maps, [torch.zeros(1, 4)], [(256, 256)])
+
+
+def test_awkward_arguments() -> None:
+    pool, maps = MultiScaleRoIAlign(["0"], np.int64(3), 2), {"0": random(1, 1, 4, 4)}
+    assert pool(maps, [torch.zeros(0, 4)], [(8, 8)]).shape == (0, 1, 3, 3)
+    for wrong in ((maps, [], [(8, 8)]), ({"0": random(1, 1, 0, 4)}, [torch.zeros(1, 4)], [(8, 8)]),
+                  (maps, [torch.zeros(1, 4)], [(0, 8)]), ([maps["0"]], [torch.zeros(1, 4)], [(8, 8)])):  # fmt: skip
+        with pytest.raises(ValueError, match="expected"):
+            pool(*wrong)
 
 
 def test_deform_learns_offsets() -> None:

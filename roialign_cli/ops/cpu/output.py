@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+import operator
 import weakref
 from collections import deque
 from dataclasses import dataclass, field
@@ -65,7 +66,11 @@ def limit_kept_outputs(limit: int) -> None:
     """Keep at most so many bytes of the memory of dead outputs for the next ones; 0 keeps none.
 
     Memory above the limit goes back to the system at once. The limit holds for this process and is 256 MiB by default.
+    Raises ValueError for a negative limit.
     """
+    limit = operator.index(limit)
+    if limit < 0:
+        raise ValueError(f"limit: expected 0 or more bytes, found {limit}")
     _kept.limit = limit
     _drop_oldest(limit)
 
@@ -96,7 +101,9 @@ def _new_block(size: int) -> mmap.mmap:
 
 
 def _whole_pages(size: int) -> int:
-    return -(-size // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    """Return a size rounded up to pages; huge ones would waste up to half of a block that is not much larger."""
+    page = HUGE_PAGE_BYTES if size >= 8 * HUGE_PAGE_BYTES else PAGE_BYTES
+    return -(-size // page) * page
 
 
 def _map(size: int) -> mmap.mmap:

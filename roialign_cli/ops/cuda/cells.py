@@ -50,15 +50,16 @@ def run(cells: Cells, out: Tensor | None) -> Tensor:
     return out
 
 
-def fill_all(cells: Cells, maps: Indices | None = None) -> Iterator[ListTensors]:
-    """Yield the lists of all RoIs in parts, filled on all threads; a thread's parts are in memory at a time.
+def fill_all(cells: Cells, rows: Indices | None = None, maps: Indices | None = None) -> Iterator[ListTensors]:
+    """Yield the lists of RoIs in parts, filled on all threads; a thread's parts are in memory at a time.
 
-    maps: their description, if it is not that of the request's maps.
+    rows: the RoIs, all by default. maps: their description, if it is not that of the request's maps.
     """
+    if rows is None:
+        rows = np.arange(len(cells.request.rois))
     if maps is None:
         maps = np.array([describe(m) for m in cells.request.maps], np.int64)
-    count = len(cells.request.rois)
-    parts = iter(np.array_split(np.arange(count), max(1, -(-count // ROWS))))
+    parts = iter(np.array_split(rows, max(1, -(-len(rows) // ROWS))))
     while window := list(islice(parts, torch.get_num_threads())):
         found: list[list[ListTensors]] = [[] for _ in window]
         run_all([partial(_fill, cells, part, maps, result) for part, result in zip(window, found, strict=True)])

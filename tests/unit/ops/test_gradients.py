@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.autograd import gradcheck
+from torch.utils.checkpoint import checkpoint
 
 from roialign_cli import (
     deform_roi_align,
@@ -370,3 +371,66 @@ def test_transforms_of_torch_func() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     with pytest.raises(RuntimeError, match="first derivatives only"):
         torch.func.grad(lambda m: torch.func.grad(loss)(m, rois).sum())(maps)
+
+
+@pytest.mark.parametrize("mode", ["avg", "max"])
+def test_checkpointing_recomputes_and_unpacks_once(mode: Any) -> None:
+    maps = features()
+
+    def pool(maps: Tensor) -> Tensor:
+        return roi_align(maps * 1, ROIS, 2, spatial_scale=0.5, mode=mode).square().sum()
+
+    expected = torch.autograd.grad(pool(maps), maps)[0]
+    for reentrant in (False, True):
+        found = checkpoint(pool, maps, use_reentrant=reentrant)
+        assert torch.equal(torch.autograd.grad(found, maps)[0] if not reentrant else _backward(found, maps), expected)
+
+
+def _backward(loss: Tensor, leaf: Tensor) -> Tensor:
+    """Return the gradient of a leaf by `backward`, which reentrant checkpoints need."""
+    leaf.grad = None
+    loss.backward()
+    assert leaf.grad is not None
+    return leaf.grad
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit.script` is deprecated"
+)  # torch calls it on the first use of forward mode
+def test_forward_mode_is_an_error_and_not_zero() -> None:
+    maps, rois = features().detach(), ROIS[SMOOTH]
+    with pytest.raises(ValueError, match="expected no tangent"):
+        torch.func.jvp(lambda m: roi_align(m, rois, 2), (maps,), (maps,))
+    with pytest.raises(ValueError, match="expected no tangent"):
+        torch.func.jvp(lambda r: roi_align(maps, r, 2), (rois,), (rois,))
+
+
+def test_a_box_of_too_many_samples_for_its_gradient_is_an_error_at_once() -> None:
+    maps, huge = features(), torch.tensor([[0, 0, 0, 8, 8], [0, -5e5, -5e5, 5e5, 5e5]], dtype=torch.float64)
+    with pytest.raises(ValueError, match="rois row 1: expected at most 256 MiB of samples for a gradient in mode max"):
+        roi_align(maps, huge, 7, mode="max")
+    for mode in ("avg", "exact"):
+        (gradient,) = torch.autograd.grad(roi_align(maps, huge, 7, mode=mode).sum(), maps)
+        assert torch.isfinite(gradient).all()
+
+
+def test_no_channels() -> None:
+    maps = torch.zeros(2, 0, 5, 5, requires_grad=True)
+    for call in (
+        lambda m: roi_align(m, ROIS, 2, mode="max"),
+        lambda m: roi_align_rotated(m, TURNED, 2),
+        lambda m: ps_roi_align(m, ROIS, 2),
+        lambda m: deform_roi_align(m, ROIS, torch.zeros(6, 2, 2, 2), 2),
+        lambda m: roi_align_masked(m, ROIS, [TRIANGLE] * 6, 2)[0],
+    ):
+        assert torch.autograd.grad(call(maps).sum(), maps)[0].shape == maps.shape
+
+
+def test_lists_in_several_groups_of_rois() -> None:
+    maps, rois = random(2, 4, 11, 19).requires_grad_(), make_rois(300, 2, 38, 22).abs()
+    turned = torch.cat([rois, torch.arange(len(rois))[:, None] * 7.0], dim=1).double()
+    result = roi_align_rotated(maps, turned, 3, spatial_scale=0.5)
+    passed, other = random(*result.shape, seed=1), random(2, 4, 11, 19, seed=2)
+    (gradient,) = torch.autograd.grad(result, maps, passed)
+    expected = (passed * roi_align_rotated(other, turned, 3, spatial_scale=0.5)).sum()
+    assert float(abs((gradient * other).sum() - expected)) <= 1e-10 * float(passed.abs().sum())

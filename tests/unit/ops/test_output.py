@@ -76,6 +76,19 @@ def test_kept_memory_stays_below_its_limit() -> None:
     assert output.kept_bytes() == 0
 
 
+def test_a_limit_that_is_none_changes_nothing() -> None:
+    for wrong, error in ((-1, ValueError), ("x", TypeError), (1.5, TypeError)):
+        with pytest.raises(error):
+            output.limit_kept_outputs(wrong)
+    pool(1.0)
+    assert output.kept_bytes() > 0
+
+
+def test_a_block_is_hardly_larger_than_its_output() -> None:
+    pool(1.0, 21)  # 1.4 MB
+    assert 21 * 256 * 64 * 4 <= output.kept_bytes() < 21 * 256 * 64 * 4 + output.PAGE_BYTES
+
+
 def test_small_outputs_are_not_kept() -> None:
     pool(1.0, 4)
     assert output.kept_bytes() == 0
