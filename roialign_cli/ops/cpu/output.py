@@ -37,12 +37,10 @@ KEPT_BYTES = 256 << 20  # kept by default: an output of 300 RoIs, 1024 channels 
 
 @dataclass
 class _Kept:
-    """The kept memory of this process."""
+    """The kept memory of this process, the oldest block first. Only atomic operations touch it, so it needs no lock."""
 
     limit: int = KEPT_BYTES
-    blocks: deque[mmap.mmap] = field(
-        default_factory=deque
-    )  # the oldest first; only atomic operations, so without a lock
+    blocks: deque[mmap.mmap] = field(default_factory=deque)
 
 
 _kept = _Kept()
