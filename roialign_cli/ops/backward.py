@@ -21,7 +21,7 @@ from roialign_cli.ops.cpu import gradient as cpu_gradient
 from roialign_cli.ops.cpu import kernel
 from roialign_cli.ops.dispatch import choose_kernel, pool_cells, run_kernel
 from roialign_cli.ops.products import fill_products
-from roialign_cli.ops.request import Request, sum_type
+from roialign_cli.ops.request import Request, new_totals, sum_type
 
 Array = npt.NDArray[np.float64]
 
@@ -35,7 +35,7 @@ def roi_align_backward(
 ) -> list[Tensor]:
     """Return the gradients of the maps and of rois, from `passed` [K, C, PH, PW], that of the result; see `ops.gradient`."""
     to_maps, to_rois = wanted[:2]
-    totals = cpu_gradient.new_totals(request) if to_maps else []
+    totals = new_totals(request) if to_maps else []
     boxes = np.zeros(request.rois.shape) if to_rois else np.empty(0)
     for rows, part, of_part in _samples(request, passed):
         if to_maps:
@@ -125,13 +125,12 @@ def _grids(request: Request) -> npt.NDArray[np.int64]:
 def _add_map_gradients(part: Request, passed: Tensor, totals: Sequence[Tensor]) -> None:
     """Add the gradients of the maps, by the kernel that `choose_kernel` finds for the forward pass."""
     name = choose_kernel("auto", passed.device, part.mode, part.maps[0].dtype)
-    if name != "cuda":
-        accumulate = cpu_gradient.accumulate if name == "cpu" else torchvision.accumulate
-        accumulate(part, passed, totals)
-        return
-    gradients = transposed.map_gradients(Cells(part, fill_products(part)), passed)
-    for total, gradient in zip(totals, gradients, strict=True):
-        total += gradient
+    if name == "cpu":
+        cpu_gradient.accumulate(part, passed, totals)
+    elif name == "cuda":
+        transposed.accumulate(Cells(part, fill_products(part)), passed, totals)
+    else:
+        torchvision.accumulate(part, passed, totals)
 
 
 def _box_gradients(request: Request, passed: Tensor) -> Array:

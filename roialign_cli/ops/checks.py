@@ -238,6 +238,11 @@ def is_stand_in(tensor: Tensor) -> bool:
     """
     if type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return True
+    return is_transformed(tensor)
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Return whether a tensor is inside a transform of torch.func."""
     return not torch.compiler.is_compiling() and torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 

@@ -94,7 +94,7 @@ def _compute_for_autograd(node: Node, request: Request, *extra: Any) -> Any:
         bins = _compute_for_autograd(node, replace(request, reduce="none", dtype=sum_type(request)), *extra)
         return finish(bins, request, None).to(request.dtype)
     tensors = (t for t in (*request.maps, request.rois, *extra) if isinstance(t, Tensor))
-    inside = not torch.compiler.is_compiling() and any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
+    inside = any(map(checks.is_transformed, tensors))
     function = node.transformed if inside and node.transformed is not None else node.registered
     return function(*request.arguments(), *extra)
 

@@ -92,6 +92,12 @@ def sum_type(request: Request) -> torch.dtype:
     return torch.float64 if request.maps[0].dtype == torch.float64 else torch.float32
 
 
+def new_totals(request: Request) -> list[Tensor]:
+    """Return zeros [N, C, H, W] for each map of a request, channels-last, of the type of its sums."""
+    unit = sum_type(request)
+    return [torch.zeros_like(m, dtype=unit, memory_format=torch.channels_last) for m in request.maps]
+
+
 def finish(pooled: Tensor, request: Request, out: Tensor | None) -> Tensor:
     """Reduce pooled features [K, C, PH, PW] as requested, into `out` if given; for kernels that do not reduce themselves."""
     if request.reduce != "none":

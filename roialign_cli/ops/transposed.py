@@ -7,6 +7,7 @@ cell, these are lists again, which the kernels pool from what is passed back: no
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,27 +18,31 @@ from roialign_cli.ops.cells import Cells, Indices, Lists
 from roialign_cli.ops.cpu import cells as cpu_cells
 from roialign_cli.ops.cuda import cells as cuda_cells
 from roialign_cli.ops.cuda.cells import fill_all
-from roialign_cli.ops.request import Request, sum_type
+from roialign_cli.ops.request import Request, new_totals, sum_type
 
 ROWS = 128  # RoIs whose lists are in memory at a time
 
 
 def map_gradients(cells: Cells, passed: Tensor) -> list[Tensor]:
-    """Return the gradients [N, C, H, W] of the maps of a call, channels-last, in the type of its sums.
+    """Return the gradients [N, C, H, W] of the maps of a call, channels-last, in the type of its sums; see `accumulate`."""
+    totals = new_totals(cells.request)
+    accumulate(cells, passed, totals)
+    return totals
+
+
+def accumulate(cells: Cells, passed: Tensor, totals: Sequence[Tensor]) -> None:
+    """Add the gradients of the maps of a call to `totals`, as `new_totals` makes them.
 
     cells: without reduction and not of maxima. passed [K, C, PH, PW]: the gradient of the result.
     """
-    unit = sum_type(cells.request)
-    totals = [torch.zeros_like(m, dtype=unit, memory_format=torch.channels_last) for m in cells.request.maps]
     if passed.numel() == 0:
-        return totals
+        return
     kernel = cpu_cells if passed.device.type == "cpu" else cuda_cells
     for begin in range(0, len(passed), ROWS):
         rows = np.arange(begin, min(begin + ROWS, len(passed)))
         for total, call in zip(totals, transposed_calls(cells, passed, rows), strict=True):
             n, channels, height, width = total.shape
             total += kernel.run(call, None).view(n, height, channels, width).permute(0, 2, 1, 3)
-    return totals
 
 
 def transposed_calls(cells: Cells, passed: Tensor, rows: Indices) -> list[Cells]:

@@ -14,7 +14,7 @@ from roialign_cli.ops.cpu import gradient_kernel, kernel
 from roialign_cli.ops.cpu.output import STORED
 from roialign_cli.ops.cpu.run import MODES, Indices, describe
 from roialign_cli.ops.cpu.threads import run_all
-from roialign_cli.ops.request import Request, sum_type
+from roialign_cli.ops.request import Request
 
 ROWS = 512  # RoIs whose weights are in memory at a time
 LISTED_ROWS = 32  # RoIs whose weights a thread makes at a time
@@ -71,9 +71,3 @@ def _axis_lists(request: Request, rows: Indices, maps: Indices) -> tuple[Lists, 
 
     run_all([partial(fill, first) for first in range(0, len(rows), LISTED_ROWS)])
     return y_lists, x_lists
-
-
-def new_totals(request: Request) -> list[Tensor]:
-    """Return zeros [N, C, H, W] for each map of a request, channels-last, of the type of its sums."""
-    unit = sum_type(request)
-    return [torch.zeros_like(m, dtype=unit, memory_format=torch.channels_last) for m in request.maps]

@@ -461,6 +461,16 @@ def _rates(towards, low, p, bins, fixed):
     return True, 1.0 - p / bins, 1.0 - (p + 1) / bins
 
 
+@jit
+def _list_axis(start, bin_size, grid, bins, size, mode, sample_ptr, at, ptr, cell, weight):
+    """Write the weights of an axis in mode avg or exact; `sample_ptr` and `at` are scratch memory for its samples."""
+    if mode == EXACT:
+        _exact_axis(start, bin_size, bins, size, ptr, cell, weight)
+    else:
+        _sample_axis(start, bin_size, grid, bins, size, sample_ptr, at)
+        _average_axis(grid, bins, size, sample_ptr, at, ptr, cell, weight)
+
+
 @rounded
 def _list_bin(start, bin_size, grid, size, mode, rates, scratch, cell, weight):
     """Write the cells and weights of one bin along one axis, or their derivatives; return how many there are."""
@@ -470,11 +480,7 @@ def _list_bin(start, bin_size, grid, size, mode, rates, scratch, cell, weight):
         return _slope_of_samples(
             start, bin_size, grid if mode != EXACT else 1.0, size, rate_start, rate_end, cell, weight
         )
-    if mode == EXACT:
-        _exact_axis(start, bin_size, 1, size, ptr, cell, weight)
-    else:
-        _sample_axis(start, bin_size, grid, 1, size, sample_ptr, at)
-        _average_axis(grid, 1, size, sample_ptr, at, ptr, cell, weight)
+    _list_axis(start, bin_size, grid, 1, size, mode, sample_ptr, at, ptr, cell, weight)
     count = ptr[1]
     if derive:
         # With M the mean of f over [a, b]: dM/da = (M - f(a)) / (b - a) and dM/db = (f(b) - M) / (b - a).
@@ -551,11 +557,7 @@ def axis_lists(rows, table, maps, shape, y_lists, x_lists):
             ptr, cell, weight = y_lists if axis else x_lists
             bins, size = (ph, level[1]) if axis else (pw, level[2])
             start, _, bin_size, grid = _cut_axis(rois[k, 1 + axis], rois[k, 3 + axis], scale, aligned, bins, ratio)
-            if mode == EXACT:
-                _exact_axis(start, bin_size, bins, size, ptr[i], cell[i], weight[i])
-            else:
-                _sample_axis(start, bin_size, grid, bins, size, sample_ptr, at)
-                _average_axis(grid, bins, size, sample_ptr, at, ptr[i], cell[i], weight[i])
+            _list_axis(start, bin_size, grid, bins, size, mode, sample_ptr, at, ptr[i], cell[i], weight[i])
 
 
 @jit

@@ -29,7 +29,7 @@ from roialign_cli.ops import transposed
 from roialign_cli.ops.cells import Cells, channels_last
 from roialign_cli.ops.cpu import gradient as cpu_gradient
 from roialign_cli.ops.products import fill_products
-from roialign_cli.ops.request import Request
+from roialign_cli.ops.request import Request, new_totals
 
 # Inside, across and outside of a map of 7 x 9 cells at scale 0.5, without area, on whole cells, smaller than a cell.
 ROIS = torch.tensor(
@@ -335,7 +335,7 @@ def test_the_gradient_of_torchvision_where_our_kernel_cannot_run() -> None:
         [fine, coarse], rois, LEVELS[[0, 1, 4, 5]], (2, 3), (0.5, 0.25), 2, True, "avg", "none", torch.float64
     ).prepared()
     passed = random(4, 3, 2, 3)
-    ours, theirs = cpu_gradient.new_totals(request), cpu_gradient.new_totals(request)
+    ours, theirs = new_totals(request), new_totals(request)
     cpu_gradient.accumulate(request, passed, ours)
     ops_torchvision.accumulate(request, passed, theirs)
     assert all(relative_error(f, e) < 1e-12 for f, e in zip(ours, theirs, strict=True))
