@@ -36,14 +36,14 @@ def open_disk(path: Path) -> Disk:
 
 
 class Disk:
-    """Write to a file that is open. All methods raise OSError."""
+    """Write to a file that is open. Threads may share one. All methods raise OSError."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._cached = FileIO(path, "r+b")
         self._size = os.fstat(self._cached.fileno()).st_size
         self._direct: FileIO | None = None
-        self._syncing = threading.Lock()
+        self._writing, self._syncing = threading.Lock(), threading.Lock()
         self._sync_error: OSError | None = None
         if hasattr(os, "O_DIRECT"):
             with suppress(OSError):  # not every file system has it
@@ -52,7 +52,10 @@ class Disk:
     def write(self, position: int, values: npt.NDArray[Any]) -> None:
         """Write the bytes of an array in C order, from `position` on."""
         self._check_size()
-        data = np.ascontiguousarray(values).reshape(-1).view(np.uint8)
+        with self._writing:  # all threads move the one position of the file
+            self._write(position, np.ascontiguousarray(values).reshape(-1).view(np.uint8))
+
+    def _write(self, position: int, data: npt.NDArray[np.uint8]) -> None:
         begin = -position % BLOCK_BYTES
         end = max(begin, len(data) - (position + len(data)) % BLOCK_BYTES)
         is_long = end - begin >= DIRECT_IO_MIN_BYTES

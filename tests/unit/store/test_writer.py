@@ -22,6 +22,7 @@ from roialign_cli import FeatureFile, extract
 from roialign_cli.errors import OutputError, RoialignError
 from roialign_cli.store import writer as writer_module
 from roialign_cli.store.check import check
+from roialign_cli.store.disk import open_disk
 from roialign_cli.store.merge import merge
 from roialign_cli.store.schema import DONE, PENDING
 from roialign_cli.store.writer import FeatureWriter, open_writer
@@ -324,3 +325,22 @@ def test_shards_that_lack_images_do_not_belong_together(five_images: Path) -> No
             file.attrs["plan_images"] = IMAGES + 1
     with pytest.raises(OutputError, match=f"expected 2 shards of {IMAGES + 1} images, found 2 of {IMAGES}"):
         FeatureFile(shards)
+
+
+def test_threads_that_share_a_file_write_where_they_want(tmp_path: Path) -> None:
+    """A merge marks the images of the next shard as pending while it writes the tables of the one before."""
+    path, count = tmp_path / "file", 3000
+    path.write_bytes(bytes(8 * 4 * count))
+    disk = open_disk(path)
+
+    def work(number: int) -> None:
+        for i in range(count):
+            disk.write(8 * (4 * i + number), np.array([number + 1]))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    disk.close()
+    assert np.array_equal(np.fromfile(path, np.int64), np.tile(np.arange(1, 5), count))
