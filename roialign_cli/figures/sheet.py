@@ -65,4 +65,4 @@ def _title(file: FeatureFile, row: int) -> str:
     if "labels" not in file.extents:
         return f"{short} {number}"
     label = file.dataset("labels")[row]
-    return f"{short} {number}\n{(label.decode() if isinstance(label, bytes) else str(label))[:20]}"
+    return f"{short} {number}\n{(label.decode('utf-8', 'replace') if isinstance(label, bytes) else str(label))[:20]}"

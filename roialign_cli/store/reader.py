@@ -143,7 +143,8 @@ class FeatureFile(Mapping[str, Regions]):
     def notes(self) -> dict[str, str]:
         """Notes on images that are done, by name: values that are not finite or were clipped."""
         ledger, status = np.array(self._map("images/error")), self.status
-        return {self.names[i]: ledger[i].decode() for i in np.flatnonzero((status == DONE) & (ledger != b"")).tolist()}
+        noted = np.flatnonzero((status == DONE) & (ledger != b""))
+        return {self.names[i]: ledger[i].decode("utf-8", "replace") for i in noted.tolist()}
 
     def dataset(self, name: str) -> Array:
         """Return a whole dataset by its path in the file, memory-mapped and read-only; several files give a `StackedArray`."""
