@@ -95,10 +95,15 @@ class PackedNames(Sequence[str]):
 
 
 def decode_text(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return UTF-8 bytes as text; values that are no bytes are returned as they are."""
+    """Return UTF-8 bytes as text; values that are no bytes are returned as they are.
+
+    Bytes that are not UTF-8 become surrogates, as in file names, so that a merge copies them unchanged.
+    """
     if values.dtype.kind != "S":
         return values
-    return np.char.decode(values, "utf-8").astype(np.str_, copy=False)  # NumPy 1 decodes no values as no numbers
+    return np.char.decode(values, "utf-8", "surrogateescape").astype(
+        np.str_, copy=False
+    )  # NumPy 1 decodes no values as no numbers
 
 
 def is_text(name: str) -> bool:

@@ -68,7 +68,7 @@ class RowDataset(Dataset[Item]):
                 if value.ndim:
                     item[name] = _tensor(value)
                 else:
-                    item[name] = value.decode("utf-8") if isinstance(value, bytes) else value.item()
+                    item[name] = value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value.item()
         return item
 
 

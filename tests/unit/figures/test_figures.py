@@ -203,6 +203,20 @@ def test_colours_are_those_of_the_data() -> None:
 
 
 @pytest.mark.slow
+def test_values_that_are_not_finite_are_grey_and_change_nothing_else() -> None:
+    vectors = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    harmed = torch.cat([vectors, torch.tensor([[float("nan")] * 4, [0, float("inf"), 0, 0]])])
+    for colouring, plain in (
+        (principal(harmed, 3), principal(vectors, 3)),
+        (channel_mean(harmed), channel_mean(vectors)),
+    ):
+        assert torch.equal(colouring(vectors), plain(vectors))
+        assert (colouring(harmed[50:]) == 0.5).all()
+    huge = principal(vectors * 1e37, 3)(vectors * 1e37)
+    assert torch.allclose(huge, principal(vectors, 3)(vectors), atol=1e-4)
+    assert (principal(harmed[50:], 3)(harmed[50:]) == 0.5).all()
+
+
 def test_show_an_image(roialign: Run, tmp_path: Path) -> None:
     cat = SAMPLE_IMAGES / "cat.jpg"
     done = roialign("show", cat, SAMPLE_BOXES, *QUICK, "--box", "3", "-o", tmp_path / "cat.png", "--json")

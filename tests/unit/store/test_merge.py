@@ -6,6 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from helpers.commands import Run
@@ -99,6 +100,28 @@ def test_a_merge_that_stops_leaves_no_old_rows_marked_done(shards: list[Path], t
         assert report.pending == 2  # of the first shard; the second has its old rows, which are right of themselves
     assert merge(shards, merged).finished
     assert_same(merged, tmp_path / "f-*-of-0002.h5")
+
+
+def test_bytes_that_are_not_utf8_are_read_and_copied(tmp_path: Path, roialign: Run) -> None:
+    """Labels of another writer are copied byte for byte; a note is shown with replacement characters."""
+    path = tmp_path / "f.h5"
+    boxes, rows = {"a.png": [[0, 0, 9, 9]], "b.png": [[0, 0, 9, 9]]}, np.ones((1, 4), np.float32)
+    FeatureFile.create(
+        path, boxes, {"a.png": rows, "b.png": rows * np.nan}, sizes={"a.png": (9, 9), "b.png": (9, 9)},
+        labels={"a.png": ["cat"], "b.png": ["dog"]},
+    ).close()  # fmt: skip
+    with h5py.File(path, "r+") as file:
+        file["labels"][0] = b"\xff\xfe"
+        file["images/error"][1] = b"4 \xff"
+    with FeatureFile(path) as file:
+        assert file["a.png"].labels.tolist() == ["\udcff\udcfe"]
+        assert file.as_row_dataset()[0]["label"] == "\udcff\udcfe"
+        assert file.notes == {"b.png": "4 \ufffd"}
+    assert roialign("inspect", path).returncode == 0
+    assert roialign("show", "--from", path, "-o", tmp_path / "sheet.png").returncode == 0
+    assert roialign("merge", path, "-o", tmp_path / "merged.h5").returncode == 0
+    with h5py.File(tmp_path / "merged.h5") as file:
+        assert file["labels"][:].tolist() == [b"\xff\xfe", b"dog"]
 
 
 def test_files_of_several_runs_are_distinguished(tmp_path: Path, shards: list[Path]) -> None:
