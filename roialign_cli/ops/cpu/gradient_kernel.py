@@ -10,11 +10,11 @@ to the same cell. ops/cpu/gradient.py calls it. Functions that it calls are in t
 
 import numpy as np
 
-from roialign_cli.ops.cpu.intrinsics import LANES, pointer, transpose, widen_float
-from roialign_cli.ops.cpu.jit import jit
+from roialign_cli.ops.cpu.intrinsics import LANES, address, pointer, transpose, widen_float
+from roialign_cli.ops.cpu.jit import inner, jit
 
 
-@jit
+@inner
 def _add_sum(out, source, offset, weight, first, stop, n):
     """out[c] += sum over e of weight[e] * source[offset[e] bytes][c] for c < n; two terms per pass save loads of out."""
     o = pointer(out, weight)
@@ -31,7 +31,7 @@ def _add_sum(out, source, offset, weight, first, stop, n):
             o[c] += w0 * s0[c]
 
 
-@jit
+@inner
 def _by_cell(bins, ptr, cell, weight64, step, cells, cell_ptr, entry, offset, weight):
     """Turn the lists of an axis round: cell j, at cells[j], is read by the bins with weight[cell_ptr[j]:cell_ptr[j + 1]].
 
@@ -64,7 +64,7 @@ def _by_cell(bins, ptr, cell, weight64, step, cells, cell_ptr, entry, offset, we
     return count
 
 
-@jit
+@inner
 def _load(tile, source, bins, n, wide, written, unit):
     """Read elements [n, bins] as a tile [bins, n] of the type of the sums; overlapping squares cover the remainders."""
     q, t, w = pointer(source, written), pointer(tile, unit), pointer(wide, unit)
@@ -101,7 +101,7 @@ def accumulate(passed, channels, first, stop, rows, table, maps, shape, y_lists,
         np.empty(bins * n, unit.dtype),
         np.empty(pw * n, unit.dtype),
     )
-    tile, wide, row = tile_of.ctypes.data, wide_of.ctypes.data, row_of.ctypes.data
+    tile, wide, row = address(tile_of), address(wide_of), address(row_of)
     entry = np.empty(entries, np.int64)
     y_cells, y_by_cell, y_offset = (
         np.empty(entries, np.int64),

@@ -13,6 +13,17 @@ LINE = 64  # bytes of a cache line
 
 
 @intrinsic
+def address(typing, array):
+    """Return the address of the first element of an array. It does not keep the array alive."""
+
+    def codegen(context, builder, signature, arguments):
+        data = context.make_array(array)(context, builder, arguments[0]).data
+        return builder.ptrtoint(data, ir.IntType(64))
+
+    return types.int64(array), codegen
+
+
+@intrinsic
 def pointer(typing, address, witness):
     """Cast an integer address to a C pointer to the element type of the witness array."""
 

@@ -10,7 +10,8 @@ Maps are read channels-last through a table of addresses, so one compiled functi
 ElementTypes holds empty arrays that carry element types: `stored` that of the maps and `written` that of the output
 (float32, float64, uint16 for bfloat16 bits, int16 for float16 bits), `unit` that of the weights and sums (float32 or
 float64). Addresses are raw pointers on purpose: Numba's array indexing wraps negative indices, which keeps LLVM from
-vectorising the loops over channels (16 times slower, measured).
+vectorising the loops over channels (16 times slower, measured). Constants are passed to functions as np.int64(0), since
+Numba would compile another variant of the function for a plain 0.
 """
 
 from collections import namedtuple
@@ -20,6 +21,7 @@ import numpy as np
 from roialign_cli.ops.cpu.intrinsics import (
     LANES,
     LINE,
+    address,
     fence,
     narrow_float,
     pointer,
@@ -27,7 +29,7 @@ from roialign_cli.ops.cpu.intrinsics import (
     transpose,
     widen_float,
 )
-from roialign_cli.ops.cpu.jit import inlined, jit, rounded
+from roialign_cli.ops.cpu.jit import inlined, inner, inner_rounded, jit
 
 AVG, MAX, EXACT = 0, 1, 2
 NONE, MEAN, LARGEST = 0, 1, 2
@@ -36,7 +38,7 @@ BLOCK = 256  # channels at a time: the runs are long enough, and the tile of a 1
 # --- one axis: samples, or the integral, as weights of map cells ------------------------------------------------------
 
 
-@rounded
+@inner_rounded
 def _cut_axis(low, high, scale, aligned, bins, ratio):
     """Return where a RoI begins along an axis, its extent, that of a bin, in map cells, and the samples per bin."""
     offset = 0.5 if aligned else 0.0
@@ -47,7 +49,7 @@ def _cut_axis(low, high, scale, aligned, bins, ratio):
     return start, extent, extent / bins, float(ratio) if ratio > 0 else np.ceil(extent / bins)
 
 
-@rounded
+@inner_rounded
 def _sample_axis(start, bin_size, grid, bins, size, ptr, at):
     """Write the clamped coordinates at[ptr[p]:ptr[p+1]] of the samples of bin p that lie in [-1, size], ascending.
 
@@ -71,7 +73,7 @@ def _sample_axis(start, bin_size, grid, bins, size, ptr, at):
     ptr[bins] = count
 
 
-@jit
+@inner
 def _add(count, first, index, weight, at, last, share):
     """Add `share` of the clamped coordinate `at` to its two cells; samples ascend, so only the last two entries can match."""
     low = int(at)
@@ -92,10 +94,10 @@ def _add(count, first, index, weight, at, last, share):
     return count
 
 
-@jit
+@inner
 def _average_axis(grid, bins, size, sample_ptr, at, ptr, index, weight):
     """Write the weights of the mean over samples: bin p reads cells index[ptr[p]:ptr[p+1]]; shared cells are merged."""
-    count = 0
+    count = np.int64(0)
     for p in range(bins):
         ptr[p] = count
         for s in range(sample_ptr[p], sample_ptr[p + 1]):
@@ -103,14 +105,14 @@ def _average_axis(grid, bins, size, sample_ptr, at, ptr, index, weight):
     ptr[bins] = count
 
 
-@rounded
+@inner_rounded
 def _exact_axis(start, bin_size, bins, size, ptr, index, weight):
     """Write the weights of the integral mean over each bin, the limit of infinitely many samples.
 
     Between neighbouring cells the interpolated surface is linear, so a piece contributes its length times the value at its
     middle. An empty bin counts as one sample.
     """
-    count = 0
+    count = np.int64(0)
     for p in range(bins):
         ptr[p] = count
         begin, end = start + p * bin_size, start + (p + 1) * bin_size
@@ -125,7 +127,7 @@ def _exact_axis(start, bin_size, bins, size, ptr, index, weight):
     ptr[bins] = count
 
 
-@jit
+@inner
 def _rows_to_offsets(count, weight64, index, stride, weight, offset):
     """Convert weights to the type of the sums, and cell numbers to byte offsets."""
     for e in range(count):
@@ -133,7 +135,7 @@ def _rows_to_offsets(count, weight64, index, stride, weight, offset):
         offset[e] = index[e] * stride
 
 
-@jit
+@inner
 def _index_unique_columns(count, weight64, index, weight, column, columns):
     """Write the distinct cells of the column weights to `columns`, and the index of each weight's cell to `column`."""
     distinct = 0
@@ -153,7 +155,7 @@ def _index_unique_columns(count, weight64, index, weight, column, columns):
 # --- the loops over channels ------------------------------------------------------------------------------------------
 
 
-@jit
+@inner
 def _combine(out, source, stored, offset, weight, first, stop, n):
     """out[c] = sum over e of weight[e] * source[offset[e] bytes][c] for c < n; four terms per pass save loads of out."""
     o = pointer(out, weight)
@@ -203,7 +205,7 @@ def _combine(out, source, stored, offset, weight, first, stop, n):
         e += left
 
 
-@jit
+@inner
 def _max_into(out, value, unit, n):
     """out[c] = max(out[c], value[c]); NaN wins."""
     o, v = pointer(out, unit), pointer(value, unit)
@@ -211,7 +213,7 @@ def _max_into(out, value, unit, n):
         o[c] = v[c] if (v[c] > o[c]) | (v[c] != v[c]) else o[c]
 
 
-@jit
+@inner
 def _reduce(tile, bins, n, reduce, unit):
     """Replace the first row of a tile [bins, n] by the mean or the maximum over its rows."""
     o = pointer(tile, unit)
@@ -228,13 +230,13 @@ def _reduce(tile, bins, n, reduce, unit):
             o[c] /= bins
 
 
-@jit
+@inner
 def _store(out, tile, bins, n, narrow, staging, written, unit):
     """Write a tile [bins, n] of sums as elements [n, bins] of the output; overlapping squares cover the remainders."""
     width = written.itemsize
     source = tile
     if narrow.size:
-        source = narrow.ctypes.data
+        source = address(narrow)
         t, q = pointer(tile, unit), pointer(source, written)
         for i in range(bins * n):
             q[i] = narrow_float(t[i], written)
@@ -242,7 +244,7 @@ def _store(out, tile, bins, n, narrow, staging, written, unit):
         for c_start in range(0, n, LANES):
             c = min(c_start, n - LANES)
             place = out + c * bins * width
-            target = staging.ctypes.data if staging.size else place
+            target = address(staging) if staging.size else place
             for s_start in range(0, bins, LANES):
                 s = min(s_start, bins - LANES)
                 square = source + (s * n + c) * width
@@ -256,7 +258,7 @@ def _store(out, tile, bins, n, narrow, staging, written, unit):
                 o[c * bins + s] = q[s * n + c]
 
 
-@jit
+@inner
 def _stream(target, source, count, written):
     """Copy elements past the caches: stream whole lines, store the ends before and after them."""
     width = written.itemsize
@@ -355,7 +357,7 @@ def _pool_average(work, source, stride_x, rows, cols, columns, n, elements):
     y_ptr, y_offset, y_weight = work.y.ptr, work.y.cell, work.y.weight
     x_ptr, x_index, x_weight, x_offset = work.x.ptr, work.x.cell, work.x.weight, work.x_offset
     map_columns = work.columns
-    row_at, tile_at, width = work.row.ctypes.data, work.tile.ctypes.data, unit.itemsize
+    row_at, tile_at, width = address(work.row), address(work.tile), unit.itemsize
     for e in range(x_ptr[cols]):
         x_offset[e] = x_index[e] * n * width
     beside = stride_x == n * stored.itemsize  # cells side by side are one run
@@ -376,7 +378,7 @@ def _pool_average(work, source, stride_x, rows, cols, columns, n, elements):
 @inlined
 def _pool_max(work, source, level, grid_y, grid_x, n, elements):
     """tile[p, q] = maximum over the interpolated samples of bin (p, q); samples outside of the map are zeros."""
-    value, tile, stored, unit = work.row.ctypes.data, work.tile.ctypes.data, elements.stored, elements.unit
+    value, tile, stored, unit = address(work.row), address(work.tile), elements.stored, elements.unit
     offset, weight = np.empty(4, np.int64), np.empty(4, unit.dtype)
     height, width, sy, sx = level[1], level[2], level[4], level[5]
     y_ptr, y_at, x_ptr, x_at = work.y.sample_ptr, work.y.at, work.x.sample_ptr, work.x.at
@@ -398,7 +400,7 @@ def _pool_max(work, source, level, grid_y, grid_x, n, elements):
                         down, right = corner >> 1, corner & 1
                         offset[corner] = min(y + down, height - 1) * sy + min(x + right, width - 1) * sx
                         weight[corner] = (fy if down else 1.0 - fy) * (fx if right else 1.0 - fx)
-                    _combine(value, source, stored, offset, weight, 0, 4, n)
+                    _combine(value, source, stored, offset, weight, np.int64(0), np.int64(4), n)
                     _max_into(target, value, unit, n)
 
 
@@ -420,7 +422,7 @@ def pool(out, channels, first, stop, order, table, maps, shape, stream, types_of
     if reduce == MEAN and mode != MAX:
         rows, cols = 1, 1
     bins = geometry.ph * geometry.pw if reduce == NONE else 1
-    tile = work.tile.ctypes.data
+    tile = address(work.tile)
     for k in order:
         level = maps[levels[k]]
         source = level[0] + int(rois[k, 0]) * level[3]
@@ -447,7 +449,7 @@ def pool(out, channels, first, stop, order, table, maps, shape, stream, types_of
 NOTHING, LOW_X, HIGH_X, SHIFT_X, LOW_Y, HIGH_Y, SHIFT_Y = range(7)
 
 
-@jit
+@inner
 def _rates(towards, low, p, bins, fixed):
     """Return whether to derive along an axis, whose first value of `towards` is `low`, and how fast the ends of bin p move."""
     kind = towards - low
@@ -461,7 +463,7 @@ def _rates(towards, low, p, bins, fixed):
     return True, 1.0 - p / bins, 1.0 - (p + 1) / bins
 
 
-@jit
+@inner
 def _list_axis(start, bin_size, grid, bins, size, mode, sample_ptr, at, ptr, cell, weight):
     """Write the weights of an axis in mode avg or exact; `sample_ptr` and `at` are scratch memory for its samples."""
     if mode == EXACT:
@@ -471,7 +473,7 @@ def _list_axis(start, bin_size, grid, bins, size, mode, sample_ptr, at, ptr, cel
         _average_axis(grid, bins, size, sample_ptr, at, ptr, cell, weight)
 
 
-@rounded
+@inner_rounded
 def _list_bin(start, bin_size, grid, size, mode, rates, scratch, cell, weight):
     """Write the cells and weights of one bin along one axis, or their derivatives; return how many there are."""
     derive, rate_start, rate_end = rates
@@ -491,13 +493,13 @@ def _list_bin(start, bin_size, grid, size, mode, rates, scratch, cell, weight):
     return count
 
 
-@rounded
+@inner_rounded
 def _slope_of_samples(start, bin_size, grid, size, rate_start, rate_end, cell, weight):
     """Write the derivative of the mean over the samples of a bin.
 
     It is that to the right where the interpolated surface has a kink, and 0 for samples that are clamped or outside.
     """
-    count = 0
+    count = np.int64(0)
     step = bin_size / grid if grid > 0.0 else 0.0
     i, stop = 0.0, grid
     if step > 0.0:  # as in _sample_axis
@@ -514,7 +516,7 @@ def _slope_of_samples(start, bin_size, grid, size, rate_start, rate_end, cell, w
     return count
 
 
-@jit
+@inner
 def _add_point(count, at, size, share, cell, weight):
     """Add a share of the surface at a coordinate to a list."""
     if not -1.0 <= at <= size:
@@ -526,7 +528,7 @@ def _add_point(count, at, size, share, cell, weight):
     return _put(count, low, share * (low + 1 - inside), cell, weight)
 
 
-@jit
+@inner
 def _put(count, index, part, cell, weight):
     """Add a weight to the entry of a cell in an ascending list, or append it."""
     e = count - 1
@@ -630,7 +632,7 @@ def pool_lists(out, channels, rows, lists, where, maps, bins, maximum, stream, t
     value_of = np.empty(block, unit.dtype)
     narrow = np.empty(bins * block if written.itemsize != size else 0, written.dtype)
     staging = np.empty(LANES * bins if stream else 0, written.dtype)
-    tile, value = tile_of.ctypes.data, value_of.ctypes.data
+    tile, value = address(tile_of), address(value_of)
     for i in range(len(rows)):
         k = rows[i]
         level = maps[levels[k]]

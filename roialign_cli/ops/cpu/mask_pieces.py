@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from roialign_cli.ops.cpu.jit import jit
+from roialign_cli.ops.cpu.jit import inner, jit
 
 MIN_ROWS = 64  # of results, which grow
 
 
-@jit
+@inner
 def _grown(rows):
     """Return an array of rows with twice the space."""
     larger = np.empty((2 * len(rows), rows.shape[1]))
@@ -42,7 +42,7 @@ def rectangles_of_runs(counts, height):
     return found[:n].copy()
 
 
-@jit
+@inner
 def _edges_of(polygons, part):
     """Return the edges [E, 6] of polygons, top first: y0, x0, y1, x1, whether they lead down (1) or up (-1), and the polygon.
 
@@ -142,7 +142,7 @@ def trapezoids_of_polygons(polygons, part):
     return found[:n].copy()
 
 
-@jit
+@inner
 def _x_at(edges, e, y):
     """Return where an edge crosses a horizontal line."""
     y0, x0, y1, x1 = edges[e, 0], edges[e, 1], edges[e, 2], edges[e, 3]

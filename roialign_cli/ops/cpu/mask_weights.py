@@ -11,7 +11,7 @@ from collections import namedtuple
 
 import numpy as np
 
-from roialign_cli.ops.cpu.jit import inlined, jit
+from roialign_cli.ops.cpu.jit import inlined, inner, jit
 
 BY_MASK, BY_BIN = 0, 1
 MIN_EXTENT = 1e-6  # map cells: an empty bin is widened to it, so that its area is not zero
@@ -24,7 +24,7 @@ CORNERS = 16
 Pieces = namedtuple("Pieces", ["cut", "cell", "entry", "of_entry", "first"])
 
 
-@jit
+@inner
 def _cut_axis(start, bin_size, bins, size, axis):
     """Cut the bins of an axis at cell centres and at the ends of the map; return the numbers of pieces and entries."""
     cut, cell, entry, of_entry, first = axis
@@ -54,7 +54,7 @@ def _cut_axis(start, bin_size, bins, size, axis):
     return pieces, entries
 
 
-@jit
+@inner
 def _find_piece(cut, count, at):
     """Return the piece that contains a coordinate, or the first or last one."""
     low, high = 0, count - 1
@@ -67,7 +67,7 @@ def _find_piece(cut, count, at):
     return low
 
 
-@jit
+@inner
 def _add_run(axis, pieces, low, high, sums):
     """Add the weights of the interval low..high to the sums [E + 1] of an axis; return the range of entries that it touches."""
     cut, cell, entry, _, _ = axis
@@ -85,7 +85,7 @@ def _add_run(axis, pieces, low, high, sums):
     return first, entry[i - 1] + 2
 
 
-@jit
+@inner
 def _add_column(axis, pieces, left, right, sums, first, stop, total):
     """Add the weights of an interval along x times the sums first..stop along y to the total [Ex, Ey]; clear the sums."""
     cut, cell, entry, _, _ = axis
@@ -105,7 +105,7 @@ def _add_column(axis, pieces, left, right, sums, first, stop, total):
         sums[y] = 0.0
 
 
-@jit
+@inner
 def _add_trapezoid(y, n_y, x, n_x, mask, t, total, work):
     """Add the weights of trapezoid t, which is cut into polygons in one piece each, to the total [Ex, Ey]."""
     y0, y1, left0, right0, left1, right1 = mask[t, 0], mask[t, 1], mask[t, 2], mask[t, 3], mask[t, 4], mask[t, 5]
@@ -135,7 +135,7 @@ def _add_trapezoid(y, n_y, x, n_x, mask, t, total, work):
         i += 1
 
 
-@jit
+@inner
 def _cut_at(source, n, at, left, right):
     """Cut a convex polygon source[:n] (u, v) along the line u = at; return the numbers of corners of both parts."""
     lefts = rights = 0
@@ -157,7 +157,7 @@ def _cut_at(source, n, at, left, right):
     return lefts, rights
 
 
-@jit
+@inner
 def _add_polygon(corners, n, x, y, x_entry, y_entry, total):
     """Add the weights of a polygon right of and below cell centre (x, y): its moments 1, u, v and uv give them.
 
@@ -273,7 +273,7 @@ def masked(rows, table, masks, maps, shape, ptr, cells, weight, slot, coverage):
     return len(rows)
 
 
-@jit
+@inner
 def _find_overlaps(mask, low, other_low, high, other_high, start, bin_size, found):
     """Write for each bin of an axis, [bins, 2], which trapezoids may reach into it: from the first one to after the last one.
 
@@ -288,7 +288,7 @@ def _find_overlaps(mask, low, other_low, high, other_high, start, bin_size, foun
         found[p, 0], found[p, 1] = first, last
 
 
-@jit
+@inner
 def _integrate(mask, y, n_y, x, n_x, sums, total, work):
     """Add the weights of all trapezoids of a mask, in map cells, to the total [Ex, Ey]."""
     first, stop = total.shape[1], 0  # entries of the sums that are not zero
@@ -322,13 +322,13 @@ def _add(cells, weight, slot, count, cell, share):
     return count
 
 
-@jit
+@inner
 def _count_steps(begin, step, limit):
     """Return how many of the samples begin + (i + 0.5) * step, i from 0, lie below a limit, before rounding is corrected."""
     return np.ceil((limit - begin) / step - 0.5)
 
 
-@jit
+@inner
 def _sample_trapezoid(cells, weight, slot, count, mask, t, place, height, width):
     """Add the samples of a bin that lie in a trapezoid, each with weight one; return how many these are, too.
 
@@ -370,7 +370,7 @@ def _sample_trapezoid(cells, weight, slot, count, mask, t, place, height, width)
     return count, inside
 
 
-@jit
+@inner
 def _first_sample(begin, bin_size, grid, limit):
     """Return the number of the first sample of a bin at or beyond a limit, from 0 to grid."""
     i = min(max(_count_steps(begin, bin_size / grid, limit), 0.0), grid)

@@ -13,7 +13,7 @@ of the largest map] holds -1 between calls; within one, the entry of each cell.
 
 import numpy as np
 
-from roialign_cli.ops.cpu.jit import inlined, jit
+from roialign_cli.ops.cpu.jit import inlined, inner, jit
 
 AVG, MAX, EXACT = 0, 1, 2
 MIN_EXTENT = 1e-6  # map cells: an empty bin is widened to it, so that its mean is defined
@@ -64,7 +64,7 @@ def _add_moments(cells, weight, slot, count, x, y, height, width, moments, scale
     return _add(cells, weight, slot, count, below * width + right, muv)
 
 
-@jit
+@inner
 def _finish_bin(cells, slot, begin, count, level):
     """Turn the cells of a finished bin into byte offsets, and free their slots."""
     width, stride_y, stride_x = level[2], level[4], level[5]
@@ -77,7 +77,7 @@ def _finish_bin(cells, slot, begin, count, level):
 # --- convex polygons ----------------------------------------------------------------------------------------------------
 
 
-@jit
+@inner
 def _cut(source, n, axis, at, below, above):
     """Cut a convex polygon source[:n] (u, v) along a line u = at or v = at; return the corners of both parts."""
     low = high = 0
@@ -100,7 +100,7 @@ def _cut(source, n, axis, at, below, above):
     return low, high
 
 
-@jit
+@inner
 def _add_polygon_moments(corners, n, x, y, moments):
     """Add the integrals of 1, u, v and uv over a polygon, with u and v counted from (x, y).
 
@@ -123,7 +123,7 @@ def _add_polygon_moments(corners, n, x, y, moments):
     moments[3] += muv + mu * v + mv * u + area * u * v
 
 
-@jit
+@inner
 def _range_of(corners, n, axis):
     """Return the lowest and the highest coordinate of a polygon."""
     low = high = corners[0, axis]
@@ -132,7 +132,7 @@ def _range_of(corners, n, axis):
     return low, high
 
 
-@jit
+@inner
 def _whole_squares(strip, n, y):
     """Return the range of unit squares, from left to right, that lie wholly in a convex strip y..y + 1."""
     first, last = -np.inf, np.inf
@@ -204,7 +204,7 @@ def rotated(rows, table, maps, shape, ptr, cells, weight, outside, slot):
     return len(rows)
 
 
-@jit
+@inner
 def _clip_range(first, stop, begin, step, slope, base, low, high):
     """Narrow a range of samples i, at base + slope * (begin + (i + 0.5) * step), to those near low..high."""
     if slope != 0.0 and step > 0.0:
@@ -215,7 +215,7 @@ def _clip_range(first, stop, begin, step, slope, base, low, high):
     return first, stop
 
 
-@jit
+@inner
 def _sample_turned_bin(cells, weight, slot, count, frame, edges, grid_x, grid_y, height, width, mode):
     """Write the samples of one bin of a rotated box: weights of cells, or in mode max four entries for each sample."""
     centre_u, centre_v, sine, cosine = frame
@@ -252,7 +252,7 @@ def _sample_turned_bin(cells, weight, slot, count, frame, edges, grid_x, grid_y,
     return count, inside < grid_x * grid_y
 
 
-@jit
+@inner
 def _add_corners(cells, weight, count, u, v, height, width):
     """Write the four cells around a sample as entries of their own, also those of weight zero."""
     if count + 4 > cells.size:
@@ -267,7 +267,7 @@ def _add_corners(cells, weight, count, u, v, height, width):
     return count + 4
 
 
-@jit
+@inner
 def _integrate_turned_bin(cells, weight, slot, count, frame, edges, height, width, work, moments):
     """Write the integral mean over one bin of a rotated box: the bin is cut along the lines between cell centres."""
     centre_u, centre_v, sine, cosine = frame
