@@ -128,6 +128,16 @@ def _exact_axis(start, bin_size, bins, size, ptr, index, weight):
 
 
 @inner
+def _list_axis(start, bin_size, grid, bins, size, mode, sample_ptr, at, ptr, cell, weight):
+    """Write the weights of an axis in mode avg or exact; `sample_ptr` and `at` are scratch memory for its samples."""
+    if mode == EXACT:
+        _exact_axis(start, bin_size, bins, size, ptr, cell, weight)
+    else:
+        _sample_axis(start, bin_size, grid, bins, size, sample_ptr, at)
+        _average_axis(grid, bins, size, sample_ptr, at, ptr, cell, weight)
+
+
+@inner
 def _rows_to_offsets(count, weight64, index, stride, weight, offset):
     """Convert weights to the type of the sums, and cell numbers to byte offsets."""
     for e in range(count):
@@ -290,6 +300,15 @@ Workspace = namedtuple(
 )
 
 
+@inner
+def _largest_side(maps):
+    """Return the largest height or width of the maps."""
+    side = np.int64(0)
+    for level in range(len(maps)):
+        side = max(side, maps[level, 1], maps[level, 2])
+    return side
+
+
 @inlined
 def _make_axis(bins, samples, cells, unit):
     """Allocate the lists of one axis."""
@@ -300,7 +319,7 @@ def _make_axis(bins, samples, cells, unit):
 @inlined
 def _make_workspace(maps, geometry, channels, stream, elements):
     """Allocate scratch memory for RoIs on any of the maps, `channels` at a time."""
-    bins, side = geometry.ph * geometry.pw, max(maps[:, 1].max(), maps[:, 2].max())
+    bins, side = geometry.ph * geometry.pw, _largest_side(maps)
     most_bins = max(geometry.ph, geometry.pw)
     samples = 2 * side + (max(geometry.ratio, 1) + 3) * most_bins + 8
     cells = side + 3 * most_bins + 4
@@ -322,37 +341,33 @@ def _make_workspace(maps, geometry, channels, stream, elements):
 @inlined
 def _prepare_axes(work, roi, scale, level, geometry):
     """Fill the lists of both axes for one RoI; return its grid (y, x) and the number of distinct map columns it reads."""
+    # Locals, since every access to an array in a tuple counts a reference, atomically.
+    y_samples, y_at, y_ptr, y_cell, y_weight = work.y.sample_ptr, work.y.at, work.y.ptr, work.y.cell, work.y.weight
+    x_samples, x_at, x_ptr, x_cell, x_weight = work.x.sample_ptr, work.x.at, work.x.ptr, work.x.cell, work.x.weight
+    index, weight64 = work.index, work.weight64
     ph, pw, mode = geometry.ph, geometry.pw, geometry.mode
-    height, width, stride_y = level[1], level[2], level[4]
-    x, _, bin_w, grid_x = _cut_axis(roi[1], roi[3], scale, geometry.aligned, pw, geometry.ratio)
-    y, _, bin_h, grid_y = _cut_axis(roi[2], roi[4], scale, geometry.aligned, ph, geometry.ratio)
-    if mode != EXACT:
-        _sample_axis(y, bin_h, grid_y, ph, height, work.y.sample_ptr, work.y.at)
-        _sample_axis(x, bin_w, grid_x, pw, width, work.x.sample_ptr, work.x.at)
+    height, width = level[1], level[2]
+    left, _, bin_w, grid_x = _cut_axis(roi[1], roi[3], scale, geometry.aligned, pw, geometry.ratio)
+    top, _, bin_h, grid_y = _cut_axis(roi[2], roi[4], scale, geometry.aligned, ph, geometry.ratio)
     if mode == MAX:
+        _sample_axis(top, bin_h, grid_y, ph, height, y_samples, y_at)
+        _sample_axis(left, bin_w, grid_x, pw, width, x_samples, x_at)
         return grid_y, grid_x, 0
-    if mode == EXACT:
-        _exact_axis(y, bin_h, ph, height, work.y.ptr, work.index, work.weight64)
-    else:
-        _average_axis(grid_y, ph, height, work.y.sample_ptr, work.y.at, work.y.ptr, work.index, work.weight64)
-    _rows_to_offsets(work.y.ptr[ph], work.weight64, work.index, stride_y, work.y.weight, work.y.cell)
-    if mode == EXACT:
-        _exact_axis(x, bin_w, pw, width, work.x.ptr, work.index, work.weight64)
-    else:
-        _average_axis(grid_x, pw, width, work.x.sample_ptr, work.x.at, work.x.ptr, work.index, work.weight64)
-    columns = _index_unique_columns(work.x.ptr[pw], work.weight64, work.index, work.x.weight, work.x.cell, work.columns)
+    _list_axis(top, bin_h, grid_y, ph, height, mode, y_samples, y_at, y_ptr, index, weight64)
+    _rows_to_offsets(y_ptr[ph], weight64, index, level[4], y_weight, y_cell)
+    _list_axis(left, bin_w, grid_x, pw, width, mode, x_samples, x_at, x_ptr, index, weight64)
+    columns = _index_unique_columns(x_ptr[pw], weight64, index, x_weight, x_cell, work.columns)
     if geometry.reduce == MEAN:
         # The mean over bins of a product of weights is the product of their means: one bin, whose list is all lists.
-        work.y.ptr[1], work.x.ptr[1] = work.y.ptr[ph], work.x.ptr[pw]
-        for e in range(work.y.ptr[1]):
-            work.y.weight[e] /= ph * pw
+        y_ptr[1], x_ptr[1] = y_ptr[ph], x_ptr[pw]
+        for e in range(y_ptr[1]):
+            y_weight[e] /= ph * pw
     return grid_y, grid_x, columns
 
 
 @inlined
 def _pool_average(work, source, stride_x, rows, cols, columns, n, elements):
     """tile[p, q] = sum over y and x of wy[p, y] * wx[q, x] * map[y, x], for n channels of a map at `source`."""
-    # Locals, since every access to an array in a tuple counts a reference, atomically.
     stored, unit = elements.stored, elements.unit
     y_ptr, y_offset, y_weight = work.y.ptr, work.y.cell, work.y.weight
     x_ptr, x_index, x_weight, x_offset = work.x.ptr, work.x.cell, work.x.weight, work.x_offset
@@ -463,16 +478,6 @@ def _rates(towards, low, p, bins, fixed):
     return True, 1.0 - p / bins, 1.0 - (p + 1) / bins
 
 
-@inner
-def _list_axis(start, bin_size, grid, bins, size, mode, sample_ptr, at, ptr, cell, weight):
-    """Write the weights of an axis in mode avg or exact; `sample_ptr` and `at` are scratch memory for its samples."""
-    if mode == EXACT:
-        _exact_axis(start, bin_size, bins, size, ptr, cell, weight)
-    else:
-        _sample_axis(start, bin_size, grid, bins, size, sample_ptr, at)
-        _average_axis(grid, bins, size, sample_ptr, at, ptr, cell, weight)
-
-
 @inner_rounded
 def _list_bin(start, bin_size, grid, size, mode, rates, scratch, cell, weight):
     """Write the cells and weights of one bin along one axis, or their derivatives; return how many there are."""
@@ -550,7 +555,7 @@ def axis_lists(rows, table, maps, shape, y_lists, x_lists):
     """
     rois, levels, scales = table
     ph, pw, ratio, aligned, mode = shape
-    side, most_bins = max(maps[:, 1].max(), maps[:, 2].max()), max(ph, pw)
+    side, most_bins = _largest_side(maps), max(ph, pw)
     sample_ptr, at = np.empty(most_bins + 1, np.int64), np.empty(2 * side + (max(ratio, 1) + 3) * most_bins + 8)
     for i in range(len(rows)):
         k = rows[i]
@@ -574,7 +579,7 @@ def product_lists(rows, table, maps, shape, moved, towards, ptr, cells, weight):
     ph, pw, ratio, aligned, mode = shape
     offsets, modulation, gamma = moved
     bins, count = ph * pw, 0
-    side = max(maps[:, 1].max(), maps[:, 2].max())
+    side = _largest_side(maps)
     samples, entries = 2 * side + max(ratio, 1) + 11, side + 7
     scratch = np.empty(2, np.int64), np.empty(samples), np.empty(2, np.int64)
     y_cell, x_cell = np.empty(entries, np.int64), np.empty(entries, np.int64)
