@@ -43,21 +43,21 @@ def compare(pooled: Tensor, shifted: Tensor, own: Exact, centred: Exact) -> Tens
 
     Features are [K, C, PH, PW]. `own` holds exact features e in the geometry of the variant, `centred` in the aligned one.
 
-    - error: |f - e| / |e| over all features of a box; 0 or 1 where e is zero.
+    - error: |f - e| / |e| over all features of a box; 0 or 1 where e is zero, NaN where features are not finite.
     - cosine: that of f and e.
     - alignment_px: the shift should change the features by d, as it changes e. They change by (f' - f).d / d.d of it; the
       metric is by how many pixels this misses the shift.
     - offset_px: how far right and down, along the diagonal, the box lies whose aligned exact features resemble f most, to
       first order.
 
-    Metrics are NaN where the shift changes too little.
+    The last two are NaN where the shift changes too little.
     """
     found, after = pooled.flatten(1), shifted.flatten(1)
     gap = found - own.features
     distance, norm = gap.norm(dim=1), found.norm(dim=1)
-    error = torch.where(own.norm > 0, distance / own.norm, (norm > 0).to(distance))
+    error = torch.where(own.norm == 0, (norm > 0).to(distance), distance / own.norm)
     cosine = torch.linalg.vecdot(found, own.features) / (norm * own.norm)
-    cosine = torch.where(norm * own.norm > 0, cosine, (norm == own.norm).to(cosine))
+    cosine = torch.where(norm * own.norm == 0, (norm == own.norm).to(cosine), cosine)
     moving = _projection(after - found, own)
     away = gap if own is centred else found - centred.features
     return torch.stack([error, cosine, (moving - 1).abs() * SHIFT_PIXELS, _projection(away, centred) * SHIFT_PIXELS])

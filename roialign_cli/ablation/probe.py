@@ -44,6 +44,11 @@ class Probe:
             flat = pooled[torch.from_numpy(chosen).to(pooled.device)].flatten(1)
             self._sketch[variant, layer, slots[chosen]] = self._mix(flat).cpu().half()
 
+    def drop(self, rows: Integers) -> None:
+        """Leave out rows that were added."""
+        slots = self._slot[rows]
+        self._sketch[:, :, slots[slots >= 0]] = torch.nan
+
     def _mix(self, flat: Tensor) -> Tensor:
         """Project vectors [k, D] to [k, DIMENSIONS]: signed sums of random groups preserve distances on average."""
         size = flat.shape[1]

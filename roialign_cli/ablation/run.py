@@ -127,14 +127,27 @@ def ablate(
             made_by,
         )
 
+    def fail(image: int, error: ImageError) -> None:
+        if settings.on_error == "stop":
+            raise error.with_name(plan.table.names[image])
+        failures[plan.table.names[image]] = error.message
+        features.failed(image, error.message)
+
     done, finished, checkpoint = 0, True, time.monotonic()
     with allocator.retain_freed_memory(), SavedFeatures.open(plan, backbone, variants, save) as features:
-        for image, version, views in _views(images, plan, settings, backbone, device, failures, features):
+        for image, version, views in _views(images, plan, settings, backbone, device, fail):
             rows = np.arange(*plan.table.offset[image : image + 2].tolist())
             with torch.inference_mode():
                 for index, view in enumerate(views):
                     _time(view, variants, found.milliseconds, index, max(1, -(-REPEATS // with_boxes)))
                     _measure(view, variants, found, index, rows, partial(features.rows, image))
+            errors = found.values[:, :, METRICS.index("error"), rows]
+            strange = ~np.isfinite(errors).all(axis=(0, 1), keepdims=True)
+            if strange.any():
+                fail(image, _not_finite(int(strange.sum()), len(rows)))
+                if found.probe:
+                    found.probe.drop(rows)
+                continue
             features.done(image, version)
             done += 1
             found.measured[rows] = True
@@ -172,19 +185,15 @@ def _views(
     settings: Settings,
     backbone: Backbone,
     device: torch.device,
-    failures: dict[str, str],
-    features: SavedFeatures,
+    fail: Callable[[int, ImageError], None],
 ) -> Iterator[tuple[int, FileVersion, list[LayerView]]]:
-    """Yield images one by one with the views of their layers; record those that fail, or raise with --on-error stop."""
+    """Yield images one by one with the views of their layers; call `fail` for those that cannot be read."""
     backbone.to(device)
     one_by_one = make_batches(plan, 1)
     for batch, (decoded,) in load_batches(images, plan, one_by_one, settings):
         (image,) = batch.images
         if isinstance(decoded, ImageError):
-            if settings.on_error == "stop":
-                raise decoded.with_name(plan.table.names[image])
-            failures[plan.table.names[image]] = decoded.message
-            features.failed(image, decoded.message)
+            fail(image, decoded)
             continue
         plan.sizes[image] = decoded.pixels.shape[:2]
         yield (
@@ -192,6 +201,12 @@ def _views(
             decoded.version,
             make_layer_views(decoded.pixels, plan.table, image, backbone, settings, device),
         )
+
+
+def _not_finite(strange: int, boxes: int) -> ImageError:
+    """Return the error of an image with features that are not finite in some of its boxes."""
+    message = f"expected finite features, found NaN or infinity in {strange} of {boxes} boxes"
+    return ImageError("features-nonfinite", message, "check the weights, or try --precision float32")
 
 
 def _measure(

@@ -23,10 +23,11 @@ from helpers.tensors import make_rois
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from roialign_cli import FeatureFile, extract
 from roialign_cli.ablation import run
-from roialign_cli.ablation.grid import make_grid, parse_vary
+from roialign_cli.ablation.grid import Variant, make_grid, parse_vary
 from roialign_cli.ablation.measure import Exact, compare, samples_per_bin
 from roialign_cli.ablation.probe import Probe, nearest_centroid
 from roialign_cli.ablation.report.plots import draw
@@ -124,6 +125,11 @@ def test_errors_by_hand() -> None:
     assert found[2, 0] == 0.125  # moved by three quarters of half a pixel
     assert found[3, 0] == 0.25
     assert found[2:, 1:].isnan().all()  # nothing moves there
+    finite = Exact.from_features(torch.ones(1, 2), torch.ones(1, 2))
+    for number in (math.nan, math.inf):
+        broken = torch.tensor([[number, 4.0]])
+        for exact in (Exact.from_features(broken, broken), finite):
+            assert not compare(broken, broken, exact, exact)[0].isfinite()
 
 
 @pytest.mark.parametrize("aligned", [True, False])
@@ -334,6 +340,52 @@ def test_several_layers_levels_and_images_that_fail(tmp_path: Path, photos: tupl
         ablate(folder, boxes, replace(settings, on_error="stop"), variants)
     with pytest.raises(InputError, match="expected boxes with labels"):
         ablate(folder, boxes, settings, variants, probe=True)
+
+
+BROKEN = """
+from torch import nn
+
+class Broken(nn.Module):
+    def forward(self, x):
+        maps = nn.functional.avg_pool2d(x, 4)
+        return maps.where(x.amax() < 2, float("nan"))
+"""
+
+
+def test_features_that_are_not_finite_are_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An image with NaN fails, and changes no figure of the others; without other images there are no figures."""
+    (tmp_path / "broken.py").write_text(BROKEN)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "im").mkdir()
+    noise = np.random.default_rng(0).integers(0, 128, (3, 64, 64, 3), np.uint8)
+    noise[1, :, :, 0] = 255
+    for name, pixels in zip("abc", noise, strict=True):
+        Image.fromarray(pixels).save(tmp_path / "im" / f"{name}.png")
+    labelled = {"boxes": [[3, 4, 60, 50], [9, 9, 30, 40]], "labels": ["cat", "dog"]}
+    settings = load(None, {"backbone": "broken:Broken"})
+    variants = make_grid(settings, {"sampling_ratio": [1, 2], "mode": ["avg", "max"]})
+
+    def measure(names: str, **more: Any) -> Any:
+        boxes = tmp_path / "boxes.json"
+        boxes.write_text(json.dumps({f"{name}.png": labelled for name in names}))
+        return ablate(tmp_path / "im", boxes, replace(settings, **more), variants, probe=True, save=path_of)
+
+    def path_of(variant: Variant) -> Path:
+        return tmp_path / f"{variant.name}.h5"
+
+    found = measure("abc")
+    assert found.failures == {"b.png": "expected finite features, found NaN or infinity in 2 of 2 boxes"}
+    assert (found.images, found.finished, found.probe["boxes"]) == (2, True, 4)
+    with FeatureFile(path_of(variants[0])) as file:
+        assert file.errors == found.failures
+    assert [{**row, "ms_per_1000": 0} for row in found.rows] == [
+        {**row, "ms_per_1000": 0} for row in measure("ac").rows
+    ]
+    none = measure("b")
+    assert none.images == 0
+    assert all(row["error_mean"] is None for row in none.rows)
+    with pytest.raises(InputError, match=r"b\.png.*expected finite features"):
+        measure("abc", on_error="stop")
 
 
 def test_no_boxes_at_all(tmp_path: Path) -> None:
