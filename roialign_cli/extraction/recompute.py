@@ -34,7 +34,7 @@ STORED_TOLERANCES = {"float32": 0.0, "float16": 1e-3}  # and the rounding of wha
 
 @dataclass(frozen=True)
 class Difference:
-    """How far an image's features are from those computed now: the largest difference over the largest value."""
+    """How far an image's features are from those computed now: see `_distance`."""
 
     image: str
     boxes: int
@@ -118,14 +118,19 @@ def _compare(file: FeatureFile, again: FeatureFile, images: ImageSet, name: str)
 
 
 def _distance(file: FeatureFile, again: FeatureFile, name: str) -> float:
-    """Return the largest difference of an image's features over their largest value, of the layer where that is largest."""
+    """Return the largest difference of an image's features over their largest finite value, of the layer where that is largest.
+
+    Infinities of different signs, and values that are finite in one of both only, differ by 1.
+    """
     worst = 0.0
     for layer in file.layers:
         stored = np.array(file.features(layer)[file.rows(name)], np.float64)
         now = np.array(again.features(layer)[again.rows(name)], np.float64)
-        same = (stored == now) | (np.isnan(stored) & np.isnan(now))
-        gap = np.abs(np.where(same, 0, stored - now)).max(initial=0)
-        worst = max(worst, float(gap / max(np.nanmax(np.abs(stored), initial=0), 1e-30)))
+        finite = np.isfinite(stored) & np.isfinite(now)
+        gap = np.abs(stored[finite] - now[finite]).max(initial=0)
+        largest = np.abs(stored[np.isfinite(stored)]).max(initial=1e-30)
+        same = np.array_equal(stored[~finite], now[~finite], equal_nan=True)
+        worst = max(worst, float(gap / largest), 0.0 if same else 1.0)
     return worst
 
 

@@ -7,6 +7,8 @@ import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 import torch
 from helpers.commands import Run
@@ -62,6 +64,35 @@ def test_an_image_that_was_saved_again(tmp_path: Path, roialign: Run) -> None:
     assert "5 images computed again, 4 the same to the bit" in done.stdout
     assert "error[recompute-differs]" in done.stderr
     assert '1 of 5 images differ, "coffee.jpg" by' in done.stderr
+
+
+def test_values_that_are_not_finite_differ_from_those_that_are(tmp_path: Path, roialign: Run) -> None:
+    (tmp_path / "broken.py").write_text(BROKEN)
+    given = {"backbone": "broken:Broken", "on_nonfinite": "keep"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(tmp_path)
+        extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", **given)
+        with FeatureFile(tmp_path / "f.h5") as file:
+            assert np.isnan(file.features()).any()
+            assert {one.difference for one in recompute(file, open_images(SAMPLE_IMAGES), 5).images} == {0}
+        for number, place in ((np.nan, 0), (np.inf, 0), (-np.inf, 5)):
+            with h5py.File(tmp_path / "f.h5", "r+") as raw:
+                raw["features"][place, 0, 3, 3] = number
+            with FeatureFile(tmp_path / "f.h5") as file:
+                differing = recompute(file, open_images(SAMPLE_IMAGES), 5).beyond
+            assert [one.difference for one in differing] == [1] * (1 + (place > 0))
+
+
+BROKEN = """
+from torch import nn
+
+class Broken(nn.Module):
+    def forward(self, x):
+        maps = nn.functional.avg_pool2d(x, 8)
+        maps[:, :, 10:12] = float("nan")
+        maps[:, :, 2:4] = float("inf")
+        return maps
+"""
 
 
 @pytest.mark.slow
