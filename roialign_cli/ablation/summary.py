@@ -42,11 +42,11 @@ class Measurements:
 
 @dataclass(frozen=True)
 class Background:
-    """Say how much background boxes mix in, in the mean over boxes: see `Measurements`; `distance` is by layer."""
+    """Say how much background boxes mix in, in the mean over boxes where it is known, see `Measurements`; distance by layer."""
 
     region: str
-    outside: float
-    distance: dict[str, float]
+    outside: float | None
+    distance: dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,18 @@ def summarise_background(found: Measurements, region: str, layers: Sequence[Laye
     """Return how much background boxes mix in, or None if boxes are not compared with another kind of region."""
     if found.background is None or not found.measured.any():
         return None
-    means = np.nanmean(found.background[:, :, found.measured], axis=2)
-    distances = {layer.name: float(mean) for layer, mean in zip(layers, means[:, 1], strict=True)}
-    return Background(region, float(means[0, 0]), distances)
+    outside, distance = found.background[0, 0, found.measured], found.background[:, 1, found.measured]
+    return Background(
+        region,
+        _known_mean(outside),
+        {layer.name: _known_mean(of_layer) for layer, of_layer in zip(layers, distance, strict=True)},
+    )
+
+
+def _known_mean(values: Floats) -> float | None:
+    """Return the mean of the values that are not NaN, or None if there are none."""
+    known = values[~np.isnan(values)]
+    return float(known.mean(dtype=np.float64)) if len(known) else None
 
 
 def _classes(found: Measurements, index: int, layer: Layer) -> Iterator[tuple[str, npt.NDArray[np.bool_]]]:

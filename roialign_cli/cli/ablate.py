@@ -166,9 +166,9 @@ def _print_result(result: Ablation, folder: Path) -> None:
         stdout.print(f"\n{choice.geometry}: take {choice.label}", style="bold", highlight=False)
         stdout.print(f"  {choice.reason}", highlight=False)
     if result.background is not None:
-        mixed = ", ".join(f"{value:.0%} on {layer}" for layer, value in result.background.distance.items())
+        mixed = ", ".join(f"{_percent(value)} on {layer}" for layer, value in result.background.distance.items())
         kind = "mask" if result.background.region == "mask" else "rotated box"
-        outside = f"{result.background.outside:.0%} of a box lies outside of its {kind}"
+        outside = f"{_percent(result.background.outside)} of a box lies outside of its {kind}"
         stdout.print(f"\nbackground: {outside}, on average", highlight=False)
         stdout.print(f"  exact features of the box differ from those of the {kind} by {mixed}", highlight=False)
     if result.probe:
@@ -180,6 +180,10 @@ def _print_result(result: Ablation, folder: Path) -> None:
     if result.value_report:
         stderr.print(f"warning: the features saved have {result.value_report}", highlight=False)
     print_failures(result.failures, "ablation.json lists all")
+
+
+def _percent(share: float | None) -> str:
+    return "an unknown share" if share is None else f"{share:.0%}"
 
 
 def _table(rows: list[Row], columns: dict[str, tuple[str, str]], best: set[str | None]) -> Table:

@@ -16,6 +16,7 @@ def backbones(
     Example: roialign backbones resnet50
     """
     from rich.table import Table
+    from rich.text import Text
 
     from roialign_cli.backbones import available, cached_weights, count_parameters, describe
     from roialign_cli.cli.console import print_json, stdout
@@ -26,9 +27,8 @@ def backbones(
             print_json(kinds)
             return
         for kind in dict.fromkeys(kinds.values()):
-            stdout.print(
-                f"[cyan]{kind}[/cyan]: " + ", ".join(n for n, k in kinds.items() if k == kind), highlight=False
-            )
+            names = ", ".join(name for name, other in kinds.items() if other == kind)
+            stdout.print(Text(kind, "cyan") + Text(f": {names}", "default"), highlight=False)
         return
     layers, weights = describe(name)
     parameters, cached = count_parameters(name), cached_weights(name)

@@ -92,7 +92,7 @@ def _print_survey(found: Survey, written: Path | None) -> None:
         most = sorted(found.labels.items(), key=lambda item: -item[1])
         shown = ", ".join(f"{name} {number}" for name, number in most[:8])
         rows.append(("labels", f"{len(most)}: {shown}" + (", ..." if len(most) > 8 else "")))
-    stdout.print(key_value_table("", rows), highlight=False, markup=False)
+    stdout.print(key_value_table("", rows), highlight=False)
     stdout.print("\nboxes by the square root of their area, pixels", highlight=False)
     longest = max([1, *found.sizes.values()])
     for low, number in found.sizes.items():
@@ -102,4 +102,4 @@ def _print_survey(found: Survey, written: Path | None) -> None:
         stderr.print(f"warning: {text}", highlight=False)
     print_failures(found.problems, "--json lists all")
     if written is not None:
-        stdout.print(f"\n{written}: written", highlight=False, markup=False)
+        stdout.print(f"\n{written}: written", highlight=False)

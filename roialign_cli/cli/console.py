@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from roialign_cli.json_output import to_json
 
 
 class _Notes(Console):
@@ -22,15 +23,16 @@ class _Notes(Console):
 MAX_LISTED_FAILURES = 10
 PIPE_WIDTH = 10_000  # characters: tables that are not for a terminal are not wrapped
 
-stdout = Console(soft_wrap=True)
+# Without markup: names of files and images may contain "[red]".
+stdout = Console(soft_wrap=True, markup=False)
 if not stdout.is_terminal:
     stdout.width = PIPE_WIDTH
-stderr = _Notes(stderr=True, soft_wrap=True)
+stderr = _Notes(stderr=True, soft_wrap=True, markup=False)
 
 
 def print_json(result: Any) -> None:
     """Print one JSON document on stdout, for scripts."""
-    print(json.dumps(result, indent=1, default=str))  # noqa: T201
+    print(to_json(result))  # noqa: T201
 
 
 def human_bytes(pluralise: float) -> str:
@@ -60,12 +62,12 @@ def key_value_table(title: str, rows: list[tuple[str, str]]) -> Table:
 def print_notes(notes: Iterable[str]) -> None:
     """Print notes on the input on stderr."""
     for note in notes:
-        stderr.print(f"note: {note}", highlight=False, markup=False)
+        stderr.print(f"note: {note}", highlight=False)
 
 
 def print_failures(failures: Mapping[str, str], where: str) -> None:
     """Print the first failed images and their reasons on stderr; `where` says where all of them are listed."""
     for name, reason in list(failures.items())[:MAX_LISTED_FAILURES]:
-        stderr.print(f'failed: "{name}": {reason}', highlight=False, markup=False)
+        stderr.print(f'failed: "{name}": {reason}', highlight=False)
     if len(failures) > MAX_LISTED_FAILURES:
-        stderr.print(f"... and {len(failures) - MAX_LISTED_FAILURES} more; {where}", highlight=False, markup=False)
+        stderr.print(f"... and {len(failures) - MAX_LISTED_FAILURES} more; {where}", highlight=False)

@@ -16,6 +16,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print the result a
     Example: roialign doctor
     """
     from rich.table import Table
+    from rich.text import Text
 
     from roialign_cli.cli.console import key_value_table, print_json, stdout
     from roialign_cli.ops.selfcheck import check_kernels, environment
@@ -27,7 +28,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print the result a
         stdout.print(key_value_table("environment", list(facts.items())), highlight=False)
         table = Table("kernel", "mode", "type", "error / maximum", "", box=None, title="kernels against the reference")
         for check in checks:
-            verdict = "[green]ok[/green]" if check.passed else f"[red]above {check.tolerance:g}[/red]"
+            verdict = Text("ok", "green") if check.passed else Text(f"above {check.tolerance:g}", "red")
             table.add_row(check.kernel, check.mode, check.dtype, f"{check.error:.1e}", verdict)
         stdout.print(table, highlight=False)
     wrong = [check for check in checks if not check.passed]

@@ -93,7 +93,7 @@ def _print_steps(explanation: Explanation) -> None:
     from roialign_cli.cli.console import stdout
 
     def say(text: str = "", style: str | None = None) -> None:
-        stdout.print(text, style=style, highlight=False, markup=False)
+        stdout.print(text, style=style, highlight=False)
 
     scale, shift = f"{explanation.spatial_scale:g}", " - 0.5" if explanation.aligned else ""
     say("1  mapping: image pixels to map cells" + (", minus half a cell" if explanation.aligned else ""), "bold")

@@ -136,4 +136,4 @@ def _print_grid(values: Map) -> None:
 def _say(text: str, style: str | None = None) -> None:
     from roialign_cli.cli.console import stdout
 
-    stdout.print(text, style=style, highlight=False, markup=False)
+    stdout.print(text, style=style, highlight=False)

@@ -60,7 +60,6 @@ def export(
         stdout.print(
             f"{output}: {pluralise(result.images, 'image')}, {pluralise(result.boxes, 'box')}",
             highlight=False,
-            markup=False,
         )
     if result.left_out:
         stderr.print(f"warning: {pluralise(result.left_out, 'image')} failed or pending: left out", highlight=False)

@@ -11,7 +11,10 @@ from roialign_cli.cli.options import AllowLinks, AsJson, FeatureFilePath
 from roialign_cli.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from roialign_cli.store import FeatureFile
+    from roialign_cli.store.statistics import ValueStatistics
     from roialign_cli.store.summary import FileSummary, ImageSummary
 
 MAX_SUGGESTED_NAMES = 10_000
@@ -75,7 +78,7 @@ def _print_datasets(features: FeatureFile) -> None:
             groups[group] = tree.add(group)
         kind = f"utf-8, {extent.dtype.itemsize} bytes" if extent.dtype.kind == "S" else str(extent.dtype)
         size = human_bytes(extent.row_bytes * (extent.shape[0] if extent.shape else 1))
-        groups[group].add(f"{leaf}  {list(extent.shape)}  {kind}  {size}".replace("[", r"\["))
+        groups[group].add(f"{leaf}  {list(extent.shape)}  {kind}  {size}")
     stdout.print(tree, highlight=False)
 
 
@@ -84,19 +87,26 @@ def _print_summary(features: FeatureFile, summary: FileSummary) -> None:
     from roialign_cli.cli.console import key_value_table, stdout
 
     attributes = [(name, str(value)) for name, value in sorted(features.attributes.items())]
-    stdout.print(key_value_table("", attributes), highlight=False, markup=False)
+    stdout.print(key_value_table("", attributes), highlight=False)
     status = ", ".join(f"{count} {name}" for name, count in summary.status.items())
     stdout.print(key_value_table("", [("images", status)]), highlight=False)
     for layer, found in summary.values.items():
         if found is not None:
-            text = f"{found.least:.4g} to {found.greatest:.4g}, mean {found.mean:.4g}, {found.zeros:.1%} zero"
-            text += f", {found.not_finite} not finite" if found.not_finite else ""
+            text = ", ".join(_describe(found))
             row = (f"values of {layer}", f"{text} ({found.rows} boxes)")
             stdout.print(key_value_table("", [row]), highlight=False)
     for name, reason in features.errors.items():
-        stdout.print(f'failed: "{name}": {reason}', highlight=False, markup=False)
+        stdout.print(f'failed: "{name}": {reason}', highlight=False)
     for name, note in features.notes.items():
-        stdout.print(f'note: "{name}": {note}', highlight=False, markup=False)
+        stdout.print(f'note: "{name}": {note}', highlight=False)
+
+
+def _describe(found: ValueStatistics) -> Iterator[str]:
+    """Yield what is known about the values of a layer."""
+    if found.mean is not None:
+        yield f"{found.least:.4g} to {found.greatest:.4g}, mean {found.mean:.4g}, {found.zeros:.1%} zero"
+    if found.not_finite:
+        yield f"{found.not_finite} not finite"
 
 
 def _check_image(features: FeatureFile, name: str) -> None:
@@ -122,7 +132,7 @@ def _print_image(regions: ImageSummary) -> None:
         cells = [_cell(name, column[i]) for name, column in regions.columns.items()]
         cells += [f"{of_layer[i]:.4g}" for of_layer in regions.norms.values()]
         table.add_row(str(i), ", ".join(f"{value:g}" for value in box), *cells)
-    stdout.print(table, highlight=False, markup=False)
+    stdout.print(table, highlight=False)
 
 
 def _cell(name: str, value: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from datetime import timedelta
 from typing import TYPE_CHECKING, Annotated
@@ -15,6 +16,8 @@ from roialign_cli.errors import ConfigError
 if TYPE_CHECKING:
     from roialign_cli.cluster.estimate import Estimate
 
+MOST, MOST_IMAGES = 10**6, 10**8
+SLOWEST = 1e-6  # images per second
 MIN_SHARDS_PER_NODE = 3  # fewer do not even out nodes that lag
 
 
@@ -47,9 +50,12 @@ def plan(
     Example: roialign plan images/ boxes.json --images-per-second 30 --nodes 16 --shards 256
     """
     rate = 1.0 if images_per_second is None else images_per_second
-    if rate <= 0 or min(nodes, shards, repeat, row_bytes) < 1:
+    if not SLOWEST <= rate < math.inf or min(nodes, shards, repeat, row_bytes) < 1 or max(nodes, shards) > MOST:
         given = f"{rate:g} images per second, {nodes} nodes, {shards} shards, {repeat} times, {row_bytes} bytes"
-        raise ConfigError("config-value", f"plan: expected numbers greater than zero, found {given}")
+        expected = (
+            f"numbers of at least 1, at most {MOST:,} nodes and shards, and {SLOWEST:g} images per second or more"
+        )
+        raise ConfigError("config-value", f"plan: expected {expected}, found {given}")
     from roialign_cli.cli.console import print_json
     from roialign_cli.cluster.estimate import estimate_run, given_speed, measure_speed
     from roialign_cli.extraction.plan import make_plan
@@ -59,6 +65,9 @@ def plan(
     with limit_pixels():
         found = open_images(images, boxes)
         made = make_plan(found, read_boxes(boxes, found, settings), settings)
+    if not 0 < made.images * repeat <= MOST_IMAGES:
+        found_images = f"found {made.images:,} images, {repeat:,} times"
+        raise ConfigError("config-value", f"plan: expected 1 to {MOST_IMAGES:,} images in all, {found_images}")
     speed = measure_speed(made, settings) if images_per_second is None else given_speed(made, settings, rate)
     estimate = estimate_run(made, speed, nodes=nodes, shards=shards, repeat=repeat, row_bytes=row_bytes)
     if json:

@@ -82,7 +82,7 @@ def show(
         print_json({"output": str(output), **facts})
     else:
         listed = ", ".join(f"{name} {value}" for name, value in facts.items())
-        stdout.print(f"{output}: {listed}", highlight=False, markup=False)
+        stdout.print(f"{output}: {listed}", highlight=False)
 
 
 def _sheet(path: Path, layer: str | None, name: str | None, *, allow_links: bool) -> tuple[Figure, dict[str, object]]:

@@ -75,6 +75,12 @@ def verify(
             )
             expected = f"expected features within {again.tolerance:g} of the largest value"
             raise OutputError("recompute-differs", f"{file}: {expected}, found: {found}")
+        if again.failures:
+            count = f"{len(again.failures)} of {len(again.failures) + len(again.images)} images"
+            message = f"{file}: expected to compute images again, found {count} that cannot be"
+            raise ImagesFailedError(
+                "recompute-failed", message, "give the folder that the file was made from: --images"
+            )
     if report.failed or report.pending:
         raise ImagesFailedError(
             "file-incomplete",
@@ -110,5 +116,5 @@ def _print_again(again: Recomputation) -> None:
     same = sum(one.difference == 0 for one in again.images)
     stdout.print(f"{len(again.images)} images computed again, {same} the same to the bit", highlight=False)
     for text in again.changed:
-        stdout.print(f"changed since: {text}", highlight=False, markup=False)
+        stdout.print(f"changed since: {text}", highlight=False)
     print_failures(again.failures, "they cannot be computed again")

@@ -33,4 +33,4 @@ def fetch(
             {"name": name, "weights": weights, "path": str(path), "sha256": digest, "bytes": path.stat().st_size}
         )
     else:
-        stdout.print(f"{path}\n{human_bytes(path.stat().st_size)}, SHA-256 {digest}", highlight=False, markup=False)
+        stdout.print(f"{path}\n{human_bytes(path.stat().st_size)}, SHA-256 {digest}", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy.typing as npt
 from roialign_cli.inputs.boxes.native_json import box_entry, exact, write_entries
 from roialign_cli.store.reader import FeatureFile
 from roialign_cli.store.regions import Regions
+
+NUMBER = re.compile(r"0|[1-9][0-9]*")  # other digits, such as 007, are another name than 7
 
 
 def write_native(_: FeatureFile, __: Sequence[str], images: Iterator[Regions], path: Path, ___: str) -> None:
@@ -33,13 +36,14 @@ def write_native(_: FeatureFile, __: Sequence[str], images: Iterator[Regions], p
 def write_coco_results(_: FeatureFile, __: Sequence[str], images: Iterator[Regions], path: Path, ___: str) -> None:
     """Write [{"image_id", "category_id", "bbox": [x, y, width, height], "score"}, ...] as detectors do.
 
-    Ids of images that are numbers are written as numbers. A box without a label has category 1, one without a score 1.0.
+    Ids of images that are numbers without leading zeros are written as numbers. A box without a label has category 1, one
+    without a score 1.0.
     """
     with path.open("w", encoding="utf-8", errors="surrogateescape") as file:
         file.write("[")
         first = True
         for regions in images:
-            image = int(regions.name) if regions.name.isascii() and regions.name.isdecimal() else regions.name
+            image = int(regions.name) if NUMBER.fullmatch(regions.name) else regions.name
             labels = [1] * len(regions) if regions.labels is None else _plain(regions.labels)
             scores = [1.0] * len(regions) if regions.scores is None else exact(regions.scores)
             for box, label, score in zip(regions.boxes.astype(float), labels, scores, strict=True):

@@ -45,10 +45,14 @@ class DetectingRowComputer(RowComputer):
         """Give a batch to the device, wait for what is found, and write it and its features for images with rows to do."""
         batch = self._device.submit(lambda: self._detect(pixels, size))
         target = resized(size, self._job.backbone.preprocessing.resize)
-        found = dict(zip(images, (_in_original(one, size, target) for one in batch.value()[1]), strict=True))
+        maps_of_batch, detections = batch.value()
+        found = dict(zip(images, (_in_original(one, size, target) for one in detections), strict=True))
         wanted = [image for image in images if image in set(rows.image[todo].tolist())]
+        strange = dict(zip(images, _count_not_finite(maps_of_batch), strict=True))
         for image in wanted:
             self._write_boxes(image, found[image], writer)
+            if strange[image]:  # a detector finds nothing on NaN
+                reports[image] = reports.get(image, ValueReport()) + ValueReport(not_finite=strange[image])
         all_found = self._found_rows(found, size, target, rows.pixel_area)
         chosen = all_found[np.isin(all_found.image, wanted)]
         maps = Submitted(lambda: batch.value()[0], batch.wait)
@@ -114,6 +118,15 @@ class DetectingRowComputer(RowComputer):
                 report = ValueReport.from_masks(*clip_to_float16(values, partial(Tensor.float, vectors)))
                 reports[image] = reports.get(image, ValueReport()) + report
             writer.features(self._dataset(pooled), image, first, values.numpy())
+
+
+def _count_not_finite(maps: Maps) -> list[int]:
+    """Return how many values of the maps of each image of a batch are NaN or infinite; reads maps of finite values once."""
+    levels = [level for layer in maps for level in layer if level is not None]
+    if all(torch.stack(level.aminmax()).isfinite().all() for level in levels):
+        return [0] * len(levels[0])
+    counts: list[int] = torch.stack([(~level.isfinite()).flatten(1).sum(1) for level in levels]).sum(0).tolist()
+    return counts
 
 
 def _in_original(found: Detections, size: tuple[int, int], target: tuple[int, int]) -> Detections:

@@ -11,13 +11,16 @@ from roialign_cli.store.reader import FeatureFile
 
 @dataclass(frozen=True)
 class ValueStatistics:
-    """Hold statistics of one layer: number of rows, least, greatest and mean value, share of zeros, number not finite."""
+    """Hold statistics of one layer: number of rows, least, greatest and mean value, share of zeros, number not finite.
+
+    Only finite values count, except in the last; without any, the others are None.
+    """
 
     rows: int
-    least: float
-    greatest: float
-    mean: float
-    zeros: float
+    least: float | None
+    greatest: float | None
+    mean: float | None
+    zeros: float | None
     not_finite: int
 
 
@@ -29,8 +32,10 @@ def sample_statistics(file: FeatureFile, layer: str, most: int = 1000) -> ValueS
     )
     sample = np.array(file.features(layer)[chosen], np.float32)
     finite = sample[np.isfinite(sample)]
-    if not finite.size:
+    if not sample.size:
         return None
+    if not finite.size:
+        return ValueStatistics(len(chosen), None, None, None, None, sample.size)
     mean, zeros = float(finite.mean(dtype=np.float64)), float((finite == 0).mean())
     return ValueStatistics(
         len(chosen), float(finite.min()), float(finite.max()), mean, zeros, sample.size - finite.size

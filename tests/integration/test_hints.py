@@ -82,6 +82,7 @@ NOT_FOLLOWED = {
     "--centers assumed": "needs a model without gradients; `tests/unit/backbones/test_centers.py` has one",
     "--device cpu": "needs a device that our kernel does not serve",
     "--on-nonfinite keep": "needs a model with NaN; `tests/integration/test_extract.py` has one",
+    "made from: --images": "needs an image that is missing; `tests/integration/test_recompute.py` has one",
     "--precision float32": "needs a model with NaN; `tests/unit/ablation/test_ablation.py` has one",
     "--detect is for extract": "needs a configuration with detect; `tests/integration/test_detect.py` has one",
     "or --detect": "the other way than to leave out the box file",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from roialign_cli.ablation.report.page import render
 from roialign_cli.ablation.report.plots import draw, picture
 from roialign_cli.ablation.run import Ablation
 from roialign_cli.errors import OutputError
+from roialign_cli.json_output import to_json
 from roialign_cli.system.atomic import replace_atomically
 
 FACTS, PAGE = "ablation.json", "report.html"
@@ -25,7 +25,7 @@ def write_tables(ablation: Ablation, folder: Path) -> None:
         writer.writeheader()
         writer.writerows(ablation.rows)
         _replace(folder / TABLE, text.getvalue().encode())
-    _replace(folder / FACTS, (json.dumps(asdict(ablation), indent=1) + "\n").encode())
+    _replace(folder / FACTS, (to_json(asdict(ablation)) + "\n").encode())
 
 
 def write_report(ablation: Ablation, folder: Path) -> None:
