@@ -51,6 +51,9 @@ MAX_DETECTED = 10_000  # boxes of an image, for which a run makes room
 
 NonNegativeInt = Annotated[int, msgspec.Meta(ge=0)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+MAX_RESIZE = 1_000_000  # pixels
+Bins = Annotated[int, msgspec.Meta(ge=1, le=65535)]
+Threads = Annotated[int, msgspec.Meta(ge=0, le=4096)]
 NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 ContextScale = Annotated[float, msgspec.Meta(ge=0.01, le=100)]
@@ -67,8 +70,8 @@ class Settings:
     backbone: str = "fasterrcnn_resnet50_fpn"
     weights: str = "DEFAULT"
     layers: tuple[str, ...] = ()  # empty: the backbone's own choice
-    output_size: tuple[PositiveInt, PositiveInt] = (7, 7)  # bins: (height, width)
-    output_sizes: tuple[tuple[PositiveInt, PositiveInt], ...] = ()  # several sizes, a layer each; empty: output_size
+    output_size: tuple[Bins, Bins] = (7, 7)  # bins: (height, width)
+    output_sizes: tuple[tuple[Bins, Bins], ...] = ()  # several sizes, a layer each; empty: output_size
     region: Region = "box"  # what is pooled of each annotation
     region_missing: Literal["error", "box"] = "error"  # annotations that lack it: refused, or pooled by their box
     deform: str = ""  # file of a trained head that moves the bins of each box
@@ -102,8 +105,8 @@ class Settings:
     device: str = "auto"
     kernel: Kernel = "auto"
     batch_size: NonNegativeInt = 0  # 0: chosen by image size
-    workers: NonNegativeInt = 0  # 0: the number of cores
-    processes: NonNegativeInt = 0  # 0: one per device
+    workers: Threads = 0  # 0: the number of cores
+    processes: Threads = 0  # 0: one per device
     boxes_format: BoxesFormat = "auto"
     box_units: BoxUnits = ""  # the four numbers of a box; empty: those of the format
     columns: str = ""  # WHAT=NAME,... for tables whose column names are not recognised, or all roles in their order
@@ -364,9 +367,11 @@ def _validate(values: dict[str, object]) -> Settings:
         raise ConfigError("config-value", f"fuse: expected mean, sum or max with head {settings.head}, found 'concat'")
     sides = settings.resize.split(",")
     if settings.resize not in ("backbone", "none") and not (
-        len(sides) <= 2 and all(side.isdecimal() and int(side) > 0 for side in sides)
+        len(sides) <= 2 and all(side.isdecimal() and 0 < int(side) <= MAX_RESIZE for side in sides)
     ):
-        raise ConfigError("config-value", f"resize: expected none or SHORT[,MAX], found {settings.resize!r}")
+        raise ConfigError(
+            "config-value", f"resize: expected none or SHORT[,MAX], at most {MAX_RESIZE}, found {settings.resize!r}"
+        )
     return settings
 
 

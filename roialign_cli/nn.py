@@ -93,8 +93,10 @@ class MultiScaleRoIAlign(nn.Module):
         if height <= 0:
             raise _input_error(f"expected image_shapes (height, width) of at least a pixel, found {list(image_shapes)}")
         powers = [-round(math.log2(m.shape[2] / height)) for m in maps]
-        if powers[-1] - powers[0] >= len(maps):
-            raise _input_error(f"expected maps whose strides double, found strides {[2**power for power in powers]}")
+        if not 0 <= powers[-1] - powers[0] < len(maps):
+            raise _input_error(
+                f"expected maps whose strides double, finest first, found strides {[2**power for power in powers]}"
+            )
         strides = tuple(2**power for power in powers)
         levels = None
         if len(maps) > 1:  # levels are whole numbers, so they are outside of autograd

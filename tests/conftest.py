@@ -20,9 +20,13 @@ from helpers.cuda_shim import LAUNCHES
 from helpers.images import paint
 from helpers.sample_data import SAMPLE_BOXES, SAMPLE_IMAGES
 from helpers.small_runs import IMAGES
+from hypothesis import settings
 from PIL import Image
 
 from roialign_cli import extract
+
+settings.register_profile("untimed", deadline=None)  # how long an example takes says nothing on a busy machine
+settings.load_profile("untimed")
 
 # A shell makes background jobs ignore signals, and the tested commands would inherit that.
 for number, handler in ((signal.SIGINT, signal.default_int_handler), (getattr(signal, "SIGHUP", None), signal.SIG_DFL)):

@@ -53,8 +53,9 @@ def parse_random(spec: str) -> int | None:
     kind, _, seed = spec.partition(":")
     if kind != "random":
         return None
-    if seed and not seed.isdecimal():
-        raise BackboneError("weights-unknown", f"weights: expected random:SEED with a whole number, found {spec!r}")
+    if seed and not (seed.isdecimal() and int(seed) < 2**63):
+        expected = "expected random:SEED with a whole number below 2^63"
+        raise BackboneError("weights-unknown", f"weights: {expected}, found {spec!r}")
     return int(seed or 0)
 
 

@@ -48,6 +48,8 @@ def verify(
 
     if recompute < 0 or (recompute > 0) != (images is not None):
         raise ConfigError("usage", "verify: expected --recompute N and --images together, found one of them")
+    if seed < 0:
+        raise ConfigError("usage", f"verify: expected --seed of at least 0, found {seed}")
     again = None
     with FeatureFile(file, allow_links=allow_links) as features:
         report = check(features)

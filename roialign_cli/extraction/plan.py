@@ -104,7 +104,7 @@ def _fit_boxes(table: BoxTable, sizes: Integers, *, clip: bool) -> tuple[Floats,
         rows = slice(int(offset[0]), int(offset[-1]))
         known = np.repeat(sizes[first : first + IMAGES_PER_BLOCK, ::-1], np.diff(offset), axis=0)  # (width, height)
         if table.relative_boxes is not None:
-            boxes[rows] = table.relative_boxes[rows] * np.concatenate([known, known], axis=1)
+            boxes[rows] = as_boxes(table.relative_boxes[rows] * np.concatenate([known, known], axis=1))
         some = boxes[rows]
         readable = known.min(axis=1, initial=1) > 0
         outside += int((readable & ((some[:, :2] < 0) | (some[:, 2:] > known)).any(axis=1)).sum())

@@ -77,7 +77,7 @@ def call(node: Node, request: Request, *extra: Any, out: Tensor | None) -> Any:
     # Plain tensors skip torch's dispatcher, which takes longer than a small call does.
     stand_in = checks.has_stand_in(request) or any(isinstance(e, Tensor) and checks.is_stand_in(e) for e in extra)
     plain = out is not None or (all(type(m) is Tensor for m in request.maps) and not stand_in)
-    if plain and not torch.compiler.is_compiling():
+    if plain and not torch.compiler.is_compiling() and not torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return node.run(request.prepared(), *extra, out)
     result = node.registered(*request.arguments(), *extra)
     if out is None:

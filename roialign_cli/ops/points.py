@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from roialign_cli.ops.checks import check_points, check_scales
+from roialign_cli.ops.checks import check_levels, check_points, check_scales
 from roialign_cli.ops.node import names_errors
 from roialign_cli.ops.operator import roi_align
 
@@ -50,7 +50,10 @@ def point_sample(
     places = points[:, 1:].double()
     if not aligned:  # a RoI that is not aligned covers at least one cell: move the points by the half cell instead
         scales = torch.tensor(check_scales(spatial_scale, len(maps)), dtype=torch.float64, device=points.device)
-        places = places + 0.5 / (scales if levels is None else scales[levels.to(points.device)][:, None])
+        of_points = check_levels(levels, len(maps), len(points))
+        if of_points is not None:  # clamped, as `roi_align` reports those that do not exist
+            scales = scales[of_points.to(points.device).clamp(0, len(maps) - 1)][:, None]
+        places = places + 0.5 / scales
     rois = torch.cat([points[:, :1].double(), places, places], dim=1)
     pooled = roi_align(
         features, rois, 1, spatial_scale=spatial_scale, mode="exact", levels=levels, kernel=kernel, validate=validate

@@ -139,13 +139,29 @@ def _join(what: str, column: Column, counts: Mapping[str, int]) -> npt.NDArray[A
             raise _error(name, f"{count} {what}", str(len(values)))
         joined += values
     if what == "scores":
-        return np.array(joined, np.float32)
-    if all(isinstance(value, int) for value in joined):
+        return _scores(joined)
+    if all(isinstance(value, int) and -(2**63) <= value < 2**63 for value in joined):
         return np.array(joined, np.int64)
+    wrong = next((value for value in joined if not isinstance(value, str | int | float)), None)
+    if wrong is not None or None in joined:
+        raise InputError("features-own", f"{what}: expected numbers or text, found {quoted(wrong)}")
     text = [str(value) for value in joined]
-    if not all(map(is_text, text)):
-        raise InputError("features-own", f"{what}: expected Unicode text")
+    if not all(is_text(value) and "\0" not in value for value in text):
+        raise InputError("features-own", f"{what}: expected Unicode text without NUL")
     return np.array(text)
+
+
+def _scores(values: list[Any]) -> npt.NDArray[np.float32]:
+    """Return scores as float32. Raises InputError for values that are no finite numbers."""
+    try:
+        with np.errstate(over="ignore"):
+            found = np.array(values, np.float64).astype(np.float32)
+    except (TypeError, ValueError) as error:
+        raise InputError("features-own", f"scores: expected numbers, found: {error}") from None
+    if not np.isfinite(found).all():
+        wrong = values[int((~np.isfinite(found)).argmax())]
+        raise InputError("features-own", f"scores: expected finite numbers, found {wrong}")
+    return found
 
 
 def _sizes(names: PackedNames, sizes: Mapping[str, tuple[int, int]]) -> npt.NDArray[np.int64]:
@@ -153,7 +169,7 @@ def _sizes(names: PackedNames, sizes: Mapping[str, tuple[int, int]]) -> npt.NDAr
     found = np.zeros((len(names), 2), np.int64)
     for i, name in enumerate(names):
         size = sizes.get(name)
-        if size is None or len(size) != 2 or min(size) < 1:
+        if size is None or len(size) != 2 or not all(float(side).is_integer() and 1 <= side < 2**31 for side in size):
             raise _error(name, "its size (height, width)", "none" if size is None else quoted(tuple(size)))
         found[i] = size
     return found

@@ -253,6 +253,15 @@ def test_images_that_fail(images: Path, tmp_path: Path, roialign: Run) -> None:
         assert check(file).problems == []
 
 
+def test_maps_that_are_not_finite_fail_their_images(images: Path, tmp_path: Path) -> None:
+    """A detector finds nothing on NaN, which must not look like an image without objects."""
+    job = make_job(images, None, tmp_path / "f.h5", load(None, SETTINGS))
+    next(job.backbone.model.parameters()).data.fill_(torch.nan)
+    summary = run_job(job, overwrite=True)
+    assert (summary.done, summary.failed) == (0, IMAGES)
+    assert all("values not finite" in reason for reason in summary.failures.values())
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -138,6 +138,10 @@ def test_missing_images_masks_and_usage(tmp_path: Path, roialign: Run) -> None:
     with FeatureFile(tmp_path / "f.h5") as file:
         found = recompute(file, open_images(tmp_path / "im"), 5)
     assert "cat.jpg" in found.failures
+    done = roialign("verify", tmp_path / "f.h5", "--images", tmp_path / "im", "--recompute", 5)
+    assert done.returncode == 7
+    assert "error[recompute-failed]" in done.stderr
+    assert "found 1 of 5 images that cannot be" in done.stderr
     assert len(found.images) == 4
     (tmp_path / "m.json").write_text(json.dumps({"cat.jpg": {"polygons": [[[1, 1, 50, 1, 50, 40]]]}}))
     extract(SAMPLE_IMAGES, tmp_path / "m.json", tmp_path / "m.h5", region="mask", **QUICK)

@@ -141,7 +141,10 @@ def test_what_a_run_will_take(roialign: Run) -> None:
     assert found["ideal_hours"] <= found["median_hours"] <= found["hours_95_percent"]
     told = roialign("plan", SAMPLE_IMAGES, SAMPLE_BOXES, *options)
     assert "node-hours" in told.stdout
-    assert roialign("plan", SAMPLE_IMAGES, SAMPLE_BOXES, "--images-per-second", "0").returncode == 2
+    for wrong in ("0", "nan", "inf", "1e-320"):
+        assert roialign("plan", SAMPLE_IMAGES, SAMPLE_BOXES, "--images-per-second", wrong).returncode == 2
+    for wrong in ("--nodes", "--shards", "--repeat"):
+        assert roialign("plan", SAMPLE_IMAGES, SAMPLE_BOXES, *options, wrong, 10**15).returncode == 2
     many = roialign("plan", SAMPLE_IMAGES, SAMPLE_BOXES, *options, "--repeat", "1000", "--json")
     assert many.returncode == 0, many.stderr
     again = json.loads(many.stdout)

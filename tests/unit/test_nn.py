@@ -68,7 +68,7 @@ def test_a_missing_map_and_no_images() -> None:
 
 def test_strides_that_do_not_double() -> None:
     maps = {"0": random(1, 1, 64, 64), "2": random(1, 1, 16, 16)}
-    with pytest.raises(ValueError, match=r"expected maps whose strides double, found strides \[4, 16\]"):
+    with pytest.raises(ValueError, match=r"expected maps whose strides double, finest first, found strides \[4, 16\]"):
         MultiScaleRoIAlign(["0", "2"], 2, 1)(maps, [torch.zeros(1, 4)], [(256, 256)])
 
 

@@ -292,7 +292,9 @@ def text_column(values: Sequence[Any]) -> Column:
 
 
 def _integer_or_text(value: Any) -> int | str:
-    """Return a label or id as int if it is a whole number, otherwise as text."""
+    """Return a label or id as int if it is a whole number, otherwise as text, which is empty if there is none."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
     if isinstance(value, str):
         text = value.strip()
         return int(text) if re.fullmatch(r"-?(0|[1-9]\d{0,17})", text) else text

@@ -104,6 +104,11 @@ def as_column(values: Sequence[int | str]) -> Column:
     return np.array([str(value) for value in values], np.str_)
 
 
+def note_missing(what: str, given: int, boxes: int) -> tuple[str, ...]:
+    """Return a note if some boxes have a value of a column, such as "labels", and others have none: it is not read then."""
+    return (f"{what} are not read: {boxes - given} of {boxes} boxes have none",) if 0 < given < boxes else ()
+
+
 def unify_types(parts: Sequence[Column]) -> list[Column]:
     """Return the nonempty parts of one column, or one empty part, as strings if some are strings and others numbers."""
     filled = [part for part in parts if len(part)] or list(parts[:1])
@@ -161,6 +166,7 @@ def table_from_entries(source: Source, entries: Sequence[Entry], units: Units) -
         labels=as_column(labels) if len(labels) == len(boxes) and labels else None,
         scores=as_scores(scores) if len(scores) == len(boxes) and scores else None,
         sizes=np.array(sizes, np.int64) if sizes and len(sizes) == len(entries) else None,
+        notes=(*note_missing("labels", len(labels), len(boxes)), *note_missing("scores", len(scores), len(boxes))),
         shapes=None
         if source.region == "box"
         else Shapes.pack(

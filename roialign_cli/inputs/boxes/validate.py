@@ -12,6 +12,8 @@ from roialign_cli.shapes import POINTS, POLYGONS, ROTATED
 from roialign_cli.types import BoxTable
 
 ROWS_PER_BLOCK = 1 << 20  # boxes that are checked at a time
+FLOAT_MAX = float(np.finfo(np.float32).max)
+MAX_SIDE = 2**31  # pixels of an image
 
 
 def check_text(path: str, table: BoxTable) -> None:
@@ -31,24 +33,31 @@ def check_text(path: str, table: BoxTable) -> None:
 
 
 def check_values(path: str, table: BoxTable) -> None:
-    """Raise InputError naming the first score that is not finite, or the first box that is not finite or is inverted."""
+    """Raise InputError naming the first score that is not finite, or the first box that is not finite or is inverted.
+
+    Relative boxes must be finite in pixels of the largest images, too.
+    """
     if table.scores is not None and not np.isfinite(table.scores).all():
         row = int((~np.isfinite(table.scores)).argmax())
         raise InputError(
             "score-not-finite", f"{row_location(path, table, row)}: expected a finite score, found {table.scores[row]}"
         )
-    boxes = table.boxes
+    boxes, limit = table.boxes, FLOAT_MAX if table.relative_boxes is None else FLOAT_MAX / MAX_SIDE
     for begin in range(0, len(boxes), ROWS_PER_BLOCK):
         block = boxes[begin : begin + ROWS_PER_BLOCK]
-        wrong = ~np.isfinite(block).all(axis=1) | (block[:, 2] < block[:, 0]) | (block[:, 3] < block[:, 1])
+        wrong = ~(np.abs(block) <= limit).all(axis=1) | (block[:, 2] < block[:, 0]) | (block[:, 3] < block[:, 1])
         if wrong.any():
-            raise _box_error(row_location(path, table, begin + int(wrong.argmax())), block[wrong.argmax()], table.units)
+            where = row_location(path, table, begin + int(wrong.argmax()))
+            raise _box_error(where, block[wrong.argmax()], table.units, limit)
 
 
-def _box_error(where: str, box: Floats, units: str) -> InputError:
+def _box_error(where: str, box: Floats, units: str, limit: float) -> InputError:
     x1, y1, x2, y2 = (float(f"{value:.7g}") for value in box)
     if not np.isfinite(box).all():
         return InputError("box-not-finite", f"{where}: expected four finite numbers, found [{x1}, {y1}, {x2}, {y2}]")
+    if not (np.abs(box) <= limit).all():
+        expected = f"expected numbers of at most {limit:.2g}, as shares of the image"
+        return InputError("box-not-finite", f"{where}: {expected}, found [{x1}, {y1}, {x2}, {y2}]")
     axis, low, high = ("x", x1, x2) if x2 < x1 else ("y", y1, y2)
     if not units.startswith("xyxy"):
         side = "width" if axis == "x" else "height"

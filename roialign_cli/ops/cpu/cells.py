@@ -39,7 +39,7 @@ def run(cells: Cells, out: Tensor | None) -> Tensor:
     dtype = request.maps[0].dtype
     unit = np.float64 if dtype == torch.float64 else np.float32
     elements = np.empty(0, STORED[dtype]), np.empty(0, STORED[out.dtype]), np.empty(0, unit)
-    address, stream = out.data_ptr(), out.nbytes > STREAM_BYTES
+    stream = out.nbytes > STREAM_BYTES
 
     def pool(rows: Indices) -> None:
         lists = Lists.empty(min(ROWS, len(rows)), bins, ENTRIES, int(sizes.max()))
@@ -47,7 +47,7 @@ def run(cells: Cells, out: Tensor | None) -> Tensor:
             arrays = (filled.ptr, filled.offset, filled.weight, filled.outside)
             if channels:
                 kernel.pool_lists(
-                    address, channels, some, arrays, where, maps, bins, cells.maximum, stream, elements
+                    out.data_ptr(), channels, some, arrays, where, maps, bins, cells.maximum, stream, elements
                 )  # fmt: skip
 
     pieces = 1 if len(order) * channels * bins < SINGLE_THREAD_ELEMENTS else 8 * torch.get_num_threads()

@@ -1,6 +1,7 @@
 """Compile functions with Numba, without the GIL, and keep the machine code on disk where some cache folder is writable."""
 
 import gc
+import os
 
 from numba import njit
 from numba.core import event
@@ -67,5 +68,14 @@ class _Compiling(event.Listener):
         if self._depth == 0 and self._was_enabled:
             gc.enable()
 
+    def end_in_child(self):
+        """End what the thread that compiles would have ended, in a process that was forked meanwhile."""
+        if self._depth and self._was_enabled:
+            gc.enable()
+        self._depth = 0
 
-event.register("numba:compile", _Compiling())
+
+_compiling = _Compiling()
+event.register("numba:compile", _compiling)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_compiling.end_in_child)

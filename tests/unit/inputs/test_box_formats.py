@@ -271,6 +271,16 @@ def test_all_formats_are_one(name: str, folder: Path, tmp_path: Path) -> None:
     assert table.sha256 == read_boxes(path, folder, options).sha256
 
 
+def test_a_label_that_is_null_is_empty(folder: Path, tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    corners = {name: [1.0, 9.0] for name in ("x1", "y1")} | {name: [20.0, 30.0] for name in ("x2", "y2")}
+    names = list(IMAGES)[:2]
+    parquet.write_table(arrow.table({"image": names, "label": ["cat", None], **corners}), tmp_path / "b.parquet")
+    assert sorted(read_boxes(tmp_path / "b.parquet", folder).labels.tolist()) == ["", "cat"]
+
+
 def test_parquet(folder: Path, tmp_path: Path) -> None:
     arrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet

@@ -72,6 +72,25 @@ def test_coco_by_hand(tmp_path: Path) -> None:
     assert table.scores is None
 
 
+def test_values_that_some_boxes_lack_are_noted(tmp_path: Path) -> None:
+    content = coco()
+    for key, value in (("score", 0.5), ("id", None), ("category_id", None)):
+        content["annotations"][1][key] = value
+    table = read_boxes(written(tmp_path, content))
+    assert (table.labels, table.scores, table.ids) == (None, None, None)
+    assert table.notes == (
+        "labels are not read: 1 of 3 boxes have none", "scores are not read: 2 of 3 boxes have none",
+        "ids are not read: 1 of 3 boxes have none",
+    )  # fmt: skip
+    assert read_boxes(written(tmp_path, coco())).notes == ()
+
+
+def test_relative_boxes_are_finite_in_pixels(tmp_path: Path) -> None:
+    path = written(tmp_path, {"a.jpg": [[0, 0, 0.5, 0.5], [0, 0, 1e37, 1]]})
+    with pytest.raises(InputError, match=r"a\.jpg.*expected numbers of at most 1\.6e\+29"):
+        read_boxes(path, settings=Settings(box_units="xyxy-relative"))
+
+
 def test_the_sample_data_says_the_same_in_both_formats() -> None:
     native, instances = (read_boxes(ROOT / "sample_data" / name) for name in ("boxes.json", "boxes_coco.json"))
     assert native.names == instances.names

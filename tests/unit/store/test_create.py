@@ -96,6 +96,15 @@ def test_features_are_copied_before_the_next_ones(tmp_path: Path) -> None:
         ({"boxes": {"../a.jpg": []}}, "expected names of images relative to their folder"),
         ({"scores": {"a.jpg": [1]}}, '"a.jpg": expected 2 scores, found 1'),
         ({"labels": {"a.jpg": ["\ud800", "x"], "d.jpg": ["x"]}}, "labels: expected Unicode text"),
+        ({"labels": {"a.jpg": ["c\0", "x"], "d.jpg": ["x"]}}, "labels: expected Unicode text"),
+        ({"labels": {"a.jpg": [None, "x"], "d.jpg": ["x"]}}, "labels: expected numbers or text, found None"),
+        ({"labels": {"a.jpg": [["x"], ["x"]], "d.jpg": ["x"]}}, "labels: expected numbers or text"),
+        ({"scores": {"a.jpg": [1, float("nan")], "d.jpg": [1]}}, "scores: expected finite numbers, found nan"),
+        ({"scores": {"a.jpg": [1, 1e40], "d.jpg": [1]}}, "scores: expected finite numbers, found 1e"),
+        ({"scores": {"a.jpg": [1, "x"], "d.jpg": [1]}}, "scores: expected numbers"),
+        ({"sizes": {**SIZES, "a.jpg": (5.5, 5)}}, "expected its size"),
+        ({"sizes": {**SIZES, "a.jpg": (5, 2**40)}}, "expected its size"),
+        ({"sizes": {**SIZES, "a.jpg": (5, float("nan"))}}, "expected its size"),
     ],
 )
 def test_arguments_that_do_not_fit(tmp_path: Path, change: dict[str, Any], expected: str) -> None:

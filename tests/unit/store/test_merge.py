@@ -124,6 +124,23 @@ def test_bytes_that_are_not_utf8_are_read_and_copied(tmp_path: Path, roialign: R
         assert file["labels"][:].tolist() == [b"\xff\xfe", b"dog"]
 
 
+def test_names_with_markup_are_printed_as_they_are(tmp_path: Path, roialign: Run) -> None:
+    path = tmp_path / "f[bold]o[/b].h5"
+    FeatureFile.create(
+        path, {"[red]a[/b].png": [[0, 0, 9, 9]]}, {"[red]a[/b].png": np.full((1, 4), np.nan, np.float32)},
+        sizes={"[red]a[/b].png": (9, 9)},
+    ).close()  # fmt: skip
+    for command in (["inspect", path], ["verify", path], ["merge", path, "-o", tmp_path / "[red]m[/b].h5"]):
+        done = roialign(*command)
+        assert done.returncode == 0, done.stderr
+        assert command[-1].name in done.stdout
+    assert "4 not finite (1 boxes)" in roialign("inspect", path).stdout
+    assert "[red]a[/b].png: 9 x 9" in roialign("inspect", path, "--image", "[red]a[/b].png").stdout
+    facts = roialign("inspect", path, "--image", "[red]a[/b].png", "--json").stdout
+    assert "NaN" not in facts
+    assert json.loads(facts)["norms"] == {"features": [None]}
+
+
 def test_files_of_several_runs_are_distinguished(tmp_path: Path, shards: list[Path]) -> None:
     """A merged file is not the output of any single run, so no run continues it."""
     paths = []

@@ -26,6 +26,7 @@ from roialign_cli.inputs.boxes.common import (
     as_column,
     as_scores,
     format_error,
+    note_missing,
     offsets,
     unify_types,
 )
@@ -104,6 +105,13 @@ def read(source: Source) -> BoxTable:
         units=str(units),
         sizes=sizes,
         crowd=_scatter([part.crowd for part in parts], row),
+        notes=tuple(
+            note
+            for what, given in zip(
+                ("labels", "scores", "ids"), zip(*(part.given for part in parts), strict=True), strict=True
+            )
+            for note in note_missing(what, sum(given), count)
+        ),
         shapes=None
         if source.region == "box"
         else Shapes.join([part.shapes for part in parts if part.shapes is not None], row),
@@ -148,6 +156,7 @@ class Columns:
     id: Column | None
     crowd: npt.NDArray[np.bool_]
     shapes: Shapes | None
+    given: tuple[int, ...]  # how many have a category, a score and an id
 
 
 def _to_columns(
@@ -169,15 +178,22 @@ def _to_columns(
         found = f"expected the id of an image, found image_id {annotations[i].image_id!r}"
         raise format_error(f"{source.path}: annotations[{first + i}]", found)
     boxes = units.corners(box_numbers(annotations, units, where))
+    columns: list[list[Any]] = [
+        [annotation.category_id for annotation in annotations],
+        [annotation.score for annotation in annotations],
+        [annotation.id for annotation in annotations],
+    ]
+    category, score, identity = map(_column_or_none, columns)
     return Columns(
         owner=np.array(owner, np.int32),
         boxes=as_boxes(boxes),
         exact=boxes if units.relative else None,
-        category=_column_or_none([annotation.category_id for annotation in annotations]),
-        score=_column_or_none([annotation.score for annotation in annotations]),
-        id=_column_or_none([annotation.id for annotation in annotations]),
+        category=category,
+        score=score,
+        id=identity,
         crowd=np.array([annotation.iscrowd != 0 for annotation in annotations], np.bool_),
         shapes=None if source.region == "box" else pack_shapes(annotations, source.region, where),
+        given=tuple(len(values) - values.count(None) for values in columns),
     )
 
 

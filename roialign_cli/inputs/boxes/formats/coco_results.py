@@ -21,6 +21,7 @@ from roialign_cli.inputs.boxes.common import (
     box_columns,
     format_error,
     index_unique,
+    note_missing,
 )
 from roialign_cli.inputs.boxes.formats.coco import Category, Image
 from roialign_cli.inputs.boxes.formats.coco_shapes import TYPES, box_numbers, pack_shapes
@@ -85,6 +86,7 @@ def read(source: Source) -> BoxTable:
         shapes=None if source.region == "box" else pack_shapes(results, source.region, where),
         labels=as_column(labels) if len(labels) == len(results) else None,
         scores=np.array(scores) if len(scores) == len(results) else None,
+        notes=(*note_missing("labels", len(labels), len(results)), *note_missing("scores", len(scores), len(results))),
     )
 
 
