@@ -134,7 +134,8 @@ def _join(what: str, column: Column, counts: Mapping[str, int]) -> npt.NDArray[A
     """Return a column [N] of all images; numbers as int64 or, of scores, float32, and everything else as text."""
     joined: list[Any] = []
     for name, count in counts.items():
-        values = np.asarray(column.get(name, ())).tolist()
+        # Not as an array, which would cut text at NUL.
+        values = [value.item() if hasattr(value, "item") else value for value in column.get(name, ())]
         if len(values) != count:
             raise _error(name, f"{count} {what}", str(len(values)))
         joined += values

@@ -67,8 +67,8 @@ def test_an_image_that_was_saved_again(tmp_path: Path, roialign: Run) -> None:
 
 
 def test_values_that_are_not_finite_differ_from_those_that_are(tmp_path: Path, roialign: Run) -> None:
-    (tmp_path / "broken.py").write_text(BROKEN)
-    given = {"backbone": "broken:Broken", "on_nonfinite": "keep"}
+    (tmp_path / "two_rows.py").write_text(BROKEN)
+    given = {"backbone": "two_rows:Broken", "on_nonfinite": "keep"}
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(tmp_path)
         extract(SAMPLE_IMAGES, SAMPLE_BOXES, tmp_path / "f.h5", **given)

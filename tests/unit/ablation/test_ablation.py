@@ -354,7 +354,7 @@ class Broken(nn.Module):
 
 def test_features_that_are_not_finite_are_no_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An image with NaN fails, and changes no figure of the others; without other images there are no figures."""
-    (tmp_path / "broken.py").write_text(BROKEN)
+    (tmp_path / "bright_fails.py").write_text(BROKEN)
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "im").mkdir()
     noise = np.random.default_rng(0).integers(0, 128, (3, 64, 64, 3), np.uint8)
@@ -362,7 +362,7 @@ def test_features_that_are_not_finite_are_no_result(tmp_path: Path, monkeypatch:
     for name, pixels in zip("abc", noise, strict=True):
         Image.fromarray(pixels).save(tmp_path / "im" / f"{name}.png")
     labelled = {"boxes": [[3, 4, 60, 50], [9, 9, 30, 40]], "labels": ["cat", "dog"]}
-    settings = load(None, {"backbone": "broken:Broken"})
+    settings = load(None, {"backbone": "bright_fails:Broken"})
     variants = make_grid(settings, {"sampling_ratio": [1, 2], "mode": ["avg", "max"]})
 
     def measure(names: str, **more: Any) -> Any:

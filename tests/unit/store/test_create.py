@@ -114,6 +114,20 @@ def test_arguments_that_do_not_fit(tmp_path: Path, change: dict[str, Any], expec
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [np.array([1, 2]), [np.int64(1), 2], torch.tensor([1, 2]), [torch.tensor(1), 2], np.array(["a", "b"]), ["a", "b"]],
+)
+def test_columns_of_any_kind(tmp_path: Path, labels: Any) -> None:
+    FeatureFile.create(
+        tmp_path / "f.h5", {"a.jpg": [[0, 0, 1, 1], [0, 0, 2, 2]]}, {"a.jpg": np.ones((2, 3), np.float32)},
+        sizes={"a.jpg": (5, np.int64(6))}, labels={"a.jpg": labels}, scores={"a.jpg": [np.float32(0.5), 1]},
+    ).close()  # fmt: skip
+    with FeatureFile(tmp_path / "f.h5") as file:
+        assert file["a.jpg"].labels.tolist() == np.array(labels).tolist()
+        assert file["a.jpg"].scores.tolist() == [0.5, 1]
+
+
 def test_a_file_that_is_there_is_kept(tmp_path: Path) -> None:
     FeatureFile.create(tmp_path / "f.h5", BOXES, ROWS, sizes=SIZES).close()
     before = (tmp_path / "f.h5").read_bytes()
