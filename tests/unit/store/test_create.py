@@ -124,7 +124,9 @@ def test_columns_of_any_kind(tmp_path: Path, labels: Any) -> None:
         sizes={"a.jpg": (5, np.int64(6))}, labels={"a.jpg": labels}, scores={"a.jpg": [np.float32(0.5), 1]},
     ).close()  # fmt: skip
     with FeatureFile(tmp_path / "f.h5") as file:
-        assert file["a.jpg"].labels.tolist() == np.array(labels).tolist()
+        assert file["a.jpg"].labels.tolist() == [
+            getattr(label, "item", lambda label=label: label)() for label in labels
+        ]
         assert file["a.jpg"].scores.tolist() == [0.5, 1]
 
 
