@@ -147,10 +147,10 @@ def ablate(
                 fail(image, _not_finite(int(strange.sum()), len(rows)))
                 if found.probe:
                     found.probe.drop(rows)
-                continue
-            features.done(image, version)
-            done += 1
-            found.measured[rows] = True
+            else:
+                features.done(image, version)
+                done += 1
+                found.measured[rows] = True
             on_progress(Progress(done, with_boxes, int(found.measured.sum()), plan.rows, 0))
             if time.monotonic() - checkpoint > CHECKPOINT_SECONDS:
                 on_checkpoint(result(done, finished=False))

@@ -381,6 +381,12 @@ def test_features_that_are_not_finite_are_no_result(tmp_path: Path, monkeypatch:
     assert [{**row, "ms_per_1000": 0} for row in found.rows] == [
         {**row, "ms_per_1000": 0} for row in measure("ac").rows
     ]
+    boxes = tmp_path / "boxes.json"
+    stopped = ablate(tmp_path / "im", boxes, settings, variants, should_stop=lambda: True)
+    assert not stopped.finished
+    boxes.write_text(json.dumps({f"{name}.png": labelled for name in "bac"}))
+    stopped = ablate(tmp_path / "im", boxes, settings, variants, should_stop=lambda: True)
+    assert (stopped.finished, stopped.images, list(stopped.failures)) == (False, 0, ["b.png"])  # also after a failure
     none = measure("b")
     assert none.images == 0
     assert all(row["error_mean"] is None for row in none.rows)
